@@ -1,0 +1,42 @@
+# Everything runs in an own virtual environment, which the first target that needs it sets up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help demo two-minima test lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM: a table and pictures (3 minutes)
+	$(BIN)/python examples/01_noisy_digits.py $(ARGS)
+
+two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
+	$(BIN)/python examples/02_two_minima.py $(ARGS)
+
+test: lint  ## lint, types, doctests and tests
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(VENV)/.test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## rewrite the code as ruff formats it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.examples  ## step times, memory and compile times against hand-written SAM
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xsam-jax needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@

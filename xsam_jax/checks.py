@@ -1,0 +1,169 @@
+"""Eager validation of arguments: each error names the argument, the value, and what to write instead."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xsam_jax.base import GradFn, ValueFn
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    exclusive: bool = False,
+    schedule: bool = False,
+) -> None:
+    """Raises unless `value` is a finite real scalar within its bound.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a Python or NumPy number; a scalar `jax.Array`, whose value is not looked at (it may be traced); or,
+        where `schedule` is true, a callable.
+      minimum: the least value allowed, or the one to exceed where `exclusive` is true.
+      exclusive: whether `minimum` itself is refused.
+      schedule: whether a callable of the step count is allowed.
+
+    Raises:
+      TypeError: `value` is not a real scalar.
+      ValueError: `value` is out of range, NaN or infinite.
+    """
+    if schedule and callable(value):
+        return
+    if isinstance(value, jax.Array):
+        if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name} must be a real scalar, got an array {value.dtype}{list(value.shape)}"
+            )
+        return
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        expected = "a real number or a schedule of the step count" if schedule else "a real number"
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    if number < minimum or (exclusive and number == minimum):
+        bound = f"greater than {minimum:g}" if exclusive else f"at least {minimum:g}"
+        raise ValueError(f"{name} must be {bound}, got {value!r}")
+
+
+def integer(name: str, value: Any, minimum: int) -> None:
+    """Raises unless `value` is an integer of at least `minimum`; a scalar `jax.Array` is trusted."""
+    if isinstance(value, jax.Array):
+        real(name, value)
+    elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    elif value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+
+
+def static_integer(name: str, value: Any, minimum: int) -> None:
+    """Raises unless `value` is a Python integer of at least `minimum`, known when the step is traced."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} shapes the compiled program, so it must be a Python integer, got {value!r}; with "
+            f"optax.inject_hyperparams keep it out of the injected ones: static_args=({name!r}, ...)"
+        )
+    integer(name, value, minimum)
+
+
+def choice(name: str, value: Any, options: Sequence[Any]) -> None:
+    """Raises unless `value` is one of `options`."""
+    if not (isinstance(value, str) or value is None) or value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def radius(name: str, value: Any, steps: int | None = None) -> None:
+    """Raises unless `value` is a non-negative number or schedule, or a sequence of `steps` such."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        real(name, value, minimum=0.0, schedule=True)
+        return
+    for index, item in enumerate(value):
+        real(f"{name}[{index}]", item, minimum=0.0, schedule=True)
+    if not value or steps not in (None, len(value)):
+        raise ValueError(
+            f"{name} gives one radius per ascent step: {steps or 'at least one'} needed, "
+            f"got {len(value)}, {value!r}"
+        )
+
+
+def transformation(name: str, value: Any) -> None:
+    """Raises unless `value` is an Optax gradient transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise TypeError(f"{name} must be an optax.GradientTransformation, got {value!r}")
+
+
+def parameters(params: Any) -> None:
+    """Raises where `params` has complex leaves, or was cut by `optax.masked` or `optax.partition`."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all parameters, so it "
+            "stands outside optax.masked and optax.partition. Write optax.chain(xsam(...), optax.partition(...)); "
+            "to perturb a subset only, mask inside the ascent"
+        )
+    for node in nodes:
+        if jnp.issubdtype(getattr(node, "dtype", np.float32), jnp.complexfloating):
+            raise TypeError(
+                f"params has a complex leaf, {node.dtype}{list(node.shape)}: split it into real and imaginary parts"
+            )
+
+
+def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: optax.Params) -> None:
+    """Raises unless there is a way to a gradient: a scalar loss, or a gradient function.
+
+    Evaluates nothing but the shape of `value_fn(params)`.
+    """
+    if value_fn is None and grad_fn is None:
+        raise ValueError(
+            "value_fn is missing: a sharpness-aware step evaluates the loss at other parameters. "
+            "Write tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))"
+        )
+    if grad_fn is not None and not callable(grad_fn):
+        raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
+    if value_fn is None:
+        return
+    if not callable(value_fn):
+        raise TypeError(
+            "value_fn must be a function of the parameters, "
+            f"value_fn=lambda params: loss(params, batch), got {value_fn!r}"
+        )
+    result = jax.eval_shape(value_fn, params)
+    if isinstance(result, (tuple, list, dict)):
+        raise TypeError(
+            f"value_fn must return the loss alone, got a {type(result).__name__} of {len(result)}: "
+            "for a loss_fn that returns (loss, aux) write value_fn=lambda params: loss_fn(params)[0]"
+        )
+    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        described = f"{dtype}{list(shape)}" if shape is not None else repr(result)
+        raise TypeError(
+            f"value_fn must return a real scalar, got {described}: for per-sample losses write "
+            "value_fn=lambda params: losses(params).mean()"
+        )
+
+
+def gradients_like(gradients: Any, params: optax.Params) -> None:
+    """Raises unless `gradients`, from a `grad_fn`, has the tree structure of `params`."""
+    if jax.tree.structure(gradients) != jax.tree.structure(params):
+        raise TypeError(
+            "grad_fn must return a gradient with the structure of params, "
+            f"{jax.tree.structure(params)}, got {jax.tree.structure(gradients)}: "
+            "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
+        )
+
+
+def present(value: Any, message: str) -> Any:
+    """Returns `value`, or raises a `ValueError` with `message` where it is None."""
+    if value is None:
+        raise ValueError(message)
+    return value

@@ -1,0 +1,187 @@
+r"""The one algorithm: climb, look, and return the gradient that a flat minimum asks for."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.base import AscentPath, GradFn, ValueFn
+
+
+class SharpnessAwareState(NamedTuple):
+    """The states of the two slots.
+
+    Attributes:
+      ascent: the state of the ascent, as its first call in a step left it.
+      descent: the state of the descent.
+    """
+
+    ascent: optax.OptState
+    descent: optax.OptState
+
+
+def sharpness_aware(
+    ascent: optax.GradientTransformation,
+    descent: optax.GradientTransformation | None = None,
+    *,
+    steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Turns gradients into sharpness-aware gradients: one ascent, one descent, any of each.
+
+    With :math:`g_0` the incoming gradient at the parameters :math:`\theta_0`, for
+    :math:`i = 0, \dots, k-1`
+
+    .. math:: \theta_{i+1} = \theta_i + \mathrm{ascent}(g_i), \qquad
+              g_{i+1} = \nabla L(\theta_{i+1}),
+
+    and the result is :math:`\mathrm{descent}(g_k, \mathrm{path})`.
+
+    This is a gradient transformation, not an optimizer: it is the first link of an `optax.chain`,
+    and what follows sees the sharpness-aware gradient. Weight decay that follows is not part of
+    the ascent. Whatever the incoming gradient is, the ascent starts with it: pass the gradient of
+    another batch to climb on that one.
+
+    **Update.** `update(updates, state, params, *, value_fn, grad_fn=None, value=None, **extra)`:
+
+    * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters: it
+      closes over the batch, the dropout key, and whatever else the loss depends on. Exactly `steps`
+      gradients are taken, beside the incoming one.
+    * `grad_fn(params)` replaces `jax.grad(value_fn)` where there is a better way (microbatches,
+      loss scaling, collectives). It alone suffices unless the descent looks at losses.
+    * `value` is the loss at `params`, for those descents that would otherwise evaluate it.
+    * Further extra arguments are passed on to the ascent and the descent.
+
+    **Slots.** Both are Optax gradient transformations, so chains, masks inside the ascent, and
+    schedules work. The ascent returns the perturbation itself, uphill. Within a training step it
+    is one map: every :math:`g_i` is transformed from the same incoming state, and the state kept
+    is the one after :math:`g_0`. It is given `params` :math:`= \theta_i`, `value`
+    :math:`= L(\theta_i)` where known, and the Python integer `ascent_step` :math:`= i`. The
+    descent is given :math:`g_k`, `params` :math:`= \theta_0`, and `path`, an `AscentPath`.
+
+    **Numbers.** Norms and angles are float32, or float64 under x64. The result has the dtypes of
+    the incoming gradient, the perturbed parameters those of `params`; in bfloat16 parameters most
+    of a perturbation is rounded away, so keep parameters in float32 and compute in bfloat16. A
+    zero gradient gives a zero perturbation; NaN in any gradient comes out as NaN, for
+    `optax.apply_if_finite` *after* this link to see.
+
+    Args:
+      ascent: gradient to perturbation, such as `chain(normalize(), scale_by_radius(rho))`.
+      descent: path to gradient; None is `optax.identity()`, which returns :math:`g_k`.
+      steps: :math:`k \ge 1`, the number of ascent steps. Static; the steps are unrolled.
+
+    Returns:
+      A gradient transformation with state `SharpnessAwareState`.
+
+    Raises:
+      TypeError: `ascent` or `descent` is not a gradient transformation, `steps` not an integer;
+        in `update`, `value_fn` is not a function that returns a real scalar, `grad_fn` not one
+        that returns a gradient, or a parameter is complex.
+      ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
+        `grad_fn`, are missing, or `params` was cut by `optax.masked` or `optax.partition`.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> climb = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> tx = optax.chain(sharpness_aware(climb), optax.sgd(0.1))
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
+      >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+      >>> updates  # the gradient at (3.06, 4.08), times -0.1
+      Array([-0.612, -0.816], dtype=float32)
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
+      <https://arxiv.org/abs/2010.01412>`_, 2021
+    """
+    descent = optax.identity() if descent is None else descent
+    checks.transformation("ascent", ascent)
+    checks.transformation("descent", descent)
+    checks.static_integer("steps", steps, 1)
+    ascent = optax.with_extra_args_support(ascent)
+    descent = optax.with_extra_args_support(descent)
+
+    def init_fn(params: optax.Params) -> SharpnessAwareState:
+        checks.parameters(params)
+        return SharpnessAwareState(ascent.init(params), descent.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: SharpnessAwareState,
+        params: optax.Params | None = None,
+        *,
+        value_fn: ValueFn | None = None,
+        grad_fn: GradFn | None = None,
+        value: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SharpnessAwareState]:
+        checks.present(
+            params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
+        )
+        checks.parameters(params)
+        checks.loss_functions(value_fn, grad_fn, params)
+
+        def ascend(gradient: optax.Updates, point: optax.Params, step: int, value: Any) -> Any:
+            return ascent.update(
+                gradient,
+                state.ascent,
+                point,
+                value_fn=value_fn,
+                grad_fn=gradient_at,
+                value=value,
+                ascent_step=step,
+                **extra_args,
+            )
+
+        def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+            if grad_fn is None:
+                return jax.value_and_grad(value_fn)(point)
+            gradient = grad_fn(point)
+            checks.gradients_like(gradient, params)
+            return None, gradient
+
+        def gradient_at(point: optax.Params) -> optax.Updates:
+            return value_and_gradient_at(point)[1]
+
+        point, gradient, point_value = params, updates, value
+        perturbations, gradients, ascent_states = [], [updates], []
+        for step in range(steps):
+            perturbation, ascent_state = ascend(gradient, point, step, point_value)
+            point = optax.apply_updates(point, perturbation)
+            point_value, gradient = value_and_gradient_at(point)
+            perturbations.append(perturbation)
+            gradients.append(gradient)
+            ascent_states.append(ascent_state)
+
+        path = AscentPath(
+            displacement=_sum(perturbations),
+            first_gradient=updates,
+            last_gradient=gradient,
+            gradient_sum=_sum(gradients),
+            unit_gradient_sum=_sum([tree.unit(g) for g in gradients]),
+            gradient_norms=jnp.stack([tree.norm(g) for g in gradients]),
+            last_value=point_value,
+        )
+        result, descent_state = descent.update(
+            gradient,
+            state.descent,
+            params,
+            path=path,
+            value_fn=value_fn,
+            grad_fn=gradient_at,
+            value=value,
+            **extra_args,
+        )
+        result = jax.tree.map(lambda r, g: jnp.asarray(r, jnp.result_type(g)), result, updates)
+        return result, SharpnessAwareState(ascent_states[0], descent_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _sum(trees: list[Any]) -> Any:
+    dtype = tree.accumulation_dtype()
+    trees = [optax.tree.cast(t, dtype) for t in trees]
+    return functools.reduce(optax.tree.add, trees)

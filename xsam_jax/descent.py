@@ -1,0 +1,375 @@
+r"""Descents: what was seen on the ascent to the gradient that the base optimizer gets.
+
+A descent is an Optax gradient transformation that `sharpness_aware` calls with `updates` the last
+gradient :math:`g_k`, `params` the start :math:`\theta_0`, and the extra arguments `path` (an
+`AscentPath`), `value_fn`, `grad_fn` and `value`. Directions travel in float32 (float64 under x64)
+through a chain of descents; `sharpness_aware` casts the result to the dtype of the gradients.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax import search as alpha_search
+from xsam_jax.base import AscentPath, ValueFn, at_count
+
+SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
+BETWEEN = ("displacement", "first")
+SEARCHES = ("grid", "section")
+
+
+def slerp(
+    alpha: float | jax.Array, *, between: str = "displacement"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Returns the unit direction at a fixed fraction of the way from the ascent to the gradient.
+
+    With :math:`v_0 = (\theta_k - \theta_0)/\|\theta_k - \theta_0\|`, :math:`v_1 = g_k / \|g_k\|`
+    and :math:`\psi` the angle between them,
+
+    .. math:: v(\alpha) = \frac{\sin((1-\alpha)\psi)\, v_0 + \sin(\alpha\psi)\, v_1}{\sin\psi},
+
+    of length 1 for every :math:`\alpha`. Where the two span no plane (an angle of more than
+    :math:`\pi - 10^{-3}`, a zero displacement or gradient) the direction is that of :math:`g_k`.
+
+    Args:
+      alpha: the interpolation factor, any real number: 0 is :math:`v_0`, 1 is :math:`v_1` (SAM),
+        more than 1 extrapolates. May be traced.
+      between: what :math:`v_0` is: "displacement", or "first" for :math:`g_0 / \|g_0\|`. The two
+        agree for a single normalized step.
+
+    Returns:
+      A stateless descent. It returns a float32 (float64 under x64) tree of norm 1; follow it with
+      `match_norm`.
+
+    Raises:
+      TypeError: `alpha` is not a real number.
+      ValueError: `alpha` is not finite, `between` is unknown; or, in `update`, `path` is missing.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> from xsam_jax.core import sharpness_aware
+      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> tx = sharpness_aware(ascent, optax.chain(slerp(alpha=1.5), match_norm()))
+
+    References:
+      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
+      ICLR 2026, equations 5 and 6
+    """
+    checks.real("alpha", alpha)
+    checks.choice("between", between, BETWEEN)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        path: AscentPath | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        path = _checked_path("slerp", path, params)
+        start = path.displacement if between == "displacement" else path.first_gradient
+        return _Plane.spanned_by(start, updates).direction(jnp.asarray(alpha)), state
+
+    return optax.GradientTransformationExtraArgs(_no_state, update_fn)
+
+
+class SlerpToMaximumState(NamedTuple):
+    r"""What XSAM remembers between steps.
+
+    Attributes:
+      count: the number of steps taken, int32 scalar.
+      alpha: :math:`\alpha^*`, float32 (float64 under x64) scalar; initially 1, which is SAM.
+      psi: the angle :math:`\psi` of the last step in radians, likewise; initially 0.
+    """
+
+    count: jax.Array
+    alpha: jax.Array
+    psi: jax.Array
+
+
+def slerp_to_maximum(
+    rho_max: optax.ScalarOrSchedule,
+    *,
+    probe_every: int | jax.Array = 100,
+    alpha_max: float | jax.Array = 2.0,
+    num_alphas: int = 21,
+    probe_batch_size: int | None = 1,
+    search: str = "grid",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Returns the unit direction towards the highest loss found on a circle: the heart of XSAM.
+
+    Every `probe_every` steps, with :math:`v(\alpha)` as in `slerp`,
+
+    .. math:: \alpha^* = \arg\max_{\alpha \in \mathrm{linspace}(0, a, n)}
+              L(\theta_0 + \rho_m v(\alpha)),
+
+    the first maximum winning, on the batch and the loss function of the step; otherwise
+    :math:`\alpha^*` stays. The direction is :math:`v(\alpha^*)`.
+
+    Losses that are NaN or infinite never win. Where none is finite, or there is no plane to probe
+    (as in `slerp`, or :math:`v_0` and :math:`v_1` equal to rounding), :math:`\alpha^*` stays.
+
+    A probe costs `num_alphas` forward passes ("grid"); it stands in a `jax.lax.cond`, so that
+    other steps pay nothing. Under `jax.vmap`, keep `count` unbatched (axis None), or the
+    conditional becomes a select that pays every step.
+
+    Args:
+      rho_max: :math:`\rho_m > 0`, the radius of the neighborhood whose maximum is sought; a
+        number, which may be traced, or a schedule.
+      probe_every: the number of steps from one probe to the next, at least 1; the first step
+        probes. May be traced.
+      alpha_max: :math:`a > 0`, the end of the grid. May be traced.
+      num_alphas: :math:`n \ge 2`, the number of grid points, both ends included. Static.
+      probe_batch_size: how many losses are evaluated together, by `jax.vmap`; None for the whole
+        grid. Memory grows with it. A larger one pays for small models on accelerators; it does
+        not for convolutions. Static; "section" has no use for it.
+      search: "grid" evaluates every point; "section", a Fibonacci search, evaluates 7 of 21
+        points, and finds the same one where the loss over the grid rises, then falls. Static.
+
+    Returns:
+      A descent with state `SlerpToMaximumState`; follow it with `match_norm`. Needs `value_fn`.
+
+    Raises:
+      TypeError: an argument is of the wrong type, or a static one is traced.
+      ValueError: an argument is out of range; or, in `update`, `path` or `value_fn` is missing.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> from xsam_jax.core import sharpness_aware
+      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> descent = optax.chain(slerp_to_maximum(0.2, probe_every=10), match_norm())
+      >>> tx = sharpness_aware(ascent, descent)
+
+    References:
+      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
+      ICLR 2026, equation 7 and Algorithm 1
+    """
+    checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
+    checks.integer("probe_every", probe_every, 1)
+    checks.real("alpha_max", alpha_max, minimum=0.0, exclusive=True)
+    checks.static_integer("num_alphas", num_alphas, 2)
+    if probe_batch_size is not None:
+        checks.static_integer("probe_batch_size", probe_batch_size, 1)
+    checks.choice("search", search, SEARCHES)
+
+    def init_fn(params: optax.Params) -> SlerpToMaximumState:
+        del params
+        dtype = tree.accumulation_dtype()
+        return SlerpToMaximumState(
+            count=jnp.zeros((), jnp.int32), alpha=jnp.ones((), dtype), psi=jnp.zeros((), dtype)
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: SlerpToMaximumState,
+        params: optax.Params | None = None,
+        *,
+        path: AscentPath | None = None,
+        value_fn: ValueFn | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SlerpToMaximumState]:
+        del extra_args
+        path = _checked_path("slerp_to_maximum", path, params)
+        value_fn = _checked_value_fn("slerp_to_maximum probes losses", value_fn)
+        plane = _Plane.spanned_by(path.displacement, updates)
+        radius = jnp.asarray(at_count(rho_max, state.count))
+
+        def loss_at(alpha: jax.Array) -> jax.Array:
+            return _value_at(value_fn, params, tree.scale(radius, plane.direction(alpha)))
+
+        def probe(alpha: jax.Array) -> jax.Array:
+            fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
+            alphas = fractions * jnp.asarray(alpha_max, alpha.dtype)
+            if search == "grid":
+                index, loss = alpha_search.grid(loss_at, alphas, probe_batch_size)
+            else:
+                index, loss = alpha_search.section(loss_at, alphas)
+            return jnp.where(jnp.isfinite(loss), alphas[index], alpha)
+
+        # Two conditionals: under vmap, the inner one, which looks at the gradients, becomes a
+        # select, and the outer one, which looks at the counter alone, stays.
+        alpha = jax.lax.cond(
+            state.count % jnp.asarray(probe_every) == 0,
+            lambda alpha: jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha),
+            lambda alpha: alpha,
+            state.alpha,
+        )
+        count = optax.safe_increment(state.count)
+        return plane.direction(alpha), SlerpToMaximumState(count, alpha, plane.psi)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class MatchNormState(NamedTuple):
+    """The number of steps taken, where `rho_max` is a schedule.
+
+    Attributes:
+      count: int32 scalar.
+    """
+
+    count: jax.Array
+
+
+def match_norm(
+    scale: str = "last", rho_max: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gives a direction its length: :math:`s\, u / \|u\|`.
+
+    ============= ==============================================================
+    `scale`       :math:`s`
+    ============= ==============================================================
+    "last"        :math:`\|g_k\|`, that of SAM (default)
+    "first"       :math:`\|g_0\|`
+    "mean"        :math:`\sum_{i=0}^k \|g_i\| / (k+1)`
+    "max"         :math:`\max_{i=0}^k \|g_i\|`
+    "slope"       :math:`(L(\theta_k) - L(\theta_0)) / \|\theta_k - \theta_0\|`
+    "slope_max"   :math:`(L(\theta_0 + \rho_m u/\|u\|) - L(\theta_0)) / \rho_m`
+    ============= ==============================================================
+
+    The slopes are signed, as published: where the loss fell on the way, the step is reversed.
+    They need :math:`L(\theta_0)`, the extra argument `value` or else one forward pass;
+    "slope_max" takes one more, and "slope" does where a `grad_fn` hides :math:`L(\theta_k)`.
+    Without a displacement "slope" is its limit, :math:`\|g_k\|`.
+
+    Args:
+      scale: the name of the length. Static.
+      rho_max: :math:`\rho_m > 0`, for "slope_max" only: a number, which may be traced, or a
+        schedule.
+
+    Returns:
+      A descent that rescales `updates` (zero stays zero), float32 (float64 under x64). It keeps a
+      step counter where `rho_max` is a schedule, and no state otherwise.
+
+    Raises:
+      TypeError: `rho_max` is neither a real number nor a schedule.
+      ValueError: `scale` is unknown, `rho_max` missing or out of range; or, in `update`, `path` is
+        missing, or `value_fn` where a slope needs it.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> from xsam_jax.core import sharpness_aware
+      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> tx = sharpness_aware(ascent, match_norm("first"))  # SAM's direction, SGD's length
+
+    References:
+      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
+      ICLR 2026, appendix F
+    """
+    checks.choice("scale", scale, SCALES)
+    if scale == "slope_max":
+        checks.present(
+            rho_max, "scale='slope_max' is a slope over rho_max: give match_norm rho_max"
+        )
+    if rho_max is not None:
+        checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        del params
+        return MatchNormState(jnp.zeros((), jnp.int32)) if callable(rho_max) else optax.EmptyState()
+
+    def slope(path: AscentPath, value_fn: Any, value: Any, params: Any) -> jax.Array:
+        last = path.last_value
+        if last is None:
+            last = _value_at(value_fn, params, path.displacement)
+        distance = tree.norm(path.displacement)
+        rise = (last - value) / jnp.where(distance > 0, distance, 1.0)
+        return jnp.where(distance > 0, rise, path.gradient_norms[-1])
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        path: AscentPath | None = None,
+        value_fn: ValueFn | None = None,
+        value: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        path = _checked_path("match_norm", path, params)
+        direction = tree.unit(updates)
+        if scale in ("slope", "slope_max"):
+            value_fn = _checked_value_fn(f"scale={scale!r} is a difference of losses", value_fn)
+            value = value_fn(params) if value is None else value
+            value = jnp.asarray(value, tree.accumulation_dtype())
+        if scale == "slope":
+            length = slope(path, value_fn, value, params)
+        elif scale == "slope_max":
+            radius = jnp.asarray(at_count(rho_max, getattr(state, "count", None)), value.dtype)
+            highest = _value_at(value_fn, params, tree.scale(radius, direction))
+            length = (highest - value) / radius
+        else:
+            norms = path.gradient_norms
+            length = {
+                "last": norms[-1],
+                "first": norms[0],
+                "mean": norms.mean(),
+                "max": norms.max(),
+            }[scale]
+        if isinstance(state, MatchNormState):
+            state = MatchNormState(optax.safe_increment(state.count))
+        return tree.scale(length, direction), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Plane(NamedTuple):
+    """The plane of two unit directions, and the angle between them."""
+
+    v0: Any
+    v1: Any
+    psi: jax.Array
+
+    @classmethod
+    def spanned_by(cls, start: Any, end: Any) -> "_Plane":
+        v0, v1 = tree.unit(start), tree.unit(end)
+        return cls(v0, v1, tree.angle(v0, v1))
+
+    @property
+    def exists(self) -> jax.Array:
+        # A zero direction makes an angle of pi / 2 with anything; past pi - 1e-3 the weights
+        # exceed 1000 and a float32 direction is noise.
+        nonzero = (tree.squared_norm(self.v0) > 0.5) & (tree.squared_norm(self.v1) > 0.5)
+        return nonzero & (self.psi <= jnp.pi - 1e-3)
+
+    @property
+    def can_be_probed(self) -> jax.Array:
+        # Where v0 = v1 to rounding every alpha is the same direction, and its maximum noise.
+        return self.exists & (self.psi > 8 * jnp.finfo(self.psi.dtype).eps)
+
+    def direction(self, alpha: jax.Array) -> Any:
+        weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
+        w0 = jnp.where(self.exists, weights[0], 0.0)
+        w1 = jnp.where(self.exists, weights[1], 1.0)
+        return tree.combine(w0, self.v0, w1, self.v1)
+
+
+def _no_state(params: optax.Params) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+
+def _value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.Array:
+    point = optax.apply_updates(params, displacement)
+    return jnp.asarray(value_fn(point), tree.accumulation_dtype())
+
+
+def _checked_path(name: str, path: AscentPath | None, params: optax.Params | None) -> AscentPath:
+    checks.parameters(params)
+    return checks.present(
+        path,
+        f"{name} reads the path of an ascent: it is a descent, to be used as "
+        f"sharpness_aware(ascent, descent={name}(...))",
+    )
+
+
+def _checked_value_fn(reason: str, value_fn: ValueFn | None) -> ValueFn:
+    return checks.present(
+        value_fn,
+        f"value_fn is missing: {reason}, so grad_fn alone is not enough. Write "
+        "tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))",
+    )

@@ -1,0 +1,148 @@
+r"""Geometry on pytrees: lengths, directions and angles over all leaves together.
+
+Every result is accumulated in float32, or in float64 where x64 is enabled, whatever the dtype of
+the leaves. What is not geometry is in `optax.tree`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def accumulation_dtype() -> jnp.dtype:
+    """Returns the dtype of norms, dot products and angles: float32, or float64 under x64.
+
+    Example:
+      >>> accumulation_dtype()
+      dtype('float32')
+    """
+    return jnp.result_type(float)
+
+
+def _cast(leaf: Any) -> jax.Array:
+    return jnp.asarray(leaf, accumulation_dtype())
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    r"""Returns :math:`\|u\|^2` over all leaves, a scalar; zero for a tree without any.
+
+    Example:
+      >>> squared_norm({"a": jnp.array([1.0, 2.0]), "b": jnp.array(2.0)})
+      Array(9., dtype=float32)
+    """
+    squares = (jnp.sum(jnp.square(_cast(leaf))) for leaf in jax.tree.leaves(tree))
+    return sum(squares, start=jnp.zeros((), accumulation_dtype()))
+
+
+def norm(tree: PyTree) -> jax.Array:
+    r"""Returns :math:`\|u\|` over all leaves, a scalar.
+
+    A norm so small that squares of entries may have underflowed is returned as zero, so that
+    nothing is ever divided by a remnant: below 3e-16 times the root of the number of entries in
+    float32 (gradients of a converged model are far above), 1e-146 in float64.
+
+    Example:
+      >>> norm({"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)})
+      Array(5., dtype=float32)
+    """
+    info = jnp.finfo(accumulation_dtype())
+    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+    squared = squared_norm(tree)
+    return jnp.sqrt(jnp.where(squared < size * float(info.tiny / info.eps), 0.0, squared))
+
+
+def scale(factor: jax.Array, tree: PyTree) -> PyTree:
+    """Returns `factor` times every leaf, float32 (float64 under x64).
+
+    The product is formed before any cast, since a factor such as 1 / norm overflows in float16.
+
+    Example:
+      >>> scale(jnp.float32(1e5), jnp.array([1e-4], jnp.float16))
+      Array([10.001659], dtype=float32)
+    """
+    factor = _cast(factor)
+    return jax.tree.map(lambda leaf: factor * _cast(leaf), tree)
+
+
+def unit(tree: PyTree) -> PyTree:
+    r"""Returns :math:`u / \|u\|`, and zero for a zero tree.
+
+    A norm that overflows gives NaN rather than a zero that would pass for a direction.
+
+    Args:
+      tree: a pytree of real arrays of any floating dtypes.
+
+    Returns:
+      A tree of the same structure and shapes, float32 (float64 under x64).
+
+    Example:
+      >>> unit({"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)})
+      {'a': Array([0.6, 0. ], dtype=float32), 'b': Array(0.8, dtype=float32)}
+      >>> unit(jnp.zeros(2))
+      Array([0., 0.], dtype=float32)
+    """
+    length = norm(tree)
+    # where() twice, so that a derivative through the division stays finite at zero as well.
+    reciprocal = jnp.where(length > 0, 1.0 / jnp.where(length > 0, length, 1.0), 0.0)
+    return scale(jnp.where(jnp.isfinite(length), reciprocal, jnp.nan), tree)
+
+
+def angle(u: PyTree, v: PyTree) -> jax.Array:
+    r"""Returns the angle between two unit trees, :math:`2\,\mathrm{atan2}(\|u-v\|, \|u+v\|)`.
+
+    The arc cosine of the dot product is 9 % off at 1e-3 rad in float32, and NaN past 1; this form
+    is accurate to rounding over all of :math:`[0, \pi]`.
+
+    Args:
+      u: a tree of norm 1.
+      v: another, of the same structure.
+
+    Returns:
+      A scalar in radians.
+
+    Example:
+      >>> angle(jnp.array([1.0, 0.0]), jnp.array([1.0, 1e-3]))
+      Array(0.001, dtype=float32)
+    """
+    difference = jax.tree.map(lambda a, b: _cast(a) - _cast(b), u, v)
+    total = jax.tree.map(lambda a, b: _cast(a) + _cast(b), u, v)
+    # Not `norm`: a small difference of unit trees is a small angle, not an underflow.
+    return 2.0 * jnp.arctan2(jnp.sqrt(squared_norm(difference)), jnp.sqrt(squared_norm(total)))
+
+
+def slerp_weights(alpha: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r"""Returns :math:`\sin((1-\alpha)\psi)/\sin\psi` and :math:`\sin(\alpha\psi)/\sin\psi`.
+
+    Exact as :math:`\psi \to 0`, where they are :math:`1-\alpha` and :math:`\alpha`.
+
+    Args:
+      alpha: the interpolation factor, any real scalar.
+      psi: the angle in radians, in :math:`[0, \pi)`; towards :math:`\pi` rounding grows as
+        :math:`1/\sin\psi`.
+
+    Returns:
+      The weights of the start and of the end direction.
+
+    Example:
+      >>> slerp_weights(jnp.float32(0.25), jnp.float32(0.0))
+      (Array(0.75, dtype=float32), Array(0.25, dtype=float32))
+    """
+
+    def sinc(x: jax.Array) -> jax.Array:
+        return jnp.sinc(x / jnp.pi)
+
+    rest = 1.0 - alpha
+    return rest * sinc(rest * psi) / sinc(psi), alpha * sinc(alpha * psi) / sinc(psi)
+
+
+def combine(weight_u: jax.Array, u: PyTree, weight_v: jax.Array, v: PyTree) -> PyTree:
+    """Returns `weight_u * u + weight_v * v`, float32 (float64 under x64).
+
+    Example:
+      >>> combine(2.0, jnp.array([1.0, 0.0]), 3.0, jnp.array([0.0, 1.0]))
+      Array([2., 3.], dtype=float32)
+    """
+    return jax.tree.map(lambda a, b: a + b, scale(weight_u, u), scale(weight_v, v))
