@@ -85,7 +85,8 @@ def slerp_sam(
       >>> loss_fn = lambda params: params[0] ** 2 + 4 * params[1] ** 2
       >>> tx = slerp_sam(rho=0.1, alpha=2.0)
       >>> params = jnp.array([1.0, 1.0])
-      >>> updates, _ = tx.update(jax.grad(loss_fn)(params), tx.init(params), params, value_fn=loss_fn)
+      >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
+      >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
       >>> updates
       Array([1.9107751, 8.807129 ], dtype=float32)
 

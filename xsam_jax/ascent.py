@@ -7,7 +7,7 @@ integer :math:`i`.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +39,6 @@ def normalize() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: _cast_like(tree.unit(updates), updates))
 
 
-class ScaleByRadiusState(NamedTuple):
-    """The number of training steps taken, where a radius is a schedule.
-
-    Attributes:
-      count: int32 scalar.
-    """
-
-    count: jax.Array
-
-
 def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by the radius: :math:`\rho_i u` at ascent step :math:`i`.
 
@@ -58,8 +48,8 @@ def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
         be traced.
 
     Returns:
-      A transformation of unit directions. It keeps a step counter where a radius is a schedule,
-      and no state otherwise.
+      A transformation of unit directions. Its state is an `optax.ScaleByScheduleState` where a
+      radius is a schedule, and empty otherwise.
 
     Raises:
       TypeError: a radius is neither a real number nor a schedule.
@@ -82,7 +72,11 @@ def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: optax.Params) -> optax.OptState:
         del params
-        return ScaleByRadiusState(jnp.zeros((), jnp.int32)) if scheduled else optax.EmptyState()
+        return (
+            optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+            if scheduled
+            else optax.EmptyState()
+        )
 
     def update_fn(
         updates: optax.Updates,
@@ -101,7 +95,7 @@ def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
         length = radius if radii is None else radii[ascent_step]
         if scheduled:
             length = at_count(length, state.count)
-            state = ScaleByRadiusState(optax.safe_increment(state.count))
+            state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         return _cast_like(tree.scale(jnp.asarray(length), updates), updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

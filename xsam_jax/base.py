@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from xsam_jax import tree
 
 ValueFn: TypeAlias = Callable[[Any], jax.Array]
 """The loss as a pure function of the parameters; batch, keys and statistics are closed over."""
@@ -17,7 +20,7 @@ Radius: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
 
 
 class AscentPath(NamedTuple):
-    r"""The route of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`, as end points and sums.
+    r"""The route of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`, by ends and sums.
 
     A descent receives it as the extra argument `path`. Under `jax.jit` a field that the descent
     does not read is not computed. Sums and norms are float32, or float64 under x64.
@@ -46,3 +49,9 @@ class AscentPath(NamedTuple):
 def at_count(value: optax.ScalarOrSchedule, count: jax.Array) -> Any:
     """Returns `value`, or its value at `count` where it is a schedule."""
     return value(count) if callable(value) else value
+
+
+def value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.Array:
+    """Returns the loss at `params + displacement`, float32 (float64 under x64)."""
+    point = optax.apply_updates(params, displacement)
+    return jnp.asarray(value_fn(point), tree.accumulation_dtype())

@@ -1,4 +1,4 @@
-"""Eager validation of arguments: each error names the argument, the value, and what to write instead."""
+"""Eager validation: each error names the argument, the value, and what to write instead."""
 
 import math
 import numbers
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xsam_jax.base import GradFn, ValueFn
+from xsam_jax.base import AscentPath, GradFn, ValueFn
 
 
 def real(
@@ -25,8 +25,8 @@ def real(
 
     Args:
       name: the argument's name, for the message.
-      value: a Python or NumPy number; a scalar `jax.Array`, whose value is not looked at (it may be traced); or,
-        where `schedule` is true, a callable.
+      value: a Python or NumPy number; a scalar `jax.Array`, whose value is not looked at (it may
+        be traced); or, where `schedule` is true, a callable.
       minimum: the least value allowed, or the one to exceed where `exclusive` is true.
       exclusive: whether `minimum` itself is refused.
       schedule: whether a callable of the step count is allowed.
@@ -57,7 +57,7 @@ def real(
 
 
 def integer(name: str, value: Any, minimum: int) -> None:
-    """Raises unless `value` is an integer of at least `minimum`; a scalar `jax.Array` is trusted."""
+    """Raises unless `value` is an integer of at least `minimum`; a `jax.Array` is trusted."""
     if isinstance(value, jax.Array):
         real(name, value)
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -67,11 +67,11 @@ def integer(name: str, value: Any, minimum: int) -> None:
 
 
 def static_integer(name: str, value: Any, minimum: int) -> None:
-    """Raises unless `value` is a Python integer of at least `minimum`, known when the step is traced."""
+    """Raises unless `value` is a Python integer, known at trace time, of at least `minimum`."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"{name} shapes the compiled program, so it must be a Python integer, got {value!r}; with "
-            f"optax.inject_hyperparams keep it out of the injected ones: static_args=({name!r}, ...)"
+            f"{name} shapes the compiled program, so it must be a Python integer, got {value!r}; "
+            f"with optax.inject_hyperparams name it in static_args=({name!r}, ...)"
         )
     integer(name, value, minimum)
 
@@ -103,18 +103,22 @@ def transformation(name: str, value: Any) -> None:
 
 
 def parameters(params: Any) -> None:
-    """Raises where `params` has complex leaves, or was cut by `optax.masked` or `optax.partition`."""
-    nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    """Raises where `params` has complex leaves, or was cut by a mask or a partition."""
+    nodes: list[Any] = jax.tree.leaves(
+        params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         raise ValueError(
-            "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all parameters, so it "
-            "stands outside optax.masked and optax.partition. Write optax.chain(xsam(...), optax.partition(...)); "
-            "to perturb a subset only, mask inside the ascent"
+            "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all "
+            "parameters, so it stands outside optax.masked and optax.partition. Write "
+            "optax.chain(xsam(...), optax.partition(...)); to perturb a subset only, mask inside "
+            "the ascent"
         )
     for node in nodes:
         if jnp.issubdtype(getattr(node, "dtype", np.float32), jnp.complexfloating):
             raise TypeError(
-                f"params has a complex leaf, {node.dtype}{list(node.shape)}: split it into real and imaginary parts"
+                f"params has a complex leaf, {node.dtype}{list(node.shape)}: "
+                "split it into real and imaginary parts"
             )
 
 
@@ -141,11 +145,12 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(
             f"value_fn must return the loss alone, got a {type(result).__name__} of {len(result)}: "
-            "for a loss_fn that returns (loss, aux) write value_fn=lambda params: loss_fn(params)[0]"
+            "for a loss_fn that returns (loss, aux) write "
+            "value_fn=lambda params: loss_fn(params)[0]"
         )
-    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        described = f"{dtype}{list(shape)}" if shape is not None else repr(result)
+    is_array = isinstance(result, jax.ShapeDtypeStruct)
+    if not (is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.floating)):
+        described = f"{result.dtype}{list(result.shape)}" if is_array else repr(result)
         raise TypeError(
             f"value_fn must return a real scalar, got {described}: for per-sample losses write "
             "value_fn=lambda params: losses(params).mean()"
@@ -154,10 +159,10 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
 
 def gradients_like(gradients: Any, params: optax.Params) -> None:
     """Raises unless `gradients`, from a `grad_fn`, has the tree structure of `params`."""
-    if jax.tree.structure(gradients) != jax.tree.structure(params):
+    expected, got = jax.tree.structure(params), jax.tree.structure(gradients)
+    if not expected == got:
         raise TypeError(
-            "grad_fn must return a gradient with the structure of params, "
-            f"{jax.tree.structure(params)}, got {jax.tree.structure(gradients)}: "
+            f"grad_fn must return a gradient with the structure of params, {expected}, got {got}: "
             "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
         )
 
@@ -167,3 +172,22 @@ def present(value: Any, message: str) -> Any:
     if value is None:
         raise ValueError(message)
     return value
+
+
+def loss_needed(reason: str, value_fn: ValueFn | None) -> ValueFn:
+    """Returns `value_fn`, or raises a `ValueError` that says why `grad_fn` alone is not enough."""
+    return present(
+        value_fn,
+        f"value_fn is missing: {reason}, so grad_fn alone is not enough. Write "
+        "tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))",
+    )
+
+
+def ascent_path(name: str, path: AscentPath | None, params: optax.Params | None) -> AscentPath:
+    """Returns the path that the descent `name` was given, or raises where it stands elsewhere."""
+    parameters(params)
+    return present(
+        path,
+        f"path is missing: {name} reads the path of an ascent, so it is used as a descent, "
+        f"sharpness_aware(ascent, descent={name}(...))",
+    )

@@ -1,7 +1,8 @@
 r"""The one algorithm: climb, look, and return the gradient that a flat minimum asks for."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,34 +123,24 @@ def sharpness_aware(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
-        checks.loss_functions(value_fn, grad_fn, params)
-
-        def ascend(gradient: optax.Updates, point: optax.Params, step: int, value: Any) -> Any:
-            return ascent.update(
-                gradient,
-                state.ascent,
-                point,
-                value_fn=value_fn,
-                grad_fn=gradient_at,
-                value=value,
-                ascent_step=step,
-                **extra_args,
-            )
-
-        def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
-            if grad_fn is None:
-                return jax.value_and_grad(value_fn)(point)
-            gradient = grad_fn(point)
-            checks.gradients_like(gradient, params)
-            return None, gradient
+        value_and_gradient_at = _value_and_gradient_function(value_fn, grad_fn, params)
 
         def gradient_at(point: optax.Params) -> optax.Updates:
             return value_and_gradient_at(point)[1]
 
+        losses = {"value_fn": value_fn, "grad_fn": gradient_at}
         point, gradient, point_value = params, updates, value
         perturbations, gradients, ascent_states = [], [updates], []
         for step in range(steps):
-            perturbation, ascent_state = ascend(gradient, point, step, point_value)
+            perturbation, ascent_state = ascent.update(
+                gradient,
+                state.ascent,
+                point,
+                ascent_step=step,
+                value=point_value,
+                **losses,
+                **extra_args,
+            )
             point = optax.apply_updates(point, perturbation)
             point_value, gradient = value_and_gradient_at(point)
             perturbations.append(perturbation)
@@ -170,15 +161,29 @@ def sharpness_aware(
             state.descent,
             params,
             path=path,
-            value_fn=value_fn,
-            grad_fn=gradient_at,
             value=value,
+            **losses,
             **extra_args,
         )
         result = jax.tree.map(lambda r, g: jnp.asarray(r, jnp.result_type(g)), result, updates)
         return result, SharpnessAwareState(ascent_states[0], descent_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _value_and_gradient_function(
+    value_fn: ValueFn | None, grad_fn: GradFn | None, params: optax.Params
+) -> Callable[[Any], tuple[jax.Array | None, Any]]:
+    checks.loss_functions(value_fn, grad_fn, params)
+    if grad_fn is None:
+        return jax.value_and_grad(cast(ValueFn, value_fn))
+
+    def value_and_gradient_at(point: optax.Params) -> tuple[None, optax.Updates]:
+        gradient = grad_fn(point)
+        checks.gradients_like(gradient, params)
+        return None, gradient
+
+    return value_and_gradient_at
 
 
 def _sum(trees: list[Any]) -> Any:

@@ -1,10 +1,4 @@
-r"""Descents: what was seen on the ascent to the gradient that the base optimizer gets.
-
-A descent is an Optax gradient transformation that `sharpness_aware` calls with `updates` the last
-gradient :math:`g_k`, `params` the start :math:`\theta_0`, and the extra arguments `path` (an
-`AscentPath`), `value_fn`, `grad_fn` and `value`. Directions travel in float32 (float64 under x64)
-through a chain of descents; `sharpness_aware` casts the result to the dtype of the gradients.
-"""
+"""Directions by spherical interpolation between the ascent and the last gradient (XSAM)."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax import search as alpha_search
-from xsam_jax.base import AscentPath, ValueFn, at_count
+from xsam_jax.base import AscentPath, ValueFn, at_count, value_at
+from xsam_jax.descent import search as alpha_search
 
-SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
 BETWEEN = ("displacement", "first")
 SEARCHES = ("grid", "section")
 
@@ -51,6 +44,7 @@ def slerp(
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
       >>> from xsam_jax.core import sharpness_aware
+      >>> from xsam_jax.descent import match_norm
       >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
       >>> tx = sharpness_aware(ascent, optax.chain(slerp(alpha=1.5), match_norm()))
 
@@ -70,11 +64,11 @@ def slerp(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        path = _checked_path("slerp", path, params)
+        path = checks.ascent_path("slerp", path, params)
         start = path.displacement if between == "displacement" else path.first_gradient
         return _Plane.spanned_by(start, updates).direction(jnp.asarray(alpha)), state
 
-    return optax.GradientTransformationExtraArgs(_no_state, update_fn)
+    return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
 
 
 class SlerpToMaximumState(NamedTuple):
@@ -86,7 +80,7 @@ class SlerpToMaximumState(NamedTuple):
       psi: the angle :math:`\psi` of the last step in radians, likewise; initially 0.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as in Optax
     alpha: jax.Array
     psi: jax.Array
 
@@ -140,6 +134,7 @@ def slerp_to_maximum(
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
       >>> from xsam_jax.core import sharpness_aware
+      >>> from xsam_jax.descent import match_norm
       >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
       >>> descent = optax.chain(slerp_to_maximum(0.2, probe_every=10), match_norm())
       >>> tx = sharpness_aware(ascent, descent)
@@ -173,13 +168,13 @@ def slerp_to_maximum(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SlerpToMaximumState]:
         del extra_args
-        path = _checked_path("slerp_to_maximum", path, params)
-        value_fn = _checked_value_fn("slerp_to_maximum probes losses", value_fn)
+        path = checks.ascent_path("slerp_to_maximum", path, params)
+        value_fn = checks.loss_needed("slerp_to_maximum probes losses", value_fn)
         plane = _Plane.spanned_by(path.displacement, updates)
         radius = jnp.asarray(at_count(rho_max, state.count))
 
         def loss_at(alpha: jax.Array) -> jax.Array:
-            return _value_at(value_fn, params, tree.scale(radius, plane.direction(alpha)))
+            return value_at(value_fn, params, tree.scale(radius, plane.direction(alpha)))
 
         def probe(alpha: jax.Array) -> jax.Array:
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
@@ -200,119 +195,6 @@ def slerp_to_maximum(
         )
         count = optax.safe_increment(state.count)
         return plane.direction(alpha), SlerpToMaximumState(count, alpha, plane.psi)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-class MatchNormState(NamedTuple):
-    """The number of steps taken, where `rho_max` is a schedule.
-
-    Attributes:
-      count: int32 scalar.
-    """
-
-    count: jax.Array
-
-
-def match_norm(
-    scale: str = "last", rho_max: optax.ScalarOrSchedule | None = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""Gives a direction its length: :math:`s\, u / \|u\|`.
-
-    ============= ==============================================================
-    `scale`       :math:`s`
-    ============= ==============================================================
-    "last"        :math:`\|g_k\|`, that of SAM (default)
-    "first"       :math:`\|g_0\|`
-    "mean"        :math:`\sum_{i=0}^k \|g_i\| / (k+1)`
-    "max"         :math:`\max_{i=0}^k \|g_i\|`
-    "slope"       :math:`(L(\theta_k) - L(\theta_0)) / \|\theta_k - \theta_0\|`
-    "slope_max"   :math:`(L(\theta_0 + \rho_m u/\|u\|) - L(\theta_0)) / \rho_m`
-    ============= ==============================================================
-
-    The slopes are signed, as published: where the loss fell on the way, the step is reversed.
-    They need :math:`L(\theta_0)`, the extra argument `value` or else one forward pass;
-    "slope_max" takes one more, and "slope" does where a `grad_fn` hides :math:`L(\theta_k)`.
-    Without a displacement "slope" is its limit, :math:`\|g_k\|`.
-
-    Args:
-      scale: the name of the length. Static.
-      rho_max: :math:`\rho_m > 0`, for "slope_max" only: a number, which may be traced, or a
-        schedule.
-
-    Returns:
-      A descent that rescales `updates` (zero stays zero), float32 (float64 under x64). It keeps a
-      step counter where `rho_max` is a schedule, and no state otherwise.
-
-    Raises:
-      TypeError: `rho_max` is neither a real number nor a schedule.
-      ValueError: `scale` is unknown, `rho_max` missing or out of range; or, in `update`, `path` is
-        missing, or `value_fn` where a slope needs it.
-
-    Example:
-      >>> from xsam_jax.ascent import normalize, scale_by_radius
-      >>> from xsam_jax.core import sharpness_aware
-      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
-      >>> tx = sharpness_aware(ascent, match_norm("first"))  # SAM's direction, SGD's length
-
-    References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, appendix F
-    """
-    checks.choice("scale", scale, SCALES)
-    if scale == "slope_max":
-        checks.present(
-            rho_max, "scale='slope_max' is a slope over rho_max: give match_norm rho_max"
-        )
-    if rho_max is not None:
-        checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
-
-    def init_fn(params: optax.Params) -> optax.OptState:
-        del params
-        return MatchNormState(jnp.zeros((), jnp.int32)) if callable(rho_max) else optax.EmptyState()
-
-    def slope(path: AscentPath, value_fn: Any, value: Any, params: Any) -> jax.Array:
-        last = path.last_value
-        if last is None:
-            last = _value_at(value_fn, params, path.displacement)
-        distance = tree.norm(path.displacement)
-        rise = (last - value) / jnp.where(distance > 0, distance, 1.0)
-        return jnp.where(distance > 0, rise, path.gradient_norms[-1])
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        *,
-        path: AscentPath | None = None,
-        value_fn: ValueFn | None = None,
-        value: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args
-        path = _checked_path("match_norm", path, params)
-        direction = tree.unit(updates)
-        if scale in ("slope", "slope_max"):
-            value_fn = _checked_value_fn(f"scale={scale!r} is a difference of losses", value_fn)
-            value = value_fn(params) if value is None else value
-            value = jnp.asarray(value, tree.accumulation_dtype())
-        if scale == "slope":
-            length = slope(path, value_fn, value, params)
-        elif scale == "slope_max":
-            radius = jnp.asarray(at_count(rho_max, getattr(state, "count", None)), value.dtype)
-            highest = _value_at(value_fn, params, tree.scale(radius, direction))
-            length = (highest - value) / radius
-        else:
-            norms = path.gradient_norms
-            length = {
-                "last": norms[-1],
-                "first": norms[0],
-                "mean": norms.mean(),
-                "max": norms.max(),
-            }[scale]
-        if isinstance(state, MatchNormState):
-            state = MatchNormState(optax.safe_increment(state.count))
-        return tree.scale(length, direction), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -346,30 +228,3 @@ class _Plane(NamedTuple):
         w0 = jnp.where(self.exists, weights[0], 0.0)
         w1 = jnp.where(self.exists, weights[1], 1.0)
         return tree.combine(w0, self.v0, w1, self.v1)
-
-
-def _no_state(params: optax.Params) -> optax.EmptyState:
-    del params
-    return optax.EmptyState()
-
-
-def _value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.Array:
-    point = optax.apply_updates(params, displacement)
-    return jnp.asarray(value_fn(point), tree.accumulation_dtype())
-
-
-def _checked_path(name: str, path: AscentPath | None, params: optax.Params | None) -> AscentPath:
-    checks.parameters(params)
-    return checks.present(
-        path,
-        f"{name} reads the path of an ascent: it is a descent, to be used as "
-        f"sharpness_aware(ascent, descent={name}(...))",
-    )
-
-
-def _checked_value_fn(reason: str, value_fn: ValueFn | None) -> ValueFn:
-    return checks.present(
-        value_fn,
-        f"value_fn is missing: {reason}, so grad_fn alone is not enough. Write "
-        "tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))",
-    )

@@ -1,0 +1,106 @@
+"""SGD, SAM and XSAM on the two-dimensional function of the XSAM paper: who finds the flat minimum?
+
+    make two-minima        (or: python examples/02_two_minima.py [--out runs/two_minima])
+
+Takes ten seconds, prints where each method ends, and draws the trajectories. Expected: SGD and SAM
+end in the sharp minimum near (-16.8, 12.8), loss 0.275; XSAM in the flat one near (19.8, 29.9),
+loss 0.356. The function, the start and the settings are those of the paper (section D.1, figure 3a).
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+
+from xsam_jax import sam, xsam
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+START = (-6.0, 10.0)
+STEPS = 400
+COLORS = {"SGD": "#000000", "SAM": "#E69F00", "XSAM": "#D55E00"}
+
+
+def loss_fn(params: jax.Array) -> jax.Array:
+    """Returns L(mu, sigma): minus the log of two bumps, one sharp and deep, one flat."""
+    mu, sigma = params
+
+    def divergence(center: float, width: float) -> jax.Array:
+        """KL divergence from N(center, width^2) to N(mu, sigma^2)."""
+        return jnp.log(width / sigma) + (sigma**2 + (mu - center) ** 2) / (2 * width**2) - 0.5
+
+    flat = jnp.log(0.7) - divergence(20.0, 30.0) / 1.8**2
+    sharp = jnp.log(0.3) - divergence(-20.0, 10.0) / 1.2**2
+    return -jnp.logaddexp(flat, sharp)
+
+
+def make_optimizers() -> dict[str, optax.GradientTransformationExtraArgs]:
+    """Returns the three methods, which differ in the first link of the chain only."""
+    sgd = optax.sgd(5.0, momentum=0.9)
+    return {
+        "SGD": optax.chain(sgd),
+        "SAM": optax.chain(sam(rho=6.0), sgd),
+        "XSAM": optax.chain(xsam(rho=6.0, rho_max=18.0, alpha_max=4.0, probe_every=1), sgd),
+    }
+
+
+def run(
+    tx: optax.GradientTransformationExtraArgs,
+    start: tuple[float, float] = START,
+    steps: int = STEPS,
+) -> jax.Array:
+    """Returns the points passed, the start included, of shape (steps + 1, 2)."""
+
+    def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, jax.Array]:
+        params, opt_state = carry
+        grads = jax.grad(loss_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), params
+
+    params = jnp.asarray(start, float)
+    _, points = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+    return jnp.concatenate([params[None], points])
+
+
+def draw(trajectories: dict[str, jax.Array], path: Path) -> None:
+    """Writes the contour plot with the trajectories on it."""
+    plt.rcParams.update({"font.size": 8})
+    figure, axes = plt.subplots(figsize=(3.3, 2.9))
+    mu, sigma = np.meshgrid(np.linspace(-40, 50, 200), np.linspace(4, 50, 200))
+    losses = jax.vmap(loss_fn, in_axes=-1, out_axes=-1)
+    values = jax.vmap(losses, in_axes=-1, out_axes=-1)(jnp.stack([jnp.asarray(mu), sigma]))
+    levels = np.concatenate([np.arange(0.3, 1.0, 0.1), np.arange(1.0, 3.0, 0.25)])
+    axes.contour(mu, sigma, values, levels=levels, cmap="Greys_r", linewidths=0.6)
+    for name, points in trajectories.items():
+        axes.plot(*points.T, color=COLORS[name], linewidth=1, label=name)
+        axes.plot(*points[-1], "o", color=COLORS[name], markersize=5, markeredgecolor="white")
+    axes.plot(*START, "x", color="black", markersize=6)
+    axes.annotate("start", START, xytext=(4, -9), textcoords="offset points")
+    axes.set(xlabel="$\\mu$", ylabel="$\\sigma$")
+    axes.legend(frameon=False, loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="SGD, SAM and XSAM on a two-dimensional function")
+    parser.add_argument("--out", type=Path, default=Path("runs/two_minima"), help="folder")
+    arguments = parser.parse_args(argv)
+    trajectories = {name: run(tx) for name, tx in make_optimizers().items()}
+    print("method      mu   sigma    loss")
+    for name, points in trajectories.items():
+        mu, sigma = points[-1]
+        print(f"{name:6} {mu:7.2f} {sigma:7.2f} {loss_fn(points[-1]):7.3f}")
+    draw(trajectories, arguments.out / "trajectories.png")
+    print(f"wrote {arguments.out / 'trajectories.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Lengths for a direction."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.base import AscentPath, ValueFn, value_at
+
+SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
+
+
+def match_norm(
+    scale: str = "last", rho_max: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gives a direction its length: :math:`s\, u / \|u\|`.
+
+    ============= ==============================================================
+    `scale`       :math:`s`
+    ============= ==============================================================
+    "last"        :math:`\|g_k\|`, that of SAM (default)
+    "first"       :math:`\|g_0\|`
+    "mean"        :math:`\sum_{i=0}^k \|g_i\| / (k+1)`
+    "max"         :math:`\max_{i=0}^k \|g_i\|`
+    "slope"       :math:`(L(\theta_k) - L(\theta_0)) / \|\theta_k - \theta_0\|`
+    "slope_max"   :math:`(L(\theta_0 + \rho_m u/\|u\|) - L(\theta_0)) / \rho_m`
+    ============= ==============================================================
+
+    The slopes are signed, as published: where the loss fell on the way, the step is reversed.
+    They need :math:`L(\theta_0)`, the extra argument `value` or else one forward pass;
+    "slope_max" takes one more, and "slope" does where a `grad_fn` hides :math:`L(\theta_k)`.
+    Without a displacement "slope" is its limit, :math:`\|g_k\|`.
+
+    Args:
+      scale: the name of the length. Static.
+      rho_max: :math:`\rho_m > 0`, for "slope_max" only: a number, which may be traced, or a
+        schedule.
+
+    Returns:
+      A descent that rescales `updates` (zero stays zero), float32 (float64 under x64). Its state
+      is an `optax.ScaleByScheduleState` where `rho_max` is a schedule, and empty otherwise.
+
+    Raises:
+      TypeError: `rho_max` is neither a real number nor a schedule.
+      ValueError: `scale` is unknown, `rho_max` missing or out of range; or, in `update`, `path` is
+        missing, or `value_fn` where a slope needs it.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> from xsam_jax.core import sharpness_aware
+      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> tx = sharpness_aware(ascent, match_norm("first"))  # SAM's direction, SGD's length
+
+    References:
+      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
+      ICLR 2026, appendix F
+    """
+    checks.choice("scale", scale, SCALES)
+    if scale == "slope_max":
+        checks.present(
+            rho_max, "scale='slope_max' is a slope over rho_max: give match_norm rho_max"
+        )
+    if rho_max is not None:
+        checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
+    scheduled = callable(rho_max)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        del params
+        if scheduled:
+            return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        path: AscentPath | None = None,
+        value_fn: ValueFn | None = None,
+        value: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        path = checks.ascent_path("match_norm", path, params)
+        direction = tree.unit(updates)
+        norms = path.gradient_norms
+        if scale == "slope":
+            length = _slope(path.displacement, path.last_value, norms[-1], params, value_fn, value)
+        elif scale == "slope_max":
+            radius = rho_max(state.count) if scheduled else rho_max
+            highest = tree.scale(radius, direction)
+            length = _slope(highest, None, norms[-1], params, value_fn, value)
+        else:
+            lengths = {
+                "last": norms[-1],
+                "first": norms[0],
+                "mean": norms.mean(),
+                "max": norms.max(),
+            }
+            length = lengths[scale]
+        if scheduled:
+            state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        return tree.scale(length, direction), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _slope(
+    displacement: Any,
+    end: jax.Array | None,
+    limit: jax.Array,
+    params: optax.Params,
+    value_fn: ValueFn | None,
+    start: jax.Array | None,
+) -> jax.Array:
+    """Returns the rise of the loss over a displacement, and `limit` where there is none."""
+    value_fn = checks.loss_needed("a slope is a difference of losses", value_fn)
+    start = value_fn(params) if start is None else start
+    end = value_at(value_fn, params, displacement) if end is None else end
+    distance = tree.norm(displacement)
+    rise = jnp.asarray(end, limit.dtype) - jnp.asarray(start, limit.dtype)
+    return jnp.where(distance > 0, rise / jnp.where(distance > 0, distance, 1.0), limit)

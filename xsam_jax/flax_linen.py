@@ -1,0 +1,57 @@
+"""For Flax linen: a `TrainState` whose `apply_gradients` passes the loss function on.
+
+Import it as `from xsam_jax import flax_linen`; the rest of the library does not need Flax.
+"""
+
+from typing import Any
+
+import optax
+from flax.training import train_state
+
+_EXTRA_ARGS = ("value_fn", "grad_fn", "value")
+
+
+class TrainState(train_state.TrainState):
+    """The `TrainState` of Flax, with `value_fn`, `grad_fn` and `value` for the optimizer.
+
+    The original hands every keyword of `apply_gradients` to `replace`, so that the optimizer never
+    sees a loss function. Here these three go to `tx.update`; others still go to `replace`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from xsam_jax import sam
+      >>> model, x = nn.Dense(1), jnp.ones((4, 2))
+      >>> state = TrainState.create(
+      ...     apply_fn=model.apply,
+      ...     params=model.init(jax.random.key(0), x)["params"],
+      ...     tx=optax.chain(sam(rho=0.05), optax.sgd(0.1)),
+      ... )
+      >>> def loss_fn(params):
+      ...     return jnp.mean(state.apply_fn({"params": params}, x) ** 2)
+      >>> grads = jax.grad(loss_fn)(state.params)
+      >>> state = state.apply_gradients(grads=grads, value_fn=loss_fn)
+      >>> state.step
+      1
+    """
+
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+        """Returns the state after one optimizer step.
+
+        Args:
+          grads: gradients with the structure of `params`.
+          **kwargs: `value_fn`, `grad_fn` and `value` for the optimizer, as `sharpness_aware` says;
+            and further fields of the state to replace.
+
+        Returns:
+          The new state.
+        """
+        extra_args = {name: kwargs.pop(name) for name in _EXTRA_ARGS if name in kwargs}
+
+        def update(updates: Any, state: Any, params: Any) -> Any:
+            tx = optax.with_extra_args_support(self.tx)
+            return tx.update(updates, state, params, **extra_args)
+
+        tx = optax.GradientTransformation(self.tx.init, update)
+        stepped = train_state.TrainState.apply_gradients(self.replace(tx=tx), grads=grads, **kwargs)
+        return stepped.replace(tx=self.tx)

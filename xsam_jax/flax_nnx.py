@@ -1,0 +1,65 @@
+"""For Flax NNX: a pure loss function of the parameters, from a loss function of a model.
+
+Import it as `from xsam_jax import flax_nnx`; the rest of the library does not need Flax.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xsam_jax.base import ValueFn
+
+
+def make_value_fn(
+    loss_fn: Callable[..., Any],
+    model: nnx.Module,
+    *args: Any,
+    wrt: Any = nnx.Param,
+    has_aux: bool = False,
+) -> ValueFn:
+    """Returns the loss as a pure function of the parameters, for `optimizer.update(value_fn=...)`.
+
+    All that is not a parameter (BatchNorm statistics, dropout keys and their counters) is frozen
+    as it is at this call, and what the loss function does to it is dropped. Called before the
+    clean pass, as below, every pass of a step uses the same dropout mask; called after it, the
+    further passes use a fresh one. Either way statistics advance once, in the clean pass.
+
+    Args:
+      loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`.
+      model: the model.
+      *args: what else `loss_fn` takes, such as the batch.
+      wrt: the filter of the parameters, as given to `nnx.Optimizer`.
+      has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
+
+    Returns:
+      A function of a state like `nnx.state(model, wrt)`, which returns the loss.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from xsam_jax import xsam
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(1))
+      ... )
+      >>> tx = optax.chain(xsam(rho=0.1, rho_max=0.2), optax.sgd(0.1))
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> def loss_fn(model, x):
+      ...     return jnp.mean(model(x) ** 2)
+      >>> @nnx.jit
+      ... def train_step(model, optimizer, x):
+      ...     value_fn = make_value_fn(loss_fn, model, x)
+      ...     loss, grads = nnx.value_and_grad(loss_fn)(model, x)
+      ...     optimizer.update(model, grads, value_fn=value_fn, value=loss)
+      ...     return loss
+      >>> loss = train_step(model, optimizer, jnp.array([[0.0, 1.0], [1.0, 2.0]]))
+    """
+    graphdef, *states = nnx.split(model, wrt, ...)
+    # Pure arrays: Variables of the outer trace may not be mutated inside the inner ones.
+    rest = nnx.as_pure(states[1])
+
+    def value_fn(params: Any) -> jax.Array:
+        result = loss_fn(nnx.merge(graphdef, params, rest), *args)
+        return result[0] if has_aux else result
+
+    return value_fn
