@@ -15,6 +15,8 @@ from xsam_jax.base import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
 
+__all__ = ["sam", "slerp_sam", "xsam"]
+
 
 def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimization (SAM): the gradient at the end of an ascent.

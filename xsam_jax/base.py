@@ -46,7 +46,7 @@ class AscentPath(NamedTuple):
     last_value: jax.Array | None
 
 
-def at_count(value: optax.ScalarOrSchedule, count: jax.Array) -> Any:
+def at_count(value: Any, count: jax.Array | None) -> Any:
     """Returns `value`, or its value at `count` where it is a schedule."""
     return value(count) if callable(value) else value
 

@@ -159,8 +159,9 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
 
 def gradients_like(gradients: Any, params: optax.Params) -> None:
     """Raises unless `gradients`, from a `grad_fn`, has the tree structure of `params`."""
-    expected, got = jax.tree.structure(params), jax.tree.structure(gradients)
-    if not expected == got:
+    expected: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(gradients)
+    if expected != got:
         raise TypeError(
             f"grad_fn must return a gradient with the structure of params, {expected}, got {got}: "
             "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"

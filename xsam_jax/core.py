@@ -147,20 +147,11 @@ def sharpness_aware(
             gradients.append(gradient)
             ascent_states.append(ascent_state)
 
-        path = AscentPath(
-            displacement=_sum(perturbations),
-            first_gradient=updates,
-            last_gradient=gradient,
-            gradient_sum=_sum(gradients),
-            unit_gradient_sum=_sum([tree.unit(g) for g in gradients]),
-            gradient_norms=jnp.stack([tree.norm(g) for g in gradients]),
-            last_value=point_value,
-        )
         result, descent_state = descent.update(
             gradient,
             state.descent,
             params,
-            path=path,
+            path=_path(perturbations, gradients, point_value),
             value=value,
             **losses,
             **extra_args,
@@ -184,6 +175,20 @@ def _value_and_gradient_function(
         return None, gradient
 
     return value_and_gradient_at
+
+
+def _path(
+    perturbations: list[Any], gradients: list[Any], last_value: jax.Array | None
+) -> AscentPath:
+    return AscentPath(
+        displacement=_sum(perturbations),
+        first_gradient=gradients[0],
+        last_gradient=gradients[-1],
+        gradient_sum=_sum(gradients),
+        unit_gradient_sum=_sum([tree.unit(g) for g in gradients]),
+        gradient_norms=jnp.stack([tree.norm(g) for g in gradients]),
+        last_value=last_value,
+    )
 
 
 def _sum(trees: list[Any]) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax.base import AscentPath, ValueFn, value_at
+from xsam_jax.base import AscentPath, ValueFn, at_count, value_at
 
 SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
 
@@ -89,7 +89,7 @@ def match_norm(
         if scale == "slope":
             length = _slope(path.displacement, path.last_value, norms[-1], params, value_fn, value)
         elif scale == "slope_max":
-            radius = rho_max(state.count) if scheduled else rho_max
+            radius = at_count(rho_max, getattr(state, "count", None))
             highest = tree.scale(radius, direction)
             length = _slope(highest, None, norms[-1], params, value_fn, value)
         else:

@@ -1,0 +1,104 @@
+"""The training steps that are compared: plain, hand-written SAM, Optax's SAM, and this library's.
+
+All have one base optimizer, take the gradient at the start themselves, and have the signature
+`step(params, opt_state, batch) -> (params, opt_state, loss)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.models import Batch
+from xsam_jax import sam, slerp_sam, xsam
+
+RHO = 0.05
+RHO_MAX = 0.1
+BASE = optax.sgd(0.05, momentum=0.9)
+
+LossFn = Callable[[Any, Batch], jax.Array]
+
+
+class Step(NamedTuple):
+    """A step function, and what makes its optimizer state from the parameters."""
+
+    init: Callable[[Any], Any]
+    step: Callable[[Any, Any, Batch], tuple[Any, Any, jax.Array]]
+
+
+def gradient(loss_fn: LossFn) -> Step:
+    """Returns the step of the base optimizer: one gradient."""
+
+    def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, opt_state = BASE.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return Step(BASE.init, step)
+
+
+def hand_written_sam(loss_fn: LossFn) -> Step:
+    """Returns SAM in as few operations as it takes, guarding nothing."""
+
+    def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+        perturbed = jax.tree.map(lambda p, g: p + RHO / norm * g, params, grads)
+        grads = jax.grad(loss_fn)(perturbed, batch)
+        updates, opt_state = BASE.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return Step(BASE.init, step)
+
+
+def contrib_sam(loss_fn: LossFn, steps: int = 1) -> Step:
+    """Returns `optax.contrib.sam` in opaque mode, with the gradient normalized in the ascent."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    tx = optax.contrib.sam(BASE, adversary, sync_period=steps + 1, opaque_mode=True)
+
+    def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, opt_state = tx.update(
+            grads,
+            opt_state,
+            params,
+            grad_fn=lambda params, _: jax.grad(loss_fn)(params, batch),
+        )
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return Step(tx.init, step)
+
+
+def ours(loss_fn: LossFn, transformation: optax.GradientTransformationExtraArgs) -> Step:
+    """Returns a step of the base optimizer behind a transformation of this library."""
+    tx = optax.chain(transformation, BASE)
+
+    def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        def value_fn(params: Any) -> jax.Array:
+            return loss_fn(params, batch)
+
+        loss, grads = jax.value_and_grad(value_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return Step(tx.init, step)
+
+
+def competitors(loss_fn: LossFn) -> dict[str, Step]:
+    """Returns every step by the name it has in the tables, the reference second."""
+    return {
+        "gradient": gradient(loss_fn),
+        "hand-written SAM": hand_written_sam(loss_fn),
+        "optax.contrib.sam": contrib_sam(loss_fn),
+        "sam": ours(loss_fn, sam(RHO)),
+        "slerp_sam": ours(loss_fn, slerp_sam(RHO, alpha=1.5)),
+        "xsam, grid": ours(loss_fn, xsam(RHO, RHO_MAX)),
+        "xsam, section": ours(loss_fn, xsam(RHO, RHO_MAX, search="section")),
+    }
+
+
+def at_count(opt_state: Any, count: int) -> Any:
+    """Returns the optimizer state with its step counter set: XSAM probes at 0 and not at 1."""
+    return optax.tree.set(opt_state, count=jnp.asarray(count, jnp.int32))

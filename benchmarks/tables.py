@@ -1,0 +1,262 @@
+"""The tables on steps, probes and compile times. Each function returns Markdown."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import steps
+from benchmarks.measure import (
+    Program,
+    compile_program,
+    compile_seconds,
+    markdown,
+    number,
+    paired_ratios,
+    progress,
+    quotient,
+    spread,
+)
+from benchmarks.models import Batch, Problem, build
+from xsam_jax import sam, xsam
+
+NUM_ALPHAS = 21
+HORIZONS = (100, 400)
+PROBE_BATCH_SIZES: tuple[int | None, ...] = (1, 4, None)
+ASCENT_STEPS = (1, 2, 4, 8)
+
+
+class Bench:
+    """What every table is measured on: one set of models, compiled once.
+
+    Attributes:
+      names: the models.
+      size: "tiny" or "full".
+      rounds: the number of pairs by model, for the step time; longer runs take a part of them.
+    """
+
+    def __init__(self, names: list[str], size: str, rounds: dict[str, int]) -> None:
+        self.names, self.size, self.rounds = names, size, rounds
+        self.problem = functools.cache(functools.partial(build, size=size))
+        self.programs = functools.cache(self._programs)
+
+    def _programs(self, name: str) -> dict[str, Program]:
+        problem = self.problem(name)
+        competitors = list(steps.competitors(problem.loss_fn).items())
+        programs = {}
+        for i in progress(len(competitors), f"{name}: compile"):
+            step_name, step = competitors[i]
+            opt_state = step.init(problem.params)
+            programs[step_name] = compile_program(
+                step.step, problem.params, opt_state, problem.batch
+            )
+        return programs
+
+    def fewer_rounds(self, name: str) -> int:
+        """The number of pairs where one side takes as long as a whole probe."""
+        return max(2, self.rounds[name] // 3)
+
+
+def step_time(bench: Bench) -> str:
+    """Times every step against hand-written SAM."""
+    columns = {name: _step_ratios(bench, name) for name in bench.names}
+    rows = list(dict.fromkeys(row for ratios in columns.values() for row in ratios))
+    table = markdown(
+        ["step time / hand-written SAM", *bench.names],
+        [
+            [row, *(spread(ratios[row]) if row in ratios else "-" for ratios in columns.values())]
+            for row in rows
+        ],
+    )
+    pairs = ", ".join(f"{name} {bench.rounds[name]}" for name in bench.names)
+    return (
+        f"{table}\n\nMedian [quartiles] of the ratios of neighboring runs; pairs: {pairs}. Over T "
+        "steps of which one probes: ((T - 1) x the ratio of a step that does not + the ratio of "
+        f"one that does) / T, with {NUM_ALPHAS} alphas."
+    )
+
+
+def _step_ratios(bench: Bench, name: str) -> dict[str, np.ndarray]:
+    programs = bench.programs(name)
+    reference = programs["hand-written SAM"]
+
+    def at_count(step: str, count: int) -> Program:
+        params, opt_state, batch = programs[step].arguments
+        opt_state = steps.at_count(opt_state, count)
+        return dataclasses.replace(programs[step], arguments=(params, opt_state, batch))
+
+    runs = {step: programs[step] for step in ("gradient", "optax.contrib.sam", "sam", "slerp_sam")}
+    for step in ("xsam, grid", "xsam, section"):
+        runs[f"{step}, not probing"] = at_count(step, 1)
+        runs[f"{step}, probing"] = at_count(step, 0)
+    measured = paired_ratios(runs, reference, bench.rounds[name], f"{name}: step time")
+
+    ratios = {"2 x gradient": 2 * measured.pop("gradient")} | measured
+    for step in ("xsam, grid", "xsam, section"):
+        still, probing = measured[f"{step}, not probing"], measured[f"{step}, probing"]
+        for horizon in HORIZONS:
+            ratios[f"{step}, T = {horizon}"] = ((horizon - 1) * still + probing) / horizon
+    if name == "mlp":
+        # The check of the formula: the default `probe_every`, so that the first step probes.
+        ratios |= paired_ratios(
+            {"xsam, grid, 100 real steps": functools.partial(_train, programs["xsam, grid"], 100)},
+            functools.partial(_train, reference, 100),
+            bench.fewer_rounds(name),
+            f"{name}: 100 steps",
+        )
+    return ratios
+
+
+def _train(program: Program, number_of_steps: int) -> Any:
+    params, opt_state, batch = program.arguments
+    for _ in range(number_of_steps):
+        params, opt_state, _ = program.compiled(params, opt_state, batch)
+    return params
+
+
+def memory(bench: Bench) -> str:
+    """Reads FLOPs and temporary memory off the compiled steps."""
+    rows = []
+    for name in bench.names:
+        programs = bench.programs(name)
+        params = bench.problem(name).params
+        copy = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        two_gradients = programs["gradient"].flops
+        two_gradients = None if two_gradients is None else 2 * two_gradients
+        reference = programs["hand-written SAM"].temporary_bytes
+        for step, program in programs.items():
+            used = program.temporary_bytes
+            more = None if used is None or reference is None else (used - reference) / copy
+            rows.append(
+                [
+                    name,
+                    step,
+                    number(quotient(program.flops, two_gradients), 4),
+                    number(quotient(used, 1e6)),
+                    "-" if more is None else f"{more:+.2f}",
+                ]
+            )
+    header = ["model", "step", "FLOPs / 2 gradients", "temporary MB", "- hand-written, in copies"]
+    return (
+        f"{markdown(header, rows)}\n\nOf the whole compiled step, nothing donated. The cost "
+        "analysis of `xsam` counts the probe that stands in its conditional; without it, it is "
+        "`slerp_sam`. A copy is the size of the parameters."
+    )
+
+
+def probe_program(problem: Problem, probe_batch_size: int | None, search: str) -> Program:
+    """Compiles XSAM's update with both gradients given, so that the probe is what it costs."""
+    tx = xsam(
+        steps.RHO,
+        steps.RHO_MAX,
+        num_alphas=NUM_ALPHAS,
+        probe_batch_size=probe_batch_size,
+        search=search,
+    )
+
+    def update(params: Any, first: Any, last: Any, batch: Batch) -> Any:
+        return tx.update(
+            first,
+            tx.init(params),
+            params,
+            value_fn=lambda params: problem.loss_fn(params, batch),
+            grad_fn=lambda _: last,
+        )
+
+    keys = jax.random.split(jax.random.key(0))
+    first, last = (_like(problem.params, key) for key in keys)
+    return compile_program(update, problem.params, first, last, problem.batch)
+
+
+def _like(params: Any, key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    normals = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, normals)
+
+
+def probe(bench: Bench) -> str:
+    """Times a probe by chunk size against as many plain forward passes."""
+    rows = []
+    for name in bench.names:
+        problem = bench.problem(name)
+        forward = compile_program(problem.loss_fn, problem.params, problem.batch)
+        gradient = bench.programs(name)["gradient"]
+        probes = {
+            "whole grid" if size is None else str(size): probe_program(problem, size, "grid")
+            for size in PROBE_BATCH_SIZES
+        }
+
+        def forwards(forward: Program = forward) -> None:
+            for _ in range(NUM_ALPHAS):
+                jax.block_until_ready(forward())
+
+        ratios = paired_ratios(probes, forwards, bench.fewer_rounds(name), f"{name}: probe")
+        for size, program in probes.items():
+            used = program.temporary_bytes
+            rows.append(
+                [
+                    name,
+                    size,
+                    spread(ratios[size], 2),
+                    number(quotient(used, 1e6)),
+                    number(quotient(used, forward.temporary_bytes)),
+                    number(quotient(used, gradient.temporary_bytes)),
+                ]
+            )
+    forward_passes = f"{NUM_ALPHAS} forward passes"
+    header = [
+        "model",
+        "probe_batch_size",
+        f"time / {forward_passes}",
+        "temporary MB",
+        "/ a forward pass's",
+        "/ a gradient step's",
+    ]
+    return (
+        f"{markdown(header, rows)}\n\nXSAM's update with both gradients given: the probe, and the "
+        "plane that it looks at."
+    )
+
+
+def compile_time(bench: Bench) -> str:
+    """Times trace, lowering and compilation over the number of ascent steps, on the ResNet."""
+    problem = bench.problem("resnet")
+    rounds = 3 if bench.size == "full" else 1
+
+    def ours(k: int) -> steps.Step:
+        return steps.ours(problem.loss_fn, sam(steps.RHO, steps=k))
+
+    def theirs(k: int) -> steps.Step:
+        return steps.contrib_sam(problem.loss_fn, steps=k)
+
+    def measured(step: steps.Step) -> float:
+        opt_state = step.init(problem.params)
+        return compile_seconds(step.step, problem.params, opt_state, problem.batch)
+
+    # What JAX itself traces once and keeps is no part of the comparison.
+    measured(ours(1)), measured(theirs(1))
+    times: dict[int, list[tuple[float, float]]] = {k: [] for k in ASCENT_STEPS}
+    for i in progress(rounds, "resnet: compile time"):
+        for k in ASCENT_STEPS:
+            if i % 2:
+                other, own = measured(theirs(k)), measured(ours(k))
+            else:
+                own, other = measured(ours(k)), measured(theirs(k))
+            times[k].append((own, other))
+
+    rows = []
+    for k, pairs in times.items():
+        own_times, other_times = np.array(pairs).T
+        rows.append(
+            [
+                str(k),
+                spread(own_times, 2),
+                spread(other_times, 2),
+                spread(own_times / other_times, 2),
+            ]
+        )
+    header = ["k", "sam, seconds", "optax.contrib.sam, seconds", "ratio"]
+    return f"{markdown(header, rows)}\n\nOn the ResNet; median [quartiles] of {rounds} pairs."

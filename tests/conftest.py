@@ -1,0 +1,30 @@
+"""Strict numerics for every test, and one compilation cache for the whole run."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+from problems import x64 as x64_mode
+
+_CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+
+# Workers compile many equal programs; what one of them compiled, the others read.
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def x64():
+    """Runs the test in float64."""
+    with x64_mode(True):
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["float32", "float64"])
+def precision(request):
+    """Runs the test in float32 and in float64; its value is the dtype's relative rounding error."""
+    with x64_mode(request.param):
+        yield 2.0**-52 if request.param else 2.0**-23

@@ -1,0 +1,470 @@
+"""What every alias promises as an Optax gradient transformation, from the table in methods.py."""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import problems
+import pytest
+from flax import nnx
+from methods import METHODS
+
+import xsam_jax
+from xsam_jax.ascent import normalize, scale_by_radius
+
+LEARNING_RATE = 0.02
+# Two compilations of one step differ by float32 rounding, which differences of losses amplify.
+RTOL = 1e-4
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+probing_method = pytest.mark.parametrize(
+    "method",
+    [m for m in METHODS.values() if m.probes],
+    ids=[n for n in METHODS if METHODS[n].probes],
+)
+
+
+def loss_fn(params):
+    """A bowl with another curvature along every axis, of any structure and dtype."""
+    total = 0.0
+    for leaf in jax.tree.leaves(params):
+        # In float32, as a loss is: in half precision the probes would tie.
+        x = jnp.asarray(leaf, jnp.result_type(float)) - 0.3
+        curvature = jnp.geomspace(0.2, 5.0, x.size).reshape(x.shape)
+        total += jnp.sum(curvature * x**2 / (1 + 0.1 * x**2))
+    return total
+
+
+def make_params(dtype=jnp.float32):
+    return {
+        "weight": jnp.asarray([[1.0, -0.5], [0.25, 2.0]], dtype),
+        "bias": jnp.asarray([0.5, -1.0, 1.5], dtype),
+    }
+
+
+def with_sgd(method, **kwargs):
+    return optax.chain(method.make(**kwargs), optax.sgd(LEARNING_RATE, momentum=0.9))
+
+
+def make_step(tx, loss_fn=loss_fn):
+    def step(params, opt_state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn, value=value)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def run(tx, params, num_steps=4, opt_state=None):
+    step = jax.jit(make_step(tx))
+    opt_state = tx.init(params) if opt_state is None else opt_state
+    for _ in range(num_steps):
+        params, opt_state = step(params, opt_state)
+    return params, opt_state
+
+
+def test_the_table_has_every_alias():
+    assert {m.alias.__name__ for m in METHODS.values()} == set(xsam_jax.alias.__all__)
+
+
+@every_method
+def test_it_is_not_the_base_optimizer(method):
+    """Else every equality below could hold of a transform that does nothing."""
+    params, _ = run(with_sgd(method), make_params())
+    base, _ = run(
+        optax.chain(optax.identity(), optax.sgd(LEARNING_RATE, momentum=0.9)), make_params()
+    )
+    assert not np.allclose(params["bias"], base["bias"], rtol=1e-3)
+
+
+@every_method
+def test_the_step_traces_once(method):
+    tx = with_sgd(method)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_step(tx), n=1))
+    params, opt_state = make_params(), tx.init(make_params())
+    for _ in range(3):
+        params, opt_state = step(params, opt_state)
+    assert optax.tree.get(opt_state, "trace")["bias"].shape == (3,)
+
+
+@every_method
+def test_a_scan_over_steps_is_a_loop_over_steps(method):
+    tx = with_sgd(method)
+    step = make_step(tx)
+    params = make_params()
+    scanned, _ = jax.lax.scan(lambda c, _: (step(*c), None), (params, tx.init(params)), length=4)
+    chex.assert_trees_all_close(scanned, run(tx, params), rtol=RTOL)
+
+
+@every_method
+def test_without_jit_it_is_the_same(method):
+    tx = with_sgd(method)
+    params, opt_state = make_params(), tx.init(make_params())
+    for _ in range(2):
+        params, opt_state = make_step(tx)(params, opt_state)
+    chex.assert_trees_all_close((params, opt_state), run(tx, make_params(), 2), rtol=RTOL)
+
+
+def axes_of(opt_state):
+    """0 for every leaf but the step counters."""
+
+    def axis(path, leaf):
+        return None if getattr(path[-1], "name", None) == "count" else 0
+
+    return jax.tree_util.tree_map_with_path(axis, opt_state)
+
+
+def over_seeds(method):
+    tx = with_sgd(method)
+    params = jax.vmap(
+        lambda key: jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), make_params())
+    )(jax.random.split(jax.random.key(0), 3))
+    opt_state = jax.vmap(tx.init)(params)
+    axes = axes_of(opt_state)
+    opt_state = jax.tree.map(
+        lambda axis, x: x[0] if axis is None else x, axes, opt_state, is_leaf=lambda x: x is None
+    )
+    step = jax.jit(jax.vmap(make_step(tx), in_axes=(0, axes), out_axes=(0, axes)))
+    return tx, step, params, opt_state
+
+
+@every_method
+def test_vmap_over_seeds_is_a_loop_over_seeds(method):
+    tx, step, params, opt_state = over_seeds(method)
+    start = params
+    for _ in range(4):
+        params, opt_state = step(params, opt_state)
+    for seed in range(3):
+        alone, _ = run(tx, jax.tree.map(lambda p: p[seed], start))  # noqa: B023
+        chex.assert_trees_all_close(jax.tree.map(lambda p: p[seed], params), alone, rtol=RTOL)  # noqa: B023
+
+
+@probing_method
+def test_vmap_with_one_counter_keeps_the_conditional(method):
+    _, step, params, opt_state = over_seeds(method)
+    assert "conditional(" in step.lower(params, opt_state).compile().as_text()
+
+
+@every_method
+def test_buffers_can_be_donated(method):
+    """An unusable donation warns, and warnings are errors here."""
+    tx = with_sgd(method)
+    expected = run(tx, make_params())
+    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
+    params = make_params()
+    opt_state = tx.init(params)
+    for _ in range(4):
+        params, opt_state = step(params, opt_state)
+    chex.assert_trees_all_close((params, opt_state), expected, rtol=RTOL)
+
+
+@every_method
+def test_unknown_extra_arguments_change_nothing(method):
+    tx, params = method.make(), make_params()
+    grads = jax.grad(loss_fn)(params)
+    plain = tx.update(grads, tx.init(params), params, value_fn=loss_fn)
+    extra = tx.update(grads, tx.init(params), params, value_fn=loss_fn, obj_fn=None, rng=3)
+    chex.assert_trees_all_equal(plain, extra)
+
+
+@every_method
+def test_a_gradient_function_replaces_the_gradient_of_the_loss(method):
+    """Twice the gradient: the ascent is the same, the gradients seen are twice as long."""
+    tx, params = method.make(), make_params()
+    grads = jax.grad(loss_fn)(params)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss_fn)
+    doubled, _ = tx.update(
+        grads,
+        tx.init(params),
+        params,
+        value_fn=loss_fn,
+        grad_fn=lambda p: optax.tree.scale(2.0, jax.grad(loss_fn)(p)),
+    )
+    # The length over rho_max is a matter of losses alone.
+    factor = 1.0 if method.statics.get("scale") == "slope_max" else 2.0
+    chex.assert_trees_all_close(doubled, optax.tree.scale(factor, updates), rtol=RTOL)
+
+
+@every_method
+def test_every_number_can_be_injected(method):
+    inject = optax.inject_hyperparams(method.alias, static_args=method.static_args)
+    injected = optax.chain(
+        inject(**method.numbers, **method.statics), optax.sgd(LEARNING_RATE, momentum=0.9)
+    )
+    params, opt_state = run(injected, make_params())
+    expected, _ = run(with_sgd(method), make_params())
+    chex.assert_trees_all_close(params, expected, rtol=RTOL)
+    assert set(method.numbers) <= set(optax.tree.get(opt_state, "hyperparams"))
+
+
+@every_method
+def test_an_injected_radius_can_be_changed(method):
+    inject = optax.inject_hyperparams(method.alias, static_args=method.static_args)
+    tx, params = inject(**method.numbers, **method.statics), make_params()
+    grads = jax.grad(loss_fn)(params)
+    update = jax.jit(lambda state: tx.update(grads, state, params, value_fn=loss_fn)[0])
+    opt_state = tx.init(params)
+    before = update(opt_state)
+    opt_state.hyperparams["rho"] = jnp.float32(0.4)
+    larger = method.make(rho=0.4)
+    expected, _ = larger.update(grads, larger.init(params), params, value_fn=loss_fn)
+    chex.assert_trees_all_close(update(opt_state), expected, rtol=RTOL)
+    assert not np.allclose(before["bias"], expected["bias"], rtol=1e-3)
+
+
+@every_method
+def test_a_static_argument_that_is_injected_is_named(method):
+    inject = optax.inject_hyperparams(method.alias)
+    with pytest.raises(TypeError, match=r"steps .*static_args=\('steps'"):
+        inject(**method.numbers, **method.statics).init(make_params())
+
+
+@every_method
+def test_a_radius_schedule_moves_once_per_training_step(method):
+    radii = [0.3, 0.05, 0.2]
+    schedule = optax.piecewise_constant_schedule(
+        radii[0], {1: radii[1] / radii[0], 2: radii[2] / radii[1]}
+    )
+    scheduled = with_sgd(method, rho=schedule)
+    params, opt_state = make_params(), scheduled.init(make_params())
+    # The same method with the radius of each step as a number shares the rest of the state.
+    expected, other = make_params(), with_sgd(method).init(make_params())
+    for rho in radii:
+        params, opt_state = jax.jit(make_step(scheduled))(params, opt_state)
+        expected, other = jax.jit(make_step(with_sgd(method, rho=rho)))(expected, other)
+    chex.assert_trees_all_close(params, expected, rtol=RTOL)
+
+
+@probing_method
+def test_rho_max_can_be_a_schedule(method):
+    radii = [0.3, 0.9]
+    scheduled = with_sgd(method, rho_max=lambda count: jnp.asarray(radii)[count], probe_every=1)
+    params, opt_state = make_params(), scheduled.init(make_params())
+    expected, other = make_params(), with_sgd(method).init(make_params())
+    for rho_max in radii:
+        params, opt_state = jax.jit(make_step(scheduled))(params, opt_state)
+        constant = with_sgd(method, rho_max=rho_max, probe_every=1)
+        expected, other = jax.jit(make_step(constant))(expected, other)
+    chex.assert_trees_all_close(params, expected, rtol=RTOL)
+
+
+@every_method
+def test_apply_if_finite_after_it_skips_a_nan_of_any_gradient(method):
+    """The clean gradient is finite; only what the ascent meets is not."""
+    tx = optax.chain(method.make(), optax.apply_if_finite(optax.sgd(LEARNING_RATE), 5))
+    params = make_params()
+    opt_state = tx.init(params)
+
+    def broken(point):
+        moved = jnp.any(point["bias"] != params["bias"])
+        return jnp.where(moved, jnp.nan, 1.0) * loss_fn(point)
+
+    grads = jax.grad(loss_fn)(params)
+    updates, opt_state = tx.update(grads, opt_state, params, value_fn=broken)
+    chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
+    updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+    chex.assert_tree_all_finite((updates, opt_state))
+    assert np.all(updates["bias"] != 0)
+
+
+@every_method
+def test_multi_steps_around_it_gives_zeros_while_accumulating(method):
+    multi = optax.MultiSteps(with_sgd(method), every_k_schedule=2)
+    params = make_params()
+    opt_state = multi.init(params)
+    grads = jax.grad(loss_fn)(params)
+    update = jax.jit(lambda state: multi.update(grads, state, params, value_fn=loss_fn))
+    updates, opt_state = update(opt_state)
+    chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
+    updates, opt_state = update(opt_state)
+    expected, _ = run(with_sgd(method), params, 1)
+    chex.assert_trees_all_close(optax.apply_updates(params, updates), expected, rtol=RTOL)
+
+
+@every_method
+def test_multi_steps_after_it_averages_sharpness_aware_gradients(method):
+    inner = optax.MultiSteps(optax.sgd(LEARNING_RATE), every_k_schedule=2)
+    tx = optax.chain(method.make(), inner.gradient_transformation())
+    params = make_params()
+    opt_state, alone, gradients = tx.init(params), method.make().init(params), []
+    losses = [lambda p: loss_fn(p), lambda p: 3.0 * loss_fn(optax.tree.scale(0.5, p))]
+    for loss in losses:
+        grads = jax.grad(loss)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss)
+        gradient, alone = method.make().update(grads, alone, params, value_fn=loss)
+        gradients.append(gradient)
+    expected = jax.tree.map(lambda a, b: -LEARNING_RATE * (a + b) / 2, *gradients)
+    chex.assert_trees_all_close(updates, expected, rtol=RTOL)
+
+
+def subset_ascents(rho):
+    others, selected = {"weight": True, "bias": False}, {"weight": False, "bias": True}
+    zero = optax.masked(optax.set_to_zero(), others)
+    length = scale_by_radius(rho)
+    labels = {"weight": "zero", "bias": "climb"}
+    return {
+        "masked, norm of the subset": optax.chain(zero, normalize(), length),
+        "masked, norm of everything": optax.chain(normalize(), length, zero),
+        "partition": optax.partition(
+            {"zero": optax.set_to_zero(), "climb": optax.chain(normalize(), length)}, labels
+        ),
+        "masked ascent": optax.chain(
+            zero, optax.masked(optax.chain(normalize(), length), selected)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", subset_ascents(0.1))
+def test_masks_inside_the_ascent_perturb_a_subset(name):
+    rho, params = 0.1, make_params()
+    grads = jax.grad(loss_fn)(params)
+    whole = optax.tree.norm(grads if name == "masked, norm of everything" else grads["bias"])
+    point = {"weight": params["weight"], "bias": params["bias"] + rho * grads["bias"] / whole}
+    tx = xsam_jax.sharpness_aware(subset_ascents(rho)[name])
+    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
+        grads, tx.init(params), params
+    )
+    chex.assert_trees_all_close(updates, jax.grad(loss_fn)(point), rtol=RTOL)
+    tx = xsam_jax.xsam(None, 0.2, ascent=subset_ascents(rho)[name])
+    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
+        grads, tx.init(params), params
+    )
+    chex.assert_tree_all_finite(updates)
+
+
+@every_method
+@pytest.mark.parametrize(
+    "base",
+    [
+        optax.chain(
+            optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+        ),
+        optax.lbfgs(),
+    ],
+    ids=["backtracking", "lbfgs"],
+)
+def test_line_searches_follow_it(method, base):
+    tx, params = optax.chain(method.make(rho=0.01), base), make_params()
+    opt_state, start = tx.init(params), loss_fn(params)
+
+    @jax.jit
+    def step(params, opt_state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = tx.update(
+            grads, opt_state, params, value=value, grad=grads, value_fn=loss_fn
+        )
+        return optax.apply_updates(params, updates), opt_state
+
+    for _ in range(5):
+        params, opt_state = step(params, opt_state)
+    assert loss_fn(params) < 0.2 * start
+
+
+@every_method
+def test_map_params_finds_the_parameters_in_the_state(method):
+    tx = with_sgd(method, rho=optax.constant_schedule(0.1))
+    opt_state = tx.init(make_params())
+    mapped = optax.tree.map_params(tx, lambda leaf: leaf + 1, opt_state)
+    chex.assert_trees_all_equal(
+        optax.tree.get(mapped, "trace"),
+        optax.tree.scale(1.0, jax.tree.map(jnp.ones_like, make_params())),
+    )
+    is_trace = lambda path, leaf: any(getattr(p, "name", None) == "trace" for p in path)  # noqa: E731
+    keep = lambda state: [  # noqa: E731
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if not is_trace(path, leaf)
+    ]
+    chex.assert_trees_all_equal(keep(mapped), keep(opt_state))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes_in_are_dtypes_out(method, dtype):
+    with problems.x64(dtype == "float64"):
+        tx, params = method.make(), make_params(dtype)
+        opt_state = tx.init(params)
+        grads = jax.grad(loss_fn)(params)
+        updates, after = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
+            grads, opt_state, params
+        )
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, opt_state)
+        chex.assert_tree_all_finite(updates)
+        expected, state = run_gradient(method, make_params())
+        if method.probes:
+            np.testing.assert_allclose(
+                optax.tree.get(after, "alpha"), optax.tree.get(state, "alpha")
+            )
+        # Of a perturbation of 0.3 to parameters of 2, bfloat16 keeps one part in a hundred.
+        rtol = {"bfloat16": 0.1, "float16": 1e-2}.get(dtype, RTOL)
+        chex.assert_trees_all_close(optax.tree.cast(updates, "float32"), expected, rtol=rtol)
+
+
+def run_gradient(method, params):
+    with problems.x64(False):
+        tx, params = method.make(), optax.tree.cast(params, jnp.float32)
+        return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, value_fn=loss_fn)
+
+
+@every_method
+def test_gradients_may_have_another_dtype_than_the_parameters(method):
+    tx, params = method.make(), make_params(jnp.bfloat16)
+    grads = optax.tree.cast(jax.grad(loss_fn)(params), jnp.float32)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss_fn)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def containers():
+    weight, bias = make_params()["weight"], make_params()["bias"]
+    return {
+        "list": [weight, bias],
+        "tuple": (weight, bias),
+        "NamedTuple": Pair(weight, bias),
+        "nested": {"a": {"b": [weight]}, "c": (bias,)},
+        "None": {"a": weight, "b": None, "c": bias},
+        "empty": {"a": weight, "b": {}, "c": bias, "d": jnp.zeros((0, 3))},
+        "nnx.State": nnx.State({"a": nnx.Param(weight), "b": nnx.Param(bias)}),
+        "pure nnx.State": nnx.as_pure(nnx.State({"a": nnx.Param(weight), "b": nnx.Param(bias)})),
+    }
+
+
+@every_method
+@pytest.mark.parametrize("name", containers())
+def test_any_pytree_of_parameters_will_do(method, name):
+    params = containers()[name]
+    tx = method.make()
+    grads = jax.grad(loss_fn)(params)
+    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
+        grads, tx.init(params), params
+    )
+    chex.assert_trees_all_equal_structs(updates, params)
+    weight, bias = make_params()["weight"], make_params()["bias"]
+    expected, _ = run_gradient(method, [weight, bias])
+    leaves = [leaf for leaf in jax.tree.leaves(updates) if leaf.size]
+    chex.assert_trees_all_close(leaves, expected, rtol=RTOL)
+
+
+@every_method
+def test_a_restored_run_continues_bit_for_bit(method, tmp_path):
+    tx = with_sgd(method, rho=optax.linear_schedule(0.05, 0.2, 6))
+    params, opt_state = run(tx, make_params(), 3)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", (params, opt_state))
+        checkpointer.wait_until_finished()
+        blank = jax.tree.map(jnp.zeros_like, (params, opt_state))
+        restored = checkpointer.restore(tmp_path / "state", blank)
+    chex.assert_trees_all_equal_structs(restored, (params, opt_state))
+    resumed = run(tx, *[restored[0]], 3, restored[1])
+    uninterrupted = run(tx, make_params(), 6)
+    chex.assert_trees_all_equal(resumed, uninterrupted)
