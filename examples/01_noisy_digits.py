@@ -1,13 +1,15 @@
 """SGD, SAM and XSAM on handwritten digits, 40 % of whose training labels are wrong.
 
-    make demo        (or: python examples/01_noisy_digits.py [--help])
+    make demo        (or: python examples/01_noisy_digits.py; --help lists the options)
 
 Trains a small Flax NNX network with each method, over a sweep of rho and five seeds, chooses rho by
-the accuracy on validation images, and reports the test accuracy of that choice. Prints two tables,
-and writes three pictures and results.json to runs/noisy_digits.
+the accuracy on validation images, and reports the test accuracy of that choice. Takes about a
+minute on two cores. Writes three pictures and results.json to runs/noisy_digits. Expected test
+accuracies: SGD 83.5 %, SAM 94.1 %, XSAM 94.7 %; the two standard errors between the last two tie.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -40,7 +42,7 @@ COLORS = {"sgd": "#555555", "sam": "#0072B2", "xsam": "#D55E00"}  # apart for th
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained, and how; the command line sets what one would want to vary."""
+    """What is trained, and how; the command line sets the fields up to `epochs`, and `out`."""
 
     methods: tuple[str, ...] = METHODS
     rhos: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -72,20 +74,15 @@ class Setting(NamedTuple):
     rho_max: float | None = None
 
     def __str__(self) -> str:
-        return self.method.upper() + ("" if self.rho is None else f" rho {self.rho:g}")
+        radii = "" if self.rho is None else f" rho {self.rho:g}"
+        return self.method.upper() + radii + (f", rho_max {self.rho_max:g}" if self.rho_max else "")
 
 
-class Images(NamedTuple):
-    pixels: Any
-    labels: Any
-
-
+Images = tuple[Any, Any]  # pixels and labels
 Results = dict[Setting, dict[str, np.ndarray]]  # what `train` returns, stacked over seeds
 
-# --- Training -------------------------------------------------------------------------------------
 
-
-def load_data(config: Config, seed: int) -> tuple[Images, Images, Images]:
+def load_data(config: Config, seed: int) -> tuple[Images, ...]:
     """Returns training, validation and test images; the seed decides which labels are wrong."""
     digits, size = load_digits(), config.train_size
     order = np.random.default_rng(0).permutation(len(digits.target))
@@ -94,22 +91,19 @@ def load_data(config: Config, seed: int) -> tuple[Images, Images, Images]:
     wrong = rng.choice(size, round(config.noise * size), replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, wrong.size)) % 10
     cuts = [size, size + config.validation_size]
-    train, validation, test = map(Images, np.split(pixels, cuts), np.split(labels, cuts))
-    return train, validation, test
+    return tuple(zip(np.split(pixels, cuts), np.split(labels, cuts), strict=True))
 
 
-def make_optimizer(
-    method: str, rho: Any, rho_max: Any, config: Config
-) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(setting: Setting, config: Config) -> optax.GradientTransformationExtraArgs:
     """Returns the only part in which the methods differ: the first link of this chain."""
-    if method == "sgd":
+    if setting.method == "sgd":
         first = optax.identity()
-    elif method == "sam":
-        first = sam(rho, steps=config.steps)
+    elif setting.method == "sam":
+        first = sam(setting.rho, steps=config.steps)
     else:
         first = xsam(
-            rho,
-            rho_max,
+            setting.rho,
+            setting.rho_max,
             steps=config.steps,
             probe_every=config.batches_per_epoch,
             alpha_max=config.alpha_max,
@@ -121,52 +115,50 @@ def make_optimizer(
     return optax.chain(first, decay, optax.sgd(schedule, momentum=config.momentum))
 
 
-def loss_fn(model: nnx.Module, batch: Images) -> jax.Array:
-    logits = model(batch.pixels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+def loss_fn(model: nnx.Module, pixels: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(model(pixels), labels).mean()
 
 
 # Compiled once per method: rho is traced, and the optimizer is made of the tracer.
 @partial(jax.jit, static_argnames=("method", "config"))
 def train(
-    method: str, rho: Any, rho_max: Any, key: jax.Array, data: Any, config: Config
+    method: str, rho: Any, rho_max: Any, key: jax.Array, data: tuple[Images, ...], config: Config
 ) -> dict[str, jax.Array]:
     """Trains one model; returns its accuracies in percent, and a history over epochs."""
-    train_images, validation_images, test_images = data
+    training_images, validation_images, test_images = data
     rngs = nnx.Rngs(key)
     linear = partial(nnx.Linear, rngs=rngs)
     model = nnx.Sequential(linear(64, 256), nnx.relu, linear(256, 256), nnx.relu, linear(256, 10))
-    tx = make_optimizer(method, rho, rho_max, config)
+    tx = make_optimizer(Setting(method, rho, rho_max), config)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     def train_step(carry: Any, batch: Images) -> tuple[Any, dict[str, jax.Array]]:
         model, optimizer = carry
-        value_fn = make_value_fn(loss_fn, model, batch)
-        loss, grads = nnx.value_and_grad(loss_fn)(model, batch)
+        value_fn = make_value_fn(loss_fn, model, *batch)
+        loss, grads = nnx.value_and_grad(loss_fn)(model, *batch)
         optimizer.update(model, grads, value_fn=value_fn)
-        state = nnx.as_pure(optimizer.opt_state)
-        seen = {name: optax.tree.get(state, name, jnp.nan) for name in ("alpha", "psi")}
-        return carry, {"loss": loss, **seen}
+        history = {"loss": loss}
+        if method == "xsam":
+            state = nnx.as_pure(optimizer.opt_state)
+            history |= {name: optax.tree.get(state, name) for name in ("alpha", "psi")}
+        return carry, history
 
     def train_epoch(carry: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         shape = config.batches_per_epoch, config.batch_size
         order = jax.random.permutation(key, config.train_size)[: math.prod(shape)].reshape(shape)
-        batches = Images(train_images.pixels[order], train_images.labels[order])
-        first_batch = Images(batches.pixels[0], batches.labels[0])
-        probe = (
-            jnp.nan
-            if method != "xsam"
-            else probed_losses(carry[0], first_batch, rho, rho_max, config)
-        )
-        carry, history = nnx.scan(train_step)(carry, batches)
-        return carry, {"probe": probe, **jax.tree.map(jnp.mean, history)}
+        batches = jax.tree.map(lambda array: array[order], training_images)
+        history = {}
+        if method == "xsam":
+            first_batch = jax.tree.map(lambda array: array[0], batches)
+            history["probe"] = probed_losses(carry[0], first_batch, rho, rho_max, config)
+        carry, step_history = nnx.scan(train_step)(carry, batches)
+        return carry, history | jax.tree.map(jnp.mean, step_history)
+
+    def accuracy(images: Images) -> jax.Array:
+        return 100 * jnp.mean(model(images[0]).argmax(axis=-1) == images[1])
 
     keys = jax.random.split(rngs.batches(), config.epochs)
     _, history = nnx.scan(train_epoch)((model, optimizer), keys)
-
-    def accuracy(images: Images) -> jax.Array:
-        return 100 * jnp.mean(model(images.pixels).argmax(axis=-1) == images.labels)
-
     validation, test = accuracy(validation_images), accuracy(test_images)
     return {"validation": validation, "test": test, **history}
 
@@ -175,7 +167,7 @@ def probed_losses(
     model: nnx.Module, batch: Images, rho: Any, rho_max: Any, config: Config
 ) -> jax.Array:
     """Returns the losses among which XSAM finds the maximum, for the picture."""
-    value_fn = make_value_fn(loss_fn, model, batch)
+    value_fn = make_value_fn(loss_fn, model, *batch)
     params = point = nnx.as_pure(nnx.state(model, nnx.Param))
     for _ in range(config.steps):
         ascent = tree.scale(rho, tree.unit(jax.grad(value_fn)(point)))
@@ -193,11 +185,12 @@ def probed_losses(
 
 def sweep(config: Config) -> Results:
     """Trains with every setting and seed."""
-    settings = [Setting("sgd")] if "sgd" in config.methods else []
-    if "sam" in config.methods:
-        settings += [Setting("sam", rho) for rho in config.rhos]
-    if "xsam" in config.methods:
-        settings += [Setting("xsam", rho, config.rho_max or 2 * rho) for rho in config.rhos]
+    points: dict[str, list[Setting]] = {
+        "sgd": [Setting("sgd")],
+        "sam": [Setting("sam", rho) for rho in config.rhos],
+        "xsam": [Setting("xsam", rho, config.rho_max or 2 * rho) for rho in config.rhos],
+    }
+    settings = [setting for method in config.methods for setting in points[method]]
     data = {seed: load_data(config, seed) for seed in config.seeds}
     results: Results = {}
     # Where stderr is no terminal there is no bar, and a line per setting in its place.
@@ -206,129 +199,134 @@ def sweep(config: Config) -> Results:
             runs = []
             for seed in config.seeds:
                 bar.set_description(f"{setting} seed {seed}")
-                runs.append(
-                    jax.device_get(train(*setting, jax.random.key(seed), data[seed], config))
-                )
+                run = train(*setting, jax.random.key(seed), data[seed], config)
+                runs.append(jax.device_get(run))
                 bar.set_postfix_str(f"validation {runs[-1]['validation']:.1f} %")
                 bar.update()
             results[setting] = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
             if bar.disable:
-                line = f"{setting!s:14} validation {spread(results[setting]['validation'])} %"
-                print(line, file=sys.stderr, flush=True)
+                accuracy = spread(results[setting]["validation"])
+                print(f"{setting!s:25} validation {accuracy} %", file=sys.stderr, flush=True)
     return results
-
-
-# --- Report ---------------------------------------------------------------------------------------
-
-
-def spread(values: np.ndarray) -> str:
-    """Returns mean and standard deviation over seeds."""
-    deviation = f" ± {np.std(values, ddof=1):4.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):5.1f}{deviation}"
 
 
 def choose(results: Results) -> dict[str, Setting]:
     """Returns the setting of each method with the best mean accuracy on the validation images."""
     methods = dict.fromkeys(setting.method for setting in results)
-    return {
-        method: max(
-            (setting for setting in results if setting.method == method),
-            key=lambda setting: results[setting]["validation"].mean(),
-        )
-        for method in methods
-    }
+    ranking = sorted(results, key=lambda setting: -results[setting]["validation"].mean())
+    return {method: next(s for s in ranking if s.method == method) for method in methods}
+
+
+def spread(values: np.ndarray) -> str:
+    deviation = f" ± {np.std(values, ddof=1):4.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):5.1f}{deviation}"
 
 
 def compare(first: np.ndarray, second: np.ndarray) -> str:
-    """Says by how much two means differ; by less than two standard errors is a tie."""
+    """Says by how much the means differ; by less than two standard errors is a tie."""
     difference = first.mean() - second.mean()
     if len(first) == 1:
-        return f"{difference:+.1f} (one seed: no standard error)"
+        return f"{difference:+.1f}, of a single seed"
     error = math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / len(first))
-    verdict = " (tie)" if abs(difference) <= 2 * error else ""
+    verdict = ": tie" if abs(difference) <= 2 * error else ""
     return f"{difference:+.1f}, standard error {error:.1f}{verdict}"
 
 
-def report(results: Results, config: Config) -> None:
-    """Prints the sweep by validation accuracy, then what was chosen by test accuracy."""
-    chosen = choose(results)
-    n = f"mean ± std of {len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
-    print(f"\nValidation accuracy in %, {n}; * is the best of a method\n")
+def report(results: Results, chosen: dict[str, Setting], config: Config) -> None:
+    """Prints the sweep by validation accuracy, and what it chose by test accuracy."""
+    seeds = len(config.seeds)
+    of_seeds = f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {config.seeds[0]}"
+    print(f"\nValidation accuracy in %, {of_seeds} (* the best of its method)\n")
     for setting, runs in results.items():
-        mark = "*" if chosen[setting.method] == setting else ""
-        print(f"{setting!s:14} {spread(runs['validation'])} {mark}".rstrip())
-    print(f"\nTest accuracy in % of the settings chosen on validation, {n}\n")
+        star = " *" if setting in chosen.values() else ""
+        print(f"  {setting!s:25} {spread(runs['validation'])}{star}")
+    print(f"\nTest accuracy in % at the rho chosen on validation, {of_seeds}\n")
     for setting in chosen.values():
-        print(f"{setting!s:14} {spread(results[setting]['test'])}")
+        print(f"  {setting!s:25} {spread(results[setting]['test'])}")
+    print()
     for one, other in itertools.combinations(chosen.values(), 2):
-        difference = compare(results[other]["test"], results[one]["test"])
-        print(f"{other.method.upper()} - {one.method.upper()}: {difference}")
-    for method, setting in chosen.items():
-        if len(config.rhos) > 1 and setting.rho in (min(config.rhos), max(config.rhos)):
-            print(f"note: {setting} is at the edge of the sweep; a better rho may lie beyond")
+        verdict = compare(results[other]["test"], results[one]["test"])
+        print(f"  {other.method.upper()} - {one.method.upper()}: {verdict}")
+    for setting in chosen.values():
+        if len(config.rhos) > 1 and setting.rho in (config.rhos[0], config.rhos[-1]):
+            print(f"  note: {setting} is at the edge of the sweep; a better one may lie beyond")
 
 
-def draw(results: Results, config: Config) -> list[Path]:
+def band(axes: Any, x: Any, values: np.ndarray, method: str, **style: Any) -> None:
+    """Plots the mean over seeds, and the range from the lowest to the highest."""
+    axes.plot(x, values.mean(axis=0), color=COLORS[method], **style)
+    low, high = values.min(axis=0), values.max(axis=0)
+    axes.fill_between(x, low, high, color=COLORS[method], alpha=0.2, linewidth=0)
+
+
+def draw_sweep(results: Results, chosen: dict[str, Setting], rhos: tuple[Any, ...]) -> Any:
+    """Returns the picture of the test accuracy over rho."""
+    figure, axes = plt.subplots(figsize=(3.3, 2.4))
+    for method, best in chosen.items():
+        tests = [results[setting]["test"] for setting in results if setting.method == method]
+        if method == "sgd":
+            axes.axhline(tests[0].mean(), color=COLORS[method], linestyle="--", label="SGD")
+            axes.axhspan(tests[0].min(), tests[0].max(), color=COLORS[method], alpha=0.2, lw=0)
+        else:
+            band(axes, rhos, np.stack(tests, 1), method, marker="o", label=method.upper())
+            ring = rhos.index(best.rho)
+            axes.plot(rhos[ring], tests[ring].mean(), "o", ms=8, mfc="none", color=COLORS[method])
+    lowest = min(runs["test"].mean() for runs in results.values())
+    axes.set(xlabel="$\\rho$ (ring: chosen on validation)", ylabel="test accuracy (%)")
+    axes.set(xscale="log", ylim=(lowest - 3, 100))
+    axes.set_xticks(rhos, [f"{rho:g}" for rho in rhos])
+    axes.minorticks_off()
+    axes.legend(loc="lower left")
+    return figure
+
+
+def draw_history(runs: dict[str, np.ndarray], title: str) -> Any:
+    """Returns the picture of alpha* and psi over training."""
+    figure, (upper, lower) = plt.subplots(2, figsize=(3.3, 3.2), sharex=True)
+    epochs = np.arange(1, runs["alpha"].shape[1] + 1)
+    band(upper, epochs, runs["alpha"], "xsam")
+    band(lower, epochs, np.degrees(runs["psi"]), "xsam")
+    upper.axhline(1.0, color=COLORS["sam"], linestyle="--", label="SAM")
+    upper.legend(loc="upper right")
+    upper.set_title(title, fontsize=8)
+    upper.set_ylabel("$\\alpha^*$")
+    lower.set(xlabel="epoch", ylabel="angle $\\psi$ (degrees)")
+    figure.align_ylabels()
+    return figure
+
+
+def draw_probes(runs: dict[str, np.ndarray], title: str, alpha_max: float) -> Any:
+    """Returns the picture of the probed loss over alpha, for the first seed at a few epochs."""
+    figure, axes = plt.subplots(figsize=(3.3, 2.4))
+    probes, found = runs["probe"][0], runs["alpha"][0]
+    alphas = np.linspace(0.0, alpha_max, probes.shape[1])
+    for epoch in np.unique(np.linspace(0, len(probes) - 1, 4).astype(int)):
+        color = plt.get_cmap("viridis")(0.85 * epoch / len(probes))
+        losses = probes[epoch] - probes[epoch].max()
+        axes.plot(alphas, losses, color=color, label=f"{epoch + 1}")
+        axes.plot(found[epoch], np.interp(found[epoch], alphas, losses), "o", color=color)
+    axes.axvline(1.0, color=COLORS["sam"], linestyle="--", linewidth=1)
+    axes.set_title(title, fontsize=8)
+    axes.set(xlabel="$\\alpha$ (dot: $\\alpha^*$; dashed: SAM)", ylabel="probed loss - its maximum")
+    axes.legend(title="epoch", loc="lower left")
+    return figure
+
+
+def draw(results: Results, chosen: dict[str, Setting], config: Config) -> list[Path]:
     """Writes the pictures for which there are results."""
-    plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
-    chosen, pictures = choose(results), {}
-
-    def band(axes: Any, x: Any, values: Any, method: str, **style: Any) -> None:
-        mean, std = np.mean(values, axis=1), np.std(values, axis=1, ddof=len(config.seeds) > 1)
-        axes.plot(x, mean, color=COLORS[method], **style)
-        axes.fill_between(x, mean - std, mean + std, color=COLORS[method], alpha=0.2, linewidth=0)
-
+    plt.rcParams.update({"font.size": 8, "legend.frameon": False, "lines.markersize": 4})
+    figures = {}
     if set(chosen) != {"sgd"}:
-        pictures["accuracy_over_rho"], axes = plt.subplots(figsize=(3.3, 2.4))
-        for method, best in chosen.items():
-            mine = {s.rho: results[s]["test"] for s in results if s.method == method}
-            if method == "sgd":
-                edges = min(config.rhos), max(config.rhos)
-                band(axes, edges, [mine[None]] * 2, method, label="SGD", linestyle="--")
-            else:
-                band(
-                    axes, list(mine), list(mine.values()), method, label=method.upper(), marker="."
-                )
-                axes.plot(best.rho, np.mean(mine[best.rho]), "o", mfc="none", color=COLORS[method])
-        axes.set(xlabel="$\\rho$ (ring: chosen on validation)", ylabel="test accuracy (%)")
-        axes.set_xscale("log")
-        axes.set_xticks(config.rhos, [f"{rho:g}" for rho in config.rhos])
-        axes.minorticks_off()
-        axes.legend(frameon=False)
+        figures["accuracy_over_rho"] = draw_sweep(results, chosen, config.rhos)
     if "xsam" in chosen:
         best = chosen["xsam"]
-        runs, epochs = results[best], np.arange(1, config.epochs + 1)
-        pictures["alpha_and_psi"], (upper, lower) = plt.subplots(
-            2, figsize=(3.3, 3.2), sharex=True, layout="constrained"
-        )
-        band(upper, epochs, runs["alpha"].T, "xsam")
-        band(lower, epochs, np.degrees(runs["psi"]).T, "xsam")
-        upper.axhline(1.0, color=COLORS["sam"], linestyle="--", label="SAM")
-        upper.legend(frameon=False)
-        upper.set(
-            ylabel="$\\alpha^*$",
-            title=f"XSAM, $\\rho$ = {best.rho:g}, $\\rho_m$ = {best.rho_max:g}",
-        )
-        lower.set(ylabel="angle $\\psi$ (degrees)", xlabel="epoch")
-        pictures["probed_loss"], axes = plt.subplots(figsize=(3.3, 2.4))
-        alphas = np.linspace(0.0, config.alpha_max, config.num_alphas)
-        picked = np.unique(np.linspace(0, config.epochs - 1, 5).astype(int))
-        for epoch, color in zip(
-            picked, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(picked))), strict=True
-        ):
-            losses = runs["probe"][0, epoch]
-            axes.plot(alphas, losses, color=color, label=f"epoch {epoch + 1}")
-            alpha = runs["alpha"][0, epoch]
-            axes.plot(alpha, np.interp(alpha, alphas, losses), "o", color=color, markersize=4)
-        axes.set(xlabel="$\\alpha$ (dot: $\\alpha^*$)", ylabel="loss at radius $\\rho_m$")
-        axes.legend(frameon=False)
-    for name, figure in pictures.items():
+        title = f"XSAM, $\\rho$ = {best.rho:g}, $\\rho_m$ = {best.rho_max:g}"
+        figures["alpha_and_psi"] = draw_history(results[best], title)
+        figures["probed_loss"] = draw_probes(results[best], title, config.alpha_max)
+    for name, figure in figures.items():
         figure.savefig(config.out / f"{name}.png", dpi=200, bbox_inches="tight")
         plt.close(figure)
-    return [config.out / f"{name}.png" for name in pictures]
-
-
-# --- Command line ---------------------------------------------------------------------------------
+    return [config.out / f"{name}.png" for name in figures]
 
 
 def read_config(argv: list[str] | None) -> Config:
@@ -340,13 +338,10 @@ def read_config(argv: list[str] | None) -> Config:
 
     def number(kind: type, valid: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
         def parse(text: str) -> Any:
-            try:
-                value = kind(text)
-            except ValueError:
-                value = math.nan
-            if not valid(value):
-                raise argparse.ArgumentTypeError(f"must be {description}, not {text!r}")
-            return value
+            with contextlib.suppress(ValueError):
+                if valid(value := kind(text)):
+                    return value
+            raise argparse.ArgumentTypeError(f"must be {description}, not {text!r}")
 
         return parse
 
@@ -359,66 +354,56 @@ def read_config(argv: list[str] | None) -> Config:
 
     radius = number(float, lambda x: 0 < x < math.inf, "a number above 0")
     count = number(int, lambda n: n >= 1, "an integer of at least 1")
-    seed = number(int, lambda n: 0 <= n < 2**31, "an integer from 0 to 2147483647")
-    share = number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+    seed = number(int, lambda n: 0 <= n < 2**31, "an integer from 0 to 2**31 - 1")
     several: dict[str, Any] = {"nargs": "+", "action": "extend"}
     default = Config()
+    rhos = " ".join(map(str, default.rhos))
     parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    rhos = " ".join(map(str, default.rhos))
-    add("--method", metavar="NAME", type=method, **several, help="sgd, sam, xsam, or all (default)")
-    add(
-        "--rho",
-        metavar="R",
-        type=radius,
-        **several,
-        help=f"radii of sam and xsam (default: {rhos})",
-    )
-    add("--rho-max", metavar="R", type=radius, help="radius of xsam's probes (default: 2 rho)")
-    add("--steps", metavar="K", type=count, help="ascent steps, each of length rho (default: 1)")
-    add("--seed", metavar="N", type=seed, **several, help="seeds to run, in place of --seeds")
-    add("--seeds", metavar="N", type=count, help="how many seeds to run (default: 5)")
-    add("--epochs", metavar="N", type=count, help="epochs of training (default: 60)")
-    add("--noise", metavar="P", type=share, help="share of wrong training labels (default: 0.4)")
-    add("--out", metavar="DIR", type=Path, help=f"folder to write to (default: {default.out})")
+    add("--method", metavar="NAME", type=method, help="sgd, sam, xsam or all [all]", **several)
+    add("--rho", metavar="R", type=radius, help=f"radii of SAM and XSAM [{rhos}]", **several)
+    add("--rho-max", metavar="R", type=radius, help="radius of XSAM's probes [2 rho]")
+    add("--steps", metavar="K", type=count, default=1, help="ascent steps of length rho [1]")
+    add("--seed", metavar="N", type=seed, help="run these seeds", **several)
+    add("--seeds", metavar="N", type=count, help="run so many seeds, from 0 [5]")
+    add("--epochs", metavar="N", type=count, default=default.epochs, help="[%(default)s]")
+    add("--out", metavar="DIR", type=Path, default=default.out, help="folder [%(default)s]")
     args = parser.parse_args(argv)
 
-    given = set(args.method or ["all"])
-    methods = METHODS if "all" in given else tuple(name for name in METHODS if name in given)
+    given = METHODS if "all" in (args.method or ["all"]) else args.method
+    methods = tuple(name for name in METHODS if name in given)
     if args.rho and methods == ("sgd",):
         parser.error("argument --rho: SGD has no rho; add --method sam or --method xsam")
     if args.rho_max and "xsam" not in methods:
-        parser.error("argument --rho-max: only XSAM has a rho_max; add --method xsam")
+        parser.error("argument --rho-max: only XSAM has one; add --method xsam")
     if args.seed and args.seeds:
         parser.error("argument --seed: give either --seed or --seeds")
-    config = Config(
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {error}")
+    return Config(
         methods=methods,
         rhos=tuple(sorted(set(args.rho or default.rhos))),
         rho_max=args.rho_max,
-        steps=args.steps or default.steps,
+        steps=args.steps,
         seeds=tuple(dict.fromkeys(args.seed or range(args.seeds or len(default.seeds)))),
-        epochs=args.epochs or default.epochs,
-        noise=default.noise if args.noise is None else args.noise,
-        out=args.out or default.out,
+        epochs=args.epochs,
+        out=args.out,
     )
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: {error}")
-    return config
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     config = read_config(argv)
     results = sweep(config)
-    report(results, config)
-    pictures = draw(results, config)
+    chosen = choose(results)
+    report(results, chosen, config)
+    pictures = draw(results, chosen, config)
     summary = {
         "config": dataclasses.asdict(config) | {"out": str(config.out)},
-        "chosen": {method: setting._asdict() for method, setting in choose(results).items()},
+        "chosen": {method: setting._asdict() for method, setting in chosen.items()},
         "runs": [
-            setting._asdict()
-            | {name: array.tolist() for name, array in runs.items() if name != "probe"}
+            setting._asdict() | {name: runs[name].tolist() for name in runs if name != "probe"}
             for setting, runs in results.items()
         ],
     }

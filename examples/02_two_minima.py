@@ -1,14 +1,14 @@
 """SGD, SAM and XSAM on the two-dimensional function of the XSAM paper: who finds the flat minimum?
 
-    make two-minima        (or: python examples/02_two_minima.py [--out runs/two_minima])
+    make two-minima        (or: python examples/02_two_minima.py [--out DIR])
 
-Takes five seconds, prints where each method ends, and draws the trajectories. Expected: SGD and
-SAM end in the sharp minimum near (-16.8, 12.8), loss 0.275; XSAM in the flat one near (19.8, 29.9),
-loss 0.356. Function, start and settings are those of the paper (section D.1, figure 3a).
+Takes five seconds. SGD and SAM end in the sharp minimum near (-16.8, 12.8), loss 0.275; XSAM in the
+flat one near (19.8, 29.9), loss 0.356. All settings are the paper's (section D.1, figure 3a).
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 START = (-6.0, 10.0)
-STEPS = 400
 COLORS = {"SGD": "#555555", "SAM": "#0072B2", "XSAM": "#D55E00"}  # apart for the colour-blind too
 
 
@@ -49,14 +48,10 @@ def make_optimizers() -> dict[str, optax.GradientTransformationExtraArgs]:
     }
 
 
-def run(
-    tx: optax.GradientTransformationExtraArgs,
-    start: tuple[float, float] = START,
-    steps: int = STEPS,
-) -> jax.Array:
+def run(tx: optax.GradientTransformationExtraArgs, start: Any = START, steps: int = 400) -> Any:
     """Returns the points passed, the start included, of shape (steps + 1, 2)."""
 
-    def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, jax.Array]:
+    def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
         params, opt_state = carry
         grads = jax.grad(loss_fn)(params)
         updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
@@ -73,10 +68,9 @@ def draw(trajectories: dict[str, jax.Array], path: Path) -> None:
     plt.rcParams.update({"font.size": 8})
     figure, axes = plt.subplots(figsize=(3.3, 2.7))
     grid = np.stack(np.meshgrid(np.linspace(-40, 50, 200), np.linspace(4, 48, 200)))
-    losses = jax.vmap(loss_fn, in_axes=1)(grid.reshape(2, -1)).reshape(200, 200)
-    levels = np.geomspace(0.27, 3.0, 15)
-    axes.contour(*grid, losses, levels=levels, colors="#BBBBBB", linewidths=0.5)
-    for size, (name, points) in zip((7, 5, 5), trajectories.items(), strict=True):
+    losses = jax.vmap(loss_fn, in_axes=1)(jnp.asarray(grid.reshape(2, -1))).reshape(200, 200)
+    axes.contour(*grid, losses, np.geomspace(0.27, 3.0, 15), colors="#BBBBBB", linewidths=0.5)
+    for size, (name, points) in zip((8, 5, 5), trajectories.items(), strict=True):
         axes.plot(*points.T, color=COLORS[name], linewidth=1.2, label=name)
         axes.plot(*points[-1], "o", color=COLORS[name], markersize=size, markeredgecolor="white")
     axes.plot(*START, "x", color="black", markersize=6)

@@ -1,0 +1,115 @@
+"""The shape of the package: what imports what, and that all that is public is explained."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import xsam_jax
+
+PACKAGE = pathlib.Path(xsam_jax.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+
+# A room may import from those named here, and from no other.
+ARROWS = {
+    "tree": set(),
+    "base": {"tree"},
+    "checks": {"base"},
+    "ascent": {"base", "checks", "tree"},
+    "descent": {"base", "checks", "tree", "descent"},
+    "core": {"base", "checks", "tree"},
+    "alias": {"base", "checks", "ascent", "descent", "core"},
+    "flax_nnx": {"base"},
+    "flax_linen": set(),
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "xsam_jax":
+            yield from (f"xsam_jax.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_arrows_point_one_way():
+    for path in PACKAGE.rglob("*.py"):
+        room = room_of(path)
+        if room == "__init__":
+            continue
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("xsam_jax.")}
+        assert used <= ARROWS[room], f"{path.name} imports {used - ARROWS[room]}"
+
+
+def test_the_library_needs_jax_and_optax_alone():
+    allowed = set(sys.stdlib_module_names) | {"jax", "optax", "numpy", "xsam_jax"}
+    for path in PACKAGE.rglob("*.py"):
+        extra = {"flax"} if room_of(path).startswith("flax_") else set()
+        used = {name.split(".")[0] for name in imports(path)}
+        assert used <= allowed | extra, f"{path.name} imports {used - allowed - extra}"
+    code = "import sys, xsam_jax; sys.exit('flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def public_names():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        yield name, module
+        for attribute, value in vars(module).items():
+            if getattr(value, "__module__", None) == name and not attribute.startswith("_"):
+                yield f"{name}.{attribute}", value
+
+
+PUBLIC = dict(public_names())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name):
+    assert inspect.getdoc(PUBLIC[name])
+
+
+# What a user calls; checks are called by the library, and types have nothing to run.
+CALLED = [
+    name
+    for name, value in PUBLIC.items()
+    if inspect.isfunction(value) and not name.startswith(("xsam_jax.checks", "xsam_jax.base"))
+]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_what_is_called_has_an_example_that_runs(name):
+    """Running them is the doctest collection's part."""
+    examples = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name)[0].examples
+    assert examples, "no example"
+    assert "Example:" in inspect.getdoc(PUBLIC[name])
+
+
+@pytest.mark.parametrize("name", [n for n in CALLED if "tree" not in n and "search" not in n])
+def test_every_argument_is_explained(name):
+    text = inspect.getdoc(PUBLIC[name])
+    for argument in inspect.signature(PUBLIC[name]).parameters:
+        assert f"{argument}: " in text, f"{argument} is not in the docstring"
+
+
+def test_what_is_exported_exists():
+    assert all(hasattr(xsam_jax, name) for name in xsam_jax.__all__)
+    assert set(xsam_jax.alias.__all__) <= set(xsam_jax.__all__)
+
+
+def test_the_readme_names_the_version_of_the_changelog():
+    changelog = (PACKAGE.parent / "CHANGELOG.md").read_text()
+    assert f"## {xsam_jax.__version__}" in changelog
