@@ -136,21 +136,21 @@ def random_batch(number: int, side: int) -> Batch:
 def mlp(size: str = "full") -> Problem:
     """Returns an MLP 512 wide on 125 images."""
     if size == "tiny":
-        return classification("mlp", MLP((32, 32)), random_batch(8, side=8))
+        return classification("mlp", MLP((32, 32)), random_batch(4, side=8))
     return classification("mlp", MLP((512, 512, 512)), random_batch(125, side=32))
 
 
 def resnet(size: str = "full") -> Problem:
     """Returns a ResNet with BatchNorm on 125 images."""
     if size == "tiny":
-        return classification("resnet", ResNet((8, 16), blocks=1), random_batch(8, side=8))
+        return classification("resnet", ResNet((4, 8), blocks=1), random_batch(4, side=8))
     return classification("resnet", ResNet((16, 32, 64), blocks=2), random_batch(125, side=32))
 
 
 def vit(size: str = "full") -> Problem:
     """Returns a ViT with patches of 4 x 4 pixels on 64 images."""
     if size == "tiny":
-        return classification("vit", ViT(32, blocks=2, heads=2, patch=4), random_batch(8, side=8))
+        return classification("vit", ViT(16, blocks=1, heads=2, patch=4), random_batch(4, side=8))
     return classification("vit", ViT(128, blocks=5, heads=4, patch=4), random_batch(64, side=32))
 
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from benchmarks.measure import markdown, paired_ratios, progress, spread
 from benchmarks.models import MLP, Batch, Problem, classification
 from benchmarks.steps import BASE
-from benchmarks.tables import Bench, probe_program
+from benchmarks.tables import Bench
 from xsam_jax import sharpness_aware, xsam
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import slerp
@@ -67,8 +67,8 @@ def search(bench: Bench) -> str:
             name,
             spread(
                 paired_ratios(
-                    {"section": probe_program(bench.problem(name), 1, "section")},
-                    probe_program(bench.problem(name), 1, "grid"),
+                    {"section": bench.probe(name, 1, "section")},
+                    bench.probe(name, 1, "grid"),
                     bench.fewer_rounds(name),
                     f"{name}: search",
                 )["section"],

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from benchmarks import steps
 from benchmarks.measure import (
@@ -19,13 +20,13 @@ from benchmarks.measure import (
     quotient,
     spread,
 )
-from benchmarks.models import Batch, Problem, build
+from benchmarks.models import Batch, build
 from xsam_jax import sam, xsam
 
 NUM_ALPHAS = 21
 HORIZONS = (100, 400)
 PROBE_BATCH_SIZES: tuple[int | None, ...] = (1, 4, None)
-ASCENT_STEPS = (1, 2, 4, 8)
+ASCENT_STEPS = {"tiny": (1, 2), "full": (1, 2, 4, 8)}
 
 
 class Bench:
@@ -41,6 +42,7 @@ class Bench:
         self.names, self.size, self.rounds = names, size, rounds
         self.problem = functools.cache(functools.partial(build, size=size))
         self.programs = functools.cache(self._programs)
+        self.probe = functools.cache(self._probe)
 
     def _programs(self, name: str) -> dict[str, Program]:
         problem = self.problem(name)
@@ -53,6 +55,32 @@ class Bench:
                 step.step, problem.params, opt_state, problem.batch
             )
         return programs
+
+    def _probe(self, name: str, probe_batch_size: int | None, search: str) -> Program:
+        """Compiles XSAM's update with both gradients given, so that it costs what a probe does."""
+        problem = self.problem(name)
+        tx = xsam(
+            steps.RHO,
+            steps.RHO_MAX,
+            num_alphas=NUM_ALPHAS,
+            probe_batch_size=probe_batch_size,
+            search=search,
+        )
+
+        def update(params: Any, first: Any, last: Any, batch: Batch) -> Any:
+            return tx.update(
+                first,
+                tx.init(params),
+                params,
+                value_fn=lambda params: problem.loss_fn(params, batch),
+                grad_fn=lambda _: last,
+            )
+
+        first, last = (
+            optax.tree.random_like(key, problem.params)
+            for key in jax.random.split(jax.random.key(0))
+        )
+        return compile_program(update, problem.params, first, last, problem.batch)
 
     def fewer_rounds(self, name: str) -> int:
         """The number of pairs where one side takes as long as a whole probe."""
@@ -146,37 +174,6 @@ def memory(bench: Bench) -> str:
     )
 
 
-def probe_program(problem: Problem, probe_batch_size: int | None, search: str) -> Program:
-    """Compiles XSAM's update with both gradients given, so that the probe is what it costs."""
-    tx = xsam(
-        steps.RHO,
-        steps.RHO_MAX,
-        num_alphas=NUM_ALPHAS,
-        probe_batch_size=probe_batch_size,
-        search=search,
-    )
-
-    def update(params: Any, first: Any, last: Any, batch: Batch) -> Any:
-        return tx.update(
-            first,
-            tx.init(params),
-            params,
-            value_fn=lambda params: problem.loss_fn(params, batch),
-            grad_fn=lambda _: last,
-        )
-
-    keys = jax.random.split(jax.random.key(0))
-    first, last = (_like(problem.params, key) for key in keys)
-    return compile_program(update, problem.params, first, last, problem.batch)
-
-
-def _like(params: Any, key: jax.Array) -> Any:
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    normals = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, normals)
-
-
 def probe(bench: Bench) -> str:
     """Times a probe by chunk size against as many plain forward passes."""
     rows = []
@@ -185,7 +182,7 @@ def probe(bench: Bench) -> str:
         forward = compile_program(problem.loss_fn, problem.params, problem.batch)
         gradient = bench.programs(name)["gradient"]
         probes = {
-            "whole grid" if size is None else str(size): probe_program(problem, size, "grid")
+            "whole grid" if size is None else str(size): bench.probe(name, size, "grid")
             for size in PROBE_BATCH_SIZES
         }
 
@@ -238,9 +235,9 @@ def compile_time(bench: Bench) -> str:
 
     # What JAX itself traces once and keeps is no part of the comparison.
     measured(ours(1)), measured(theirs(1))
-    times: dict[int, list[tuple[float, float]]] = {k: [] for k in ASCENT_STEPS}
+    times: dict[int, list[tuple[float, float]]] = {k: [] for k in ASCENT_STEPS[bench.size]}
     for i in progress(rounds, "resnet: compile time"):
-        for k in ASCENT_STEPS:
+        for k in times:
             if i % 2:
                 other, own = measured(theirs(k)), measured(ours(k))
             else:

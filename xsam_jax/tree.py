@@ -67,10 +67,23 @@ def scale(factor: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: factor * _cast(leaf), tree)
 
 
-def unit(tree: PyTree) -> PyTree:
-    r"""Returns :math:`u / \|u\|`, and zero for a zero tree.
+def reciprocal_norm(tree: PyTree) -> jax.Array:
+    r"""Returns :math:`1 / \|u\|`, zero for a zero tree, and NaN where the norm overflows.
 
-    A norm that overflows gives NaN rather than a zero that would pass for a direction.
+    NaN rather than the zero that infinity would give, and that would pass for a direction.
+
+    Example:
+      >>> reciprocal_norm(jnp.array([3.0, 4.0])), reciprocal_norm(jnp.zeros(2))
+      (Array(0.2, dtype=float32), Array(0., dtype=float32))
+    """
+    length = norm(tree)
+    # where() twice, so that a derivative through the division stays finite at zero as well.
+    reciprocal = jnp.where(length > 0, 1.0 / jnp.where(length > 0, length, 1.0), 0.0)
+    return jnp.where(jnp.isfinite(length), reciprocal, jnp.nan)
+
+
+def unit(tree: PyTree) -> PyTree:
+    r"""Returns :math:`u / \|u\|`, guarded as `reciprocal_norm` is.
 
     Args:
       tree: a pytree of real arrays of any floating dtypes.
@@ -84,10 +97,7 @@ def unit(tree: PyTree) -> PyTree:
       >>> unit(jnp.zeros(2))
       Array([0., 0.], dtype=float32)
     """
-    length = norm(tree)
-    # where() twice, so that a derivative through the division stays finite at zero as well.
-    reciprocal = jnp.where(length > 0, 1.0 / jnp.where(length > 0, length, 1.0), 0.0)
-    return scale(jnp.where(jnp.isfinite(length), reciprocal, jnp.nan), tree)
+    return scale(reciprocal_norm(tree), tree)
 
 
 def angle(u: PyTree, v: PyTree) -> jax.Array:

@@ -200,31 +200,36 @@ def slerp_to_maximum(
 
 
 class _Plane(NamedTuple):
-    """The plane of two unit directions, and the angle between them."""
+    """The plane of two trees, and the angle between them.
 
-    v0: Any
-    v1: Any
+    It keeps the trees as they are, with one factor each, not their unit directions: a conditional
+    holds what its branches read, and these two are in memory anyway.
+    """
+
+    start: Any
+    end: Any
+    reciprocal_start: jax.Array
+    reciprocal_end: jax.Array
     psi: jax.Array
 
     @classmethod
     def spanned_by(cls, start: Any, end: Any) -> "_Plane":
-        v0, v1 = tree.unit(start), tree.unit(end)
-        return cls(v0, v1, tree.angle(v0, v1))
+        psi = tree.angle(tree.unit(start), tree.unit(end))
+        return cls(start, end, tree.reciprocal_norm(start), tree.reciprocal_norm(end), psi)
 
     @property
     def exists(self) -> jax.Array:
-        # A zero direction makes an angle of pi / 2 with anything; past pi - 1e-3 the weights
-        # exceed 1000 and a float32 direction is noise.
-        nonzero = (tree.squared_norm(self.v0) > 0.5) & (tree.squared_norm(self.v1) > 0.5)
+        # Past pi - 1e-3 the weights exceed 1000, and a float32 direction is noise.
+        nonzero = (self.reciprocal_start > 0) & (self.reciprocal_end > 0)
         return nonzero & (self.psi <= jnp.pi - 1e-3)
 
     @property
     def can_be_probed(self) -> jax.Array:
-        # Where v0 = v1 to rounding every alpha is the same direction, and its maximum noise.
+        # Where both are equal to rounding every alpha is one direction, and its maximum noise.
         return self.exists & (self.psi > 8 * jnp.finfo(self.psi.dtype).eps)
 
     def direction(self, alpha: jax.Array) -> Any:
         weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
-        w0 = jnp.where(self.exists, weights[0], 0.0)
-        w1 = jnp.where(self.exists, weights[1], 1.0)
-        return tree.combine(w0, self.v0, w1, self.v1)
+        start_weight = jnp.where(self.exists, weights[0], 0.0) * self.reciprocal_start
+        end_weight = jnp.where(self.exists, weights[1], 1.0) * self.reciprocal_end
+        return tree.combine(start_weight, self.start, end_weight, self.end)

@@ -1,0 +1,254 @@
+"""The examples: where they end, what they choose, and what they say to bad values."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.image
+import numpy as np
+import optax
+import pytest
+
+from xsam_jax import slerp_sam
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+digits = load_example("01_noisy_digits")
+minima = load_example("02_two_minima")
+
+# --- The function with two minima ---
+
+SHARP, FLAT = (-16.8, 12.8), (19.8, 29.9)
+# The paper rounds to a tenth. SAM does not come to rest: its gradient is that at a distance of 6,
+# and it circles the minimum within 0.5, where on the circle being a matter of rounding.
+END_POINTS = {
+    "SGD": (SHARP, 0.275, 0.1),
+    "SAM": (SHARP, 0.275, 0.6),
+    "XSAM": (FLAT, 0.356, 0.1),
+}
+
+
+def test_two_minima_has_the_papers_loss():
+    def divergence(mu, sigma, center, width):
+        return np.log(width / sigma) + (sigma**2 + (mu - center) ** 2) / (2 * width**2) - 0.5
+
+    for mu, sigma in [(-6.0, 10.0), (30.0, 20.0), (-20.0, 40.0)]:
+        k1, k2 = divergence(mu, sigma, 20.0, 30.0), divergence(mu, sigma, -20.0, 10.0)
+        expected = -np.log(0.7 * np.exp(-k1 / 1.8**2) + 0.3 * np.exp(-k2 / 1.2**2))
+        actual = minima.loss_fn(jnp.array([mu, sigma]))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)  # a few operations in float32
+
+
+@pytest.mark.parametrize("method", END_POINTS)
+def test_two_minima_ends_where_the_paper_says(method):
+    point, loss, distance = END_POINTS[method]
+    trajectory = minima.run(minima.make_optimizers()[method])
+    assert trajectory.shape == (401, 2)
+    np.testing.assert_array_equal(trajectory[0], minima.START)
+    np.testing.assert_allclose(trajectory[-1], point, rtol=0.0, atol=distance)
+    np.testing.assert_allclose(minima.loss_fn(trajectory[-1]), loss, rtol=0.0, atol=1e-3)
+
+
+def test_two_minima_without_the_search_ends_in_the_sharp_minimum():
+    # XSAM with alpha held at 1: the search alone is what leads to the flat minimum.
+    tx = optax.chain(slerp_sam(rho=6.0, alpha=1.0), optax.sgd(5.0, momentum=0.9))
+    np.testing.assert_allclose(minima.run(tx)[-1], SHARP, rtol=0.0, atol=0.6)
+
+
+def test_two_minima_names_the_flat_one_flat():
+    curvatures = [
+        np.linalg.eigvalsh(jax.hessian(minima.loss_fn)(jnp.array(p))) for p in (SHARP, FLAT)
+    ]
+    assert np.all(curvatures[1] > 0)
+    assert np.all(curvatures[0] > 2 * curvatures[1])
+
+
+def test_two_minima_prints_and_draws(tmp_path, capsys):
+    minima.main(["--out", str(tmp_path / "new" / "folder")])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in END_POINTS)
+    assert_is_a_picture(tmp_path / "new" / "folder" / "trajectories.png")
+
+
+# --- Noisy digits ---
+
+PICTURES = ("accuracy_over_rho", "alpha_and_psi", "probed_loss")
+TINY = digits.Config(rhos=(0.1, 0.2), seeds=(0,), epochs=2)
+
+
+def assert_is_a_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.01  # not blank
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """Every method over two rho, with one seed and two epochs."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    arguments = ["--epochs", "2", "--seeds", "1", "--rho", "0.2", "0.1", "--out", str(out)]
+    return digits.main(arguments), out
+
+
+def test_digits_returns_finite_numbers(tiny_run):
+    summary, _ = tiny_run
+    settings = [(run["method"], run["rho"], run["rho_max"]) for run in summary["runs"]]
+    assert settings == [
+        ("sgd", None, None),
+        ("sam", 0.1, None),
+        ("sam", 0.2, None),
+        ("xsam", 0.1, 0.2),
+        ("xsam", 0.2, 0.4),
+    ]
+    for run in summary["runs"]:
+        for name in set(run) - {"method", "rho", "rho_max"}:
+            assert np.all(np.isfinite(run[name])), (run["method"], name)
+        # Two epochs do not teach much, but more than the ten percent of a guess.
+        assert 20 < run["validation"][0] <= 100
+        assert 20 < run["test"][0] <= 100
+    assert set(summary["chosen"]) == {"sgd", "sam", "xsam"}
+
+
+def test_digits_writes_results_and_pictures(tiny_run):
+    summary, out = tiny_run
+    written = json.loads((out / "results.json").read_text())
+    assert written == json.loads(json.dumps(summary))
+    assert written["config"]["epochs"] == 2
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [f"{name}.png" for name in PICTURES] + ["results.json"]
+    )
+    for name in PICTURES:
+        assert_is_a_picture(out / f"{name}.png")
+
+
+def test_digits_prints_two_tables(capsys):
+    results = {
+        digits.Setting("sgd"): fake_runs([80.0, 81.0], [70.0, 71.0]),
+        digits.Setting("sam", 0.1): fake_runs([90.0, 91.0], [93.0, 94.0]),
+        digits.Setting("sam", 0.2): fake_runs([80.0, 81.0], [99.0, 99.0]),
+        digits.Setting("xsam", 0.1, 0.2): fake_runs([80.0, 81.0], [99.0, 99.0]),
+        digits.Setting("xsam", 0.2, 0.4): fake_runs([91.0, 92.0], [94.0, 94.0]),
+    }
+    config = digits.Config(rhos=(0.1, 0.2), seeds=(0, 1))
+    digits.report(results, digits.choose(results), config)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "SAM rho 0.1                90.5 ±  0.7 *" in lines
+    assert "SAM rho 0.1                93.5 ±  0.7" in lines
+    assert not any("99.0" in line for line in lines)  # the test of what was not chosen
+    assert "SAM - SGD: +23.0, standard error 0.7" in lines
+    assert "XSAM - SAM: +0.5, standard error 0.5: tie" in lines
+    assert sum("edge of the sweep" in line for line in lines) == 2
+
+
+def fake_runs(validation, test):
+    return {"validation": np.array(validation), "test": np.array(test)}
+
+
+def test_digits_chooses_on_validation():
+    good, lucky = digits.Setting("sam", 0.1), digits.Setting("sam", 0.2)
+    results = {lucky: fake_runs([80.0, 90.0], [99.0, 99.0]), good: fake_runs([86.0, 86.0], [0, 0])}
+    assert digits.choose(results) == {"sam": good}
+
+
+def test_digits_calls_two_standard_errors_a_difference():
+    # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
+    values = np.array([0.0, 1.0, 1.0, 2.0])
+    assert digits.compare(values + 1.1, values).endswith("0.6: tie")
+    assert digits.compare(values + 1.2, values).endswith("0.6")
+    assert digits.compare(values - 1.2, values).endswith("0.6")
+
+
+def test_digits_replaces_the_stated_share_of_training_labels():
+    clean = digits.load_data(digits.Config(noise=0.0), 0)
+    noisy = digits.load_data(digits.Config(), 0)
+    other = digits.load_data(digits.Config(), 1)
+    assert [len(labels) for _, labels in noisy] == [1000, 297, 500]
+    assert np.sum(noisy[0][1] != clean[0][1]) == 400
+    assert set(noisy[0][1]) == set(range(10))
+    assert np.sum((noisy[0][1] != clean[0][1]) & (other[0][1] != clean[0][1])) < 250  # others
+    for part in range(3):
+        np.testing.assert_array_equal(noisy[part][0], clean[part][0])
+    for part in (1, 2):
+        np.testing.assert_array_equal(noisy[part][1], clean[part][1])
+
+
+def test_digits_draws_the_losses_that_xsam_compared():
+    setting = digits.Setting("xsam", 0.2, 0.4)
+    data = digits.load_data(TINY, 0)
+    run = digits.train(*setting, jax.random.key(0), data, TINY)
+    alphas = np.linspace(0.0, TINY.alpha_max, TINY.num_alphas)
+    highest = np.max(run["probe"], axis=1)
+    found = [np.interp(a, alphas, p) for a, p in zip(run["alpha"], run["probe"], strict=True)]
+    # Not the same index: losses of neighbours differ by less than the rounding of two programs.
+    np.testing.assert_allclose(found, highest, rtol=1e-6)
+    assert np.all((run["psi"] > 0) & (run["psi"] < np.pi / 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--rho -0.1", "argument --rho: must be a number above 0, not '-0.1'"),
+        ("--rho 0.1 nan", "argument --rho: must be a number above 0, not 'nan'"),
+        ("--rho-max inf", "argument --rho-max: must be a number above 0, not 'inf'"),
+        ("--method xsm", "unknown method 'xsm'; did you mean 'xsam'?"),
+        ("--method adam", "unknown method 'adam'; did you mean 'sam'?"),
+        ("--method lbfgs", "unknown method 'lbfgs'; choose from sgd, sam, xsam, all"),
+        ("--method sgd --rho 0.1", "argument --rho: SGD has no rho"),
+        ("--method sgd sam --rho-max 0.1", "argument --rho-max: only XSAM has one"),
+        ("--epochs 0", "argument --epochs: must be an integer of at least 1, not '0'"),
+        ("--epochs 1.5", "argument --epochs: must be an integer of at least 1, not '1.5'"),
+        ("--seeds 0", "argument --seeds: must be an integer of at least 1, not '0'"),
+        ("--seed -1", "argument --seed: must be an integer from 0 to 2**31 - 1, not '-1'"),
+        ("--seed 1 --seeds 2", "argument --seed: give either --seed or --seeds"),
+        ("--steps 0", "argument --steps: must be an integer of at least 1, not '0'"),
+        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_digits_says_in_one_line_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        digits.main(arguments.split())
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_digits_says_that_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        digits.read_config(["--out", str(tmp_path / "file" / "folder")])
+    assert "argument --out: " in capsys.readouterr().err
+
+
+def test_digits_as_a_script_exits_with_code_two():
+    command = [sys.executable, ROOT / "examples/01_noisy_digits.py", "--method", "xsm"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.endswith("did you mean 'xsam'?\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_digits_merges_repeated_options(tmp_path):
+    arguments = ["--method", "xsam", "--method", "sgd", "--rho", "0.3", "--rho", "0.1", "0.3"]
+    config = digits.read_config([*arguments, "--seed", "4", "4", "2", "--out", str(tmp_path)])
+    assert config.methods == ("sgd", "xsam")
+    assert config.rhos == (0.1, 0.3)
+    assert config.seeds == (4, 2)
+    assert digits.read_config(["--method", "all", "--out", str(tmp_path)]).methods == digits.METHODS
