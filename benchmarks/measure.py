@@ -35,16 +35,11 @@ class Program:
         return getattr(self.compiled.memory_analysis(), "temp_size_in_bytes", None)
 
 
-def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
-    """Compiles `function` for `arguments`, donating nothing."""
-    return Program(jax.jit(function).lower(*arguments).compile(), arguments)
-
-
-def compile_seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Returns the time of tracing, lowering and compiling `function`, never traced before."""
-    start = time.perf_counter()
-    compile_program(function, *arguments)
-    return time.perf_counter() - start
+def compile_program(
+    function: Callable[..., Any], *arguments: Any, options: dict[str, Any] | None = None
+) -> Program:
+    """Compiles `function` for `arguments`, donating nothing, with these options of XLA."""
+    return Program(jax.jit(function).lower(*arguments).compile(options), arguments)
 
 
 def seconds(run: Run) -> float:

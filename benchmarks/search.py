@@ -1,6 +1,7 @@
 """The table on the two searches for alpha: evaluations, time, and whether they agree."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def search(bench: Bench) -> str:
         evaluations = [
             str(count_evaluations(alpha_max, num_alphas, search=search)) for search in SEARCHES
         ]
-        agreement = compare(bench.size, alpha_max, num_alphas)
+        agreement = compare(bench, alpha_max, num_alphas)
         rows.append([f"{num_alphas} in [0, {alpha_max:g}]", *evaluations, *agreement.row()])
     header = [
         "alphas",
@@ -127,9 +128,9 @@ def noisy_digits(size: str) -> tuple[Problem, Iterator[Batch]]:
     return classification("digits", network, next(stream)), stream
 
 
-def compare(size: str, alpha_max: float, num_alphas: int) -> Agreement:
+def compare(bench: Bench, alpha_max: float, num_alphas: int) -> Agreement:
     """Trains with the grid search, probing every step, and lets the other look at each state."""
-    problem, batches = noisy_digits(size)
+    problem, batches = noisy_digits(bench.size)
     methods = {
         search: xsam(
             RHO,
@@ -142,7 +143,7 @@ def compare(size: str, alpha_max: float, num_alphas: int) -> Agreement:
         for search in SEARCHES
     }
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=bench.compiler_options)
     def step(params: Any, state: Any, base_state: Any, batch: Batch) -> Any:
         def value_fn(params: Any) -> jax.Array:
             return problem.loss_fn(params, batch)
@@ -159,7 +160,7 @@ def compare(size: str, alpha_max: float, num_alphas: int) -> Agreement:
 
     params, found = problem.params, []
     state, base_state = methods["grid"].init(params), BASE.init(params)
-    steps = 20 if size == "tiny" else 500
+    steps = 20 if bench.size == "tiny" else 500
     for _ in progress(steps, f"digits: {num_alphas} alphas"):
         params, state, base_state, alphas, losses = step(params, state, base_state, next(batches))
         found.append((alphas, losses))

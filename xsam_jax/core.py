@@ -181,7 +181,8 @@ def _path(
     perturbations: list[Any], gradients: list[Any], last_value: jax.Array | None
 ) -> AscentPath:
     return AscentPath(
-        displacement=_sum(perturbations),
+        # Who reads it reads it often; without the barrier XLA keeps several copies on CPU.
+        displacement=jax.lax.optimization_barrier(_sum(perturbations)),
         first_gradient=gradients[0],
         last_gradient=gradients[-1],
         gradient_sum=_sum(gradients),

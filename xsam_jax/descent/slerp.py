@@ -214,8 +214,8 @@ class _Plane(NamedTuple):
 
     @classmethod
     def spanned_by(cls, start: Any, end: Any) -> "_Plane":
-        psi = tree.angle(tree.unit(start), tree.unit(end))
-        return cls(start, end, tree.reciprocal_norm(start), tree.reciprocal_norm(end), psi)
+        factors = tree.reciprocal_norm(start), tree.reciprocal_norm(end)
+        return cls(start, end, *factors, tree.angle(start, end))
 
     @property
     def exists(self) -> jax.Array:
