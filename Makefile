@@ -10,10 +10,10 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM: a table and pictures (3 minutes)
-	$(BIN)/python examples/01_noisy_digits.py $(ARGS)
+	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
 
 two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
-	$(BIN)/python examples/02_two_minima.py $(ARGS)
+	$(BIN)/python -m examples.02_two_minima $(ARGS)
 
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
@@ -28,7 +28,7 @@ format: $(VENV)/.test  ## rewrite the code as ruff formats it
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.examples  ## step times, memory and compile times against hand-written SAM
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

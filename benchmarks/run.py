@@ -33,7 +33,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
 }
 
 # So many pairs that everything takes about 15 minutes on two cores.
-ROUNDS = {"mlp": 60, "resnet": 12, "vit": 12}
+ROUNDS = {"mlp": 40, "resnet": 12, "vit": 12}
 
 
 def names(known: dict[str, object]) -> Callable[[str], list[str]]:
@@ -94,14 +94,18 @@ def main(arguments: list[str] | None = None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     rounds = {name: options.rounds or ROUNDS[name] for name in MODELS}
     bench = tables.Bench(options.models, options.size, rounds)
-    parts = [heading(options.size)]
-    print(parts[0], flush=True)
-    for name in options.only:
-        title, measure = TABLES[name]
-        parts.append(f"## {title}\n\n{measure(bench)}")
-        print(f"\n{parts[-1]}", flush=True)
+    parts: list[str] = []
+
+    def report(part: str) -> None:
+        parts.append(part)
+        print(f"{part}\n", flush=True)
         if options.out is not None:
             options.out.write_text("\n\n".join(parts) + "\n")
+
+    report(heading(options.size))
+    for name in options.only:
+        title, measure = TABLES[name]
+        report(f"## {title}\n\n{measure(bench)}")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,12 @@ class Agreement(NamedTuple):
     losses: dict[str, np.ndarray]
 
     def row(self) -> list[str]:
-        """Returns the cells: probes, the share of equal alphas, and the gap where they differ."""
+        """Returns the cells: probes, alphas, the share of equal ones, and the gap of the rest."""
         differ = self.alphas["grid"] != self.alphas["section"]
         gaps = (self.losses["grid"] - self.losses["section"]) / self.losses["grid"]
         gap = f"{np.median(gaps[differ]):.1e}, {gaps[differ].max():.1e}" if differ.any() else "-"
-        return [str(differ.size), f"{100 * (1 - differ.mean()):.1f} %", gap]
+        alphas = spread(self.alphas["grid"], 1)
+        return [str(differ.size), alphas, f"{100 * (1 - differ.mean()):.1f} %", gap]
 
 
 def search(bench: Bench) -> str:
@@ -60,6 +61,7 @@ def search(bench: Bench) -> str:
         "losses evaluated, grid",
         "section",
         "probes",
+        "alpha*, grid",
         "same alpha*",
         "loss lost where not: median, max",
     ]

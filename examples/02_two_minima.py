@@ -1,6 +1,6 @@
 """SGD, SAM and XSAM on the two-dimensional function of the XSAM paper: who finds the flat minimum?
 
-    make two-minima        (or: python examples/02_two_minima.py [--out DIR])
+    make two-minima        (or: python -m examples.02_two_minima [--out DIR])
 
 Takes five seconds. SGD and SAM end in the sharp minimum near (-16.8, 12.8), loss 0.275; XSAM in the
 flat one near (19.8, 29.9), loss 0.356. All settings are the paper's (section D.1, figure 3a).
@@ -12,17 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 
+from examples import figures
 from xsam_jax import sam, xsam
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 START = (-6.0, 10.0)
-COLORS = {"SGD": "#555555", "SAM": "#0072B2", "XSAM": "#D55E00"}  # apart for the colour-blind too
 
 
 def loss_fn(params: jax.Array) -> jax.Array:
@@ -63,24 +59,22 @@ def run(tx: optax.GradientTransformationExtraArgs, start: Any = START, steps: in
     return jnp.concatenate([params[None], points])
 
 
-def draw(trajectories: dict[str, jax.Array], path: Path) -> None:
-    """Writes the contour plot with the trajectories on it."""
-    plt.rcParams.update({"font.size": 8})
-    figure, axes = plt.subplots(figsize=(3.3, 2.7))
+def draw(trajectories: dict[str, jax.Array]) -> figures.Figure:
+    """Returns the contour plot with the trajectories on it."""
+    figure, axes = figures.plt.subplots(figsize=(figures.WIDTH, 2.7))
     grid = np.stack(np.meshgrid(np.linspace(-40, 50, 200), np.linspace(4, 48, 200)))
     losses = jax.vmap(loss_fn, in_axes=1)(jnp.asarray(grid.reshape(2, -1))).reshape(200, 200)
     axes.contour(*grid, losses, np.geomspace(0.27, 3.0, 15), colors="#BBBBBB", linewidths=0.5)
     for size, (name, points) in zip((8, 5, 5), trajectories.items(), strict=True):
-        axes.plot(*points.T, color=COLORS[name], linewidth=1.2, label=name)
-        axes.plot(*points[-1], "o", color=COLORS[name], markersize=size, markeredgecolor="white")
+        color = figures.COLORS[name.lower()]
+        axes.plot(*points.T, color=color, linewidth=1.2, label=name)
+        axes.plot(*points[-1], "o", color=color, markersize=size, markeredgecolor="white")
     axes.plot(*START, "x", color="black", markersize=6)
     for text, point in {"start": (-4.5, 7), "sharp": (-28, 8), "flat": (22, 31)}.items():
         axes.annotate(text, point)
     axes.set(xlabel="$\\mu$", ylabel="$\\sigma$")
     axes.legend(loc="upper left", framealpha=1.0, edgecolor="none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, bbox_inches="tight")
-    plt.close(figure)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, points in trajectories.items():
         mu, sigma = points[-1]
         print(f"{name:6} {mu:7.2f} {sigma:7.2f} {loss_fn(points[-1]):7.3f}")
-    draw(trajectories, arguments.out / "trajectories.png")
-    print(f"wrote {arguments.out / 'trajectories.png'}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print("wrote", figures.save(draw(trajectories), arguments.out / "trajectories"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The examples: where they end, what they choose, and what they say to bad values."""
 
-import importlib.util
+import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def load_example(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"examples.{name}")
 
 
 digits = load_example("01_noisy_digits")
@@ -236,9 +232,8 @@ def test_digits_says_that_it_cannot_write(tmp_path, capsys):
 
 
 def test_digits_as_a_script_exits_with_code_two():
-    command = [sys.executable, ROOT / "examples/01_noisy_digits.py", "--method", "xsm"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "examples.01_noisy_digits", "--method", "xsm"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.endswith("did you mean 'xsam'?\n")
