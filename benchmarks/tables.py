@@ -106,7 +106,8 @@ def step_time(bench: Bench) -> str:
     return (
         f"{table}\n\nMedian [quartiles] of the ratios of neighboring runs; pairs: {pairs}. Over T "
         "steps of which one probes: ((T - 1) x the ratio of a step that does not + the ratio of "
-        f"one that does) / T, with {NUM_ALPHAS} alphas."
+        f"one that does) / T, with {NUM_ALPHAS} alphas. Two gradients are two steps of the base "
+        "optimizer: what a call costs, the mapping of its temporary memory first, counts twice."
     )
 
 

@@ -185,16 +185,19 @@ def slerp_to_maximum(
                 index, loss = alpha_search.section(loss_at, alphas)
             return jnp.where(jnp.isfinite(loss), alphas[index], alpha)
 
-        # Two conditionals: under vmap, the inner one, which looks at the gradients, becomes a
-        # select, and the outer one, which looks at the counter alone, stays.
-        alpha = jax.lax.cond(
-            state.count % jnp.asarray(probe_every) == 0,
-            lambda alpha: jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha),
-            lambda alpha: alpha,
-            state.alpha,
-        )
+        def due(alpha: jax.Array) -> tuple[jax.Array, Any]:
+            return kept(jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha))
+
+        def kept(alpha: jax.Array) -> tuple[jax.Array, Any]:
+            return alpha, plane.direction(alpha)
+
+        # Under vmap the inner conditional, which looks at the gradients, becomes a select; this
+        # one, which looks at the counter alone, stays. The direction comes out of it so that what
+        # it is made of need not outlive the probe.
+        is_due = state.count % jnp.asarray(probe_every) == 0
+        alpha, direction = jax.lax.cond(is_due, due, kept, state.alpha)
         count = optax.safe_increment(state.count)
-        return plane.direction(alpha), SlerpToMaximumState(count, alpha, plane.psi)
+        return direction, SlerpToMaximumState(count, alpha, plane.psi)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
