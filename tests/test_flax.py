@@ -209,6 +209,20 @@ def test_linen_passes_the_loss_on_and_replaces_the_rest(method):
     step(after, jax.random.key(3))
 
 
+def test_linen_any_extra_argument_reaches_the_optimizer():
+    """What L-BFGS needs is no field of the state, nor known to this library."""
+    state = flax_linen.TrainState.create(
+        apply_fn=None, params=jnp.ones(3), tx=optax.chain(xsam_jax.sam(0.1), optax.lbfgs())
+    )
+
+    def value_fn(params):
+        return jnp.vdot(params, params)
+
+    value, grads = jax.value_and_grad(value_fn)(state.params)
+    after = state.apply_gradients(grads=grads, value_fn=value_fn, value=value, grad=grads)
+    assert value_fn(after.params) < 0.1 * value
+
+
 def test_linen_a_plain_optimizer_ignores_the_loss():
     state = linen_step(linen_state(optax.sgd(0.1)), jax.random.key(2))
     chex.assert_tree_all_finite(state.params)

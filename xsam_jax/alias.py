@@ -147,7 +147,9 @@ def xsam(
       scale: the length of the update: "last" :math:`\|g_k\|`, or "first", "mean", "max", "slope",
         "slope_max"; see `match_norm`. Static.
       search: "grid" or "section"; see `slerp_to_maximum`. Static.
-      ascent: another map from gradient to perturbation, radius included. Static.
+      ascent: another map from gradient to perturbation, radius included, as in
+        `xsam(None, rho_max=0.3, ascent=...)`. One that perturbs a subset still lets the update
+        reach all parameters, through :math:`g_k`. Static.
 
     Returns:
       A gradient transformation. Its state holds `count`, `alpha` and `psi` (see

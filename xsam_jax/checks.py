@@ -71,7 +71,8 @@ def static_integer(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{name} shapes the compiled program, so it must be a Python integer, got {value!r}; "
-            f"with optax.inject_hyperparams name it in static_args=({name!r}, ...)"
+            f"with optax.inject_hyperparams, name it in static_args=({name!r}, ...), or inject the "
+            "numbers alone, optax.inject_hyperparams(lambda rho: sam(rho))(rho=0.05)"
         )
     integer(name, value, minimum)
 

@@ -51,7 +51,8 @@ def sharpness_aware(
       closes over the batch, the dropout key, and whatever else the loss depends on. Exactly `steps`
       gradients are taken, beside the incoming one.
     * `grad_fn(params)` replaces `jax.grad(value_fn)` where there is a better way (microbatches,
-      loss scaling, collectives). It alone suffices unless the descent looks at losses.
+      loss scaling, collectives). It alone suffices unless the descent looks at losses. Line
+      searches later in the chain refuse it: they know `value_fn`, `value` and `grad`.
     * `value` is the loss at `params`, for those descents that would otherwise evaluate it.
     * Further extra arguments are passed on to the ascent and the descent.
 

@@ -3,19 +3,18 @@
 Import it as `from xsam_jax import flax_linen`; the rest of the library does not need Flax.
 """
 
+import dataclasses
 from typing import Any
 
 import optax
 from flax.training import train_state
 
-_EXTRA_ARGS = ("value_fn", "grad_fn", "value")
-
 
 class TrainState(train_state.TrainState):
-    """The `TrainState` of Flax, with `value_fn`, `grad_fn` and `value` for the optimizer.
+    """The `TrainState` of Flax, with extra arguments such as `value_fn` for the optimizer.
 
     The original hands every keyword of `apply_gradients` to `replace`, so that the optimizer never
-    sees a loss function. Here these three go to `tx.update`; others still go to `replace`.
+    sees a loss function. Here fields of the state still go there, and all others to `tx.update`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -40,13 +39,14 @@ class TrainState(train_state.TrainState):
 
         Args:
           grads: gradients with the structure of `params`.
-          **kwargs: `value_fn`, `grad_fn` and `value` for the optimizer, as `sharpness_aware` says;
-            and further fields of the state to replace.
+          **kwargs: fields of the state to replace, such as `batch_stats` of a subclass; and extra
+            arguments of the optimizer, such as `value_fn` (see `sharpness_aware`).
 
         Returns:
           The new state.
         """
-        extra_args = {name: kwargs.pop(name) for name in _EXTRA_ARGS if name in kwargs}
+        fields = {field.name for field in dataclasses.fields(self)}
+        extra_args = {name: kwargs.pop(name) for name in list(kwargs) if name not in fields}
 
         def update(updates: Any, state: Any, params: Any) -> Any:
             tx = optax.with_extra_args_support(self.tx)

@@ -105,7 +105,8 @@ def slerp_to_maximum(
     :math:`\alpha^*` stays. The direction is :math:`v(\alpha^*)`.
 
     Losses that are NaN or infinite never win. Where none is finite, or there is no plane to probe
-    (as in `slerp`, or :math:`v_0` and :math:`v_1` equal to rounding), :math:`\alpha^*` stays.
+    (as in `slerp`, or :math:`v_0` and :math:`v_1` equal to rounding), :math:`\alpha^*` stays until
+    the next probe is due.
 
     A probe costs `num_alphas` forward passes ("grid"); it stands in a `jax.lax.cond`, so that
     other steps pay nothing. Under `jax.vmap`, keep `count` unbatched (axis None), or the
