@@ -212,11 +212,11 @@ def test_linen_passes_the_loss_on_and_replaces_the_rest(method):
 def test_linen_any_extra_argument_reaches_the_optimizer():
     """What L-BFGS needs is no field of the state, nor known to this library."""
     state = flax_linen.TrainState.create(
-        apply_fn=None, params=jnp.ones(3), tx=optax.chain(xsam_jax.sam(0.1), optax.lbfgs())
+        apply_fn=None, params={"w": jnp.ones(3)}, tx=optax.chain(xsam_jax.sam(0.1), optax.lbfgs())
     )
 
     def value_fn(params):
-        return jnp.vdot(params, params)
+        return jnp.sum(params["w"] ** 2)
 
     value, grads = jax.value_and_grad(value_fn)(state.params)
     after = state.apply_gradients(grads=grads, value_fn=value_fn, value=value, grad=grads)
