@@ -6,10 +6,10 @@ JOBS ?= 2
 
 .PHONY: help demo two-minima test lint format bench clean
 
-help:  ## list the targets
+help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM: a table and pictures (3 minutes)
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM: a table and pictures (2 minutes)
 	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
 
 two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
@@ -34,9 +34,10 @@ clean:  ## remove the environment and caches
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xsam-jax needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xsam-jax needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
-	touch $@
+	@echo "installing xsam-jax[$*] into $(VENV): half a minute"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

@@ -35,6 +35,7 @@ from xsam_jax import sam, tree, xsam
 from xsam_jax.flax_nnx import make_value_fn
 
 METHODS = ("sgd", "sam", "xsam")
+COLLAPSED = 20  # percent; guessing gives 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ def sweep(config: Config) -> Results:
                 bar.set_description(f"{str(setting).split(',')[0]}, seed {seed}")
                 run = train(*setting, jax.random.key(seed), data[seed], config)
                 runs.append(jax.device_get(run))
-                bar.set_postfix_str(f"accuracy {runs[-1]['validation']:.1f} %")
+                bar.set_postfix_str(f"validation {runs[-1]['validation']:.1f} %")
                 bar.update()
             results[setting] = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
             if bar.disable:
@@ -244,6 +245,9 @@ def report(results: Results, chosen: dict[str, Setting], config: Config) -> None
     for one, other in itertools.combinations(chosen.values(), 2):
         verdict = compare(results[other]["test"], results[one]["test"])
         print(f"  {other.method.upper()} - {one.method.upper()}: {verdict}")
+    for setting, runs in results.items():
+        if collapsed := int((runs["validation"] < COLLAPSED).sum()):
+            print(f"  note: {setting}: {collapsed} of {seeds} runs collapsed (below {COLLAPSED} %)")
     for setting in chosen.values():
         if len(config.rhos) > 1 and setting.rho in (config.rhos[0], config.rhos[-1]):
             print(f"  note: {setting} is at the edge of the sweep; a better one may lie beyond")
@@ -288,7 +292,7 @@ def read_config(argv: list[str] | None) -> Config:
 
     def method(text: str) -> str:
         if text not in (*METHODS, "all"):
-            near = difflib.get_close_matches(text.lower(), METHODS, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(text.lower(), METHODS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else "choose from sgd, sam, xsam, all"
             raise argparse.ArgumentTypeError(f"unknown method {text!r}; {hint}")
         return text
@@ -306,7 +310,7 @@ def read_config(argv: list[str] | None) -> Config:
     add("--rho-max", metavar="R", type=radius, help="radius of XSAM's probes [2 rho]")
     add("--steps", metavar="K", type=count, default=1, help="ascent steps of length rho [1]")
     add("--seed", metavar="N", type=seed, help="run these seeds instead of 0 to 4", **several)
-    add("--seeds", metavar="N", type=count, help="run so many seeds [5]")
+    add("--seeds", metavar="N", type=count, help="run so many seeds, from 0 [5]")
     add("--epochs", metavar="N", type=count, default=default.epochs, help="epochs [%(default)s]")
     add("--out", metavar="DIR", type=Path, default=default.out, help="folder [%(default)s]")
     args = parser.parse_args(argv)

@@ -33,6 +33,11 @@ BAD_ARGUMENTS = [
     (lambda: xsam_jax.sam(True), TypeError, "rho must be a real number or a schedule .* True"),
     (lambda: xsam_jax.sam(0.1j), TypeError, "rho must be a real number"),
     (lambda: xsam_jax.sam(jnp.ones(2)), TypeError, r"rho must be a real scalar.*float32\[2\]"),
+    (
+        lambda: xsam_jax.sam(optax.sgd(0.1)),
+        TypeError,
+        "rho must be .* got an optimizer: it follows",
+    ),
     (lambda: xsam_jax.sam((0.1, -0.2), steps=2), ValueError, r"rho\[1\] must be at least 0.*-0.2"),
     (lambda: xsam_jax.sam((0.1, 0.2)), ValueError, "rho gives one radius per .*: 1 needed, got 2"),
     (lambda: xsam_jax.sam([0.1], steps=3), ValueError, "rho gives one radius .*: 3 needed, got 1"),
@@ -114,6 +119,16 @@ BAD_UPDATES = [
     ({"value_fn": lambda p: None}, TypeError, "real scalar, got None"),
     ({"value_fn": lambda p: jnp.int32(1)}, TypeError, r"real scalar, got int32\[\]"),
     ({"value_fn": lambda p: 1j * p["b"]}, TypeError, r"real scalar, got complex64\[\]"),
+    (
+        {"value_fn": lambda p: jnp.sum(PARAMS["a"])},
+        ValueError,
+        "value_fn does not depend on its arg",
+    ),
+    (
+        {"value_fn": lambda p: jnp.float32(1)},
+        ValueError,
+        "value_fn does not depend on its argument",
+    ),
     ({"grad_fn": 0.3}, TypeError, "grad_fn must be a function of the parameters, got 0.3"),
     ({"value_fn": loss_fn, "params": None}, ValueError, r"params is missing: tx.update\("),
 ]

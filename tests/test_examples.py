@@ -201,7 +201,7 @@ def test_digits_draws_the_losses_that_xsam_compared():
         ("--rho 0.1 nan", "argument --rho: must be a number above 0, not 'nan'"),
         ("--rho-max inf", "argument --rho-max: must be a number above 0, not 'inf'"),
         ("--method xsm", "unknown method 'xsm'; did you mean 'xsam'?"),
-        ("--method adam", "unknown method 'adam'; did you mean 'sam'?"),
+        ("--method adam", "unknown method 'adam'; choose from sgd, sam, xsam, all"),
         ("--method lbfgs", "unknown method 'lbfgs'; choose from sgd, sam, xsam, all"),
         ("--method sgd --rho 0.1", "argument --rho: SGD has no rho"),
         ("--method sgd sam --rho-max 0.1", "argument --rho-max: only XSAM has one"),

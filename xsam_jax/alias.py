@@ -1,8 +1,9 @@
 r"""The methods by name: each is a docstring and one `return`.
 
 All of them are gradient transformations to be put in front of a base optimizer,
-`optax.chain(sam(0.05), optax.sgd(0.1))`, whose update is called with
-`value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the whole contract.
+`optax.chain(sam(0.05), optax.sgd(0.1))`, not behind it: what they return is a gradient. The update
+is called with `value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the whole
+contract.
 """
 
 from typing import Any
@@ -128,9 +129,10 @@ def xsam(
     where :math:`\alpha^*` is sought every `probe_every` steps over
     `linspace(0, alpha_max, num_alphas)` on the batch of the step, and kept in between.
 
-    A step costs `steps` further gradients; a probe `num_alphas` forward passes on top, 7 instead of
-    21 with `search="section"`. With a forward pass a third of a gradient and the defaults, that is
-    3.5 % (section: 1.2 %) of SAM's time; `probe_every` of an epoch is what the paper does.
+    Put it in front of the base optimizer, `optax.chain(xsam(...), optax.sgd(...))`: it returns a
+    gradient. A step costs `steps` further gradients; a probe `num_alphas` forward passes on top, 7
+    instead of 21 with `search="section"`. With a forward pass a third of a gradient and the
+    defaults, that is 3.5 % (section: 1.2 %) of SAM's time; the paper probes once an epoch.
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
@@ -140,12 +142,14 @@ def xsam(
       steps: :math:`k \ge 1`, the number of ascent steps. Static.
       probe_every: the number of steps from one probe to the next; the first step probes. May be
         traced.
-      alpha_max: the end of the grid, 2 to 4. May be traced.
+      alpha_max: the end of the grid, 2 to 4; if :math:`\alpha^*` sits there, raise it. May be
+        traced.
       num_alphas: the number of grid points, 20 to 40. Static.
       probe_batch_size: how many losses are evaluated together by `jax.vmap`, None for the whole
         grid; see `slerp_to_maximum`. Static.
-      scale: the length of the update: "last" :math:`\|g_k\|`, or "first", "mean", "max", "slope",
-        "slope_max"; see `match_norm`. Static.
+      scale: the length of the update: "last" :math:`\|g_k\|`, or "first", "mean", "max" of the
+        gradient norms, or the "slope" of the loss to :math:`\theta_k` or ("slope_max") to the
+        maximum; see `match_norm`. Static.
       search: "grid" or "section"; see `slerp_to_maximum`. Static.
       ascent: another map from gradient to perturbation, radius included, as in
         `xsam(None, rho_max=0.3, ascent=...)`. One that perturbs a subset still lets the update

@@ -45,6 +45,11 @@ def real(
         return
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value.item()
+    if hasattr(value, "update"):
+        raise TypeError(
+            f"{name} must be a real number, got an optimizer: it follows in the chain, "
+            "optax.chain(sam(0.05), optax.sgd(0.1))"
+        )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         expected = "a real number or a schedule of the step count" if schedule else "a real number"
         raise TypeError(f"{name} must be {expected}, got {value!r}")
@@ -71,8 +76,9 @@ def static_integer(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{name} shapes the compiled program, so it must be a Python integer, got {value!r}; "
-            f"with optax.inject_hyperparams, name it in static_args=({name!r}, ...), or inject the "
-            "numbers alone, optax.inject_hyperparams(lambda rho: sam(rho))(rho=0.05)"
+            f"with optax.inject_hyperparams, name it in static_args=({name!r}, ...) (of xsam all "
+            "of 'steps', 'num_alphas', 'probe_batch_size'), or inject the numbers alone, "
+            "optax.inject_hyperparams(lambda rho: sam(rho))(rho=0.05)"
         )
     integer(name, value, minimum)
 
@@ -85,7 +91,7 @@ def choice(name: str, value: Any, options: Sequence[Any]) -> None:
 
 def radius(name: str, value: Any, steps: int | None = None) -> None:
     """Raises unless `value` is a non-negative number or schedule, or a sequence of `steps` such."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if not isinstance(value, (list, tuple)) or hasattr(value, "update"):
         real(name, value, minimum=0.0, schedule=True)
         return
     for index, item in enumerate(value):
@@ -132,6 +138,9 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
         raise ValueError(
             "value_fn is missing: a sharpness-aware step evaluates the loss at other parameters. "
             "Write tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))"
+            "; in Flax NNX, optimizer.update(model, grads, value_fn=make_value_fn(loss_fn, model, "
+            "batch)) with xsam_jax.flax_nnx; in linen, apply_gradients(grads=grads, value_fn=...) "
+            "of xsam_jax.flax_linen.TrainState, since Flax's own drops it"
         )
     if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
@@ -142,19 +151,33 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
             "value_fn must be a function of the parameters, "
             f"value_fn=lambda params: loss(params, batch), got {value_fn!r}"
         )
-    result = jax.eval_shape(value_fn, params)
+    program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(
             f"value_fn must return the loss alone, got a {type(result).__name__} of {len(result)}: "
             "for a loss_fn that returns (loss, aux) write "
-            "value_fn=lambda params: loss_fn(params)[0]"
+            "value_fn=lambda params: loss_fn(params)[0], or make_value_fn(..., has_aux=True)"
         )
-    is_array = isinstance(result, jax.ShapeDtypeStruct)
-    if not (is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.floating)):
-        described = f"{result.dtype}{list(result.shape)}" if is_array else repr(result)
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise TypeError(f"value_fn must return a real scalar, got {result!r}")
+    if result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
+        hint = ": for per-sample losses write value_fn=lambda params: losses(params).mean()"
         raise TypeError(
-            f"value_fn must return a real scalar, got {described}: for per-sample losses write "
-            "value_fn=lambda params: losses(params).mean()"
+            f"value_fn must return a real scalar, got {result.dtype}{list(result.shape)}"
+            + (hint if result.shape else "")
+        )
+    _argument_used(program)
+
+
+def _argument_used(program: Any) -> None:
+    """Else training stands still, and nothing says so: `lambda p: loss(params, batch)`."""
+    arguments = program.jaxpr.invars
+    used = {id(v) for equation in program.jaxpr.eqns for v in equation.invars}
+    used |= {id(v) for v in program.jaxpr.outvars}
+    if arguments and not any(id(v) in used for v in arguments):
+        raise ValueError(
+            "value_fn does not depend on its argument: its loss is the same at all parameters. "
+            "Write value_fn=lambda p: loss(p, batch), with p, not the parameters around it"
         )
 
 

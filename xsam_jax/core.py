@@ -41,9 +41,10 @@ def sharpness_aware(
     and the result is :math:`\mathrm{descent}(g_k, \mathrm{path})`.
 
     This is a gradient transformation, not an optimizer: it is the first link of an `optax.chain`,
-    and what follows sees the sharpness-aware gradient. Weight decay that follows is not part of
-    the ascent. Whatever the incoming gradient is, the ascent starts with it: pass the gradient of
-    another batch to climb on that one.
+    and what follows sees the sharpness-aware gradient. Alone, or last in the chain, it leads
+    uphill, as any gradient does. Weight decay that follows is not part of the ascent. Whatever the
+    incoming gradient is, the ascent starts with it: pass the gradient of another batch to climb on
+    that one.
 
     **Update.** `update(updates, state, params, *, value_fn, grad_fn=None, value=None, **extra)`:
 
@@ -82,7 +83,8 @@ def sharpness_aware(
         in `update`, `value_fn` is not a function that returns a real scalar, `grad_fn` not one
         that returns a gradient, or a parameter is complex.
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
-        `grad_fn`, are missing, or `params` was cut by `optax.masked` or `optax.partition`.
+        `grad_fn`, are missing, `value_fn` ignores its argument, or `params` was cut by
+        `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

@@ -33,6 +33,10 @@ def make_value_fn(
       wrt: the filter of the parameters, as given to `nnx.Optimizer`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
 
+    Raises:
+      TypeError: `loss_fn` is not a function; or, when the result is called, `has_aux` is true and
+        `loss_fn` returns no tuple.
+
     Returns:
       A function of a state like `nnx.state(model, wrt)`, which returns the loss.
 
@@ -54,12 +58,19 @@ def make_value_fn(
       ...     return loss
       >>> loss = train_step(model, optimizer, jnp.array([[0.0, 1.0], [1.0, 2.0]]))
     """
+    if not callable(loss_fn) or isinstance(loss_fn, nnx.Module):
+        raise TypeError(
+            "loss_fn must be a function of the model and what follows it, as in "
+            f"make_value_fn(loss_fn, model, batch), got {type(loss_fn).__name__}"
+        )
     graphdef, *states = nnx.split(model, wrt, ...)
     # Pure arrays: Variables of the outer trace may not be mutated inside the inner ones.
     rest = nnx.as_pure(states[1])
 
     def value_fn(params: Any) -> jax.Array:
         result = loss_fn(nnx.merge(graphdef, params, rest), *args)
+        if has_aux and not isinstance(result, tuple):
+            raise TypeError(f"with has_aux=True loss_fn must return (loss, aux), got {result!r}")
         return result[0] if has_aux else result
 
     return value_fn
