@@ -1,7 +1,8 @@
 """The vocabulary: what an ascent leaves behind, and the types that recur in signatures."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +20,54 @@ Radius: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
 """A length, a schedule of lengths over training steps, or one of these per ascent step."""
 
 
-class AscentPath(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AscentPath:
     r"""The route of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`, by ends and sums.
 
-    A descent receives it as the extra argument `path`. Under `jax.jit` a field that the descent
-    does not read is not computed. Sums and norms are float32, or float64 under x64.
+    A descent receives it as the extra argument `path`. Sums and norms are made where they are read,
+    so that what nobody reads is not even traced. They are float32, or float64 under x64.
 
     Attributes:
-      displacement: :math:`\theta_k - \theta_0` as the sum of the perturbations, a tree like the
-        parameters, float32 or float64.
-      first_gradient: :math:`g_0`, as the caller gave it.
-      last_gradient: :math:`g_k`.
-      gradient_sum: :math:`\sum_{i=0}^k g_i`.
-      unit_gradient_sum: :math:`\sum_{i=0}^k g_i / \|g_i\|`.
-      gradient_norms: :math:`\|g_0\|, \dots, \|g_k\|`, of shape (k + 1,).
+      perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \dots, k-1`.
+      gradients: :math:`g_0`, as the caller gave it, to :math:`g_k`.
       last_value: :math:`L(\theta_k)` where the last gradient was taken with `jax.value_and_grad`,
         None where a `grad_fn` hides it.
     """
 
-    displacement: Any
-    first_gradient: Any
-    last_gradient: Any
-    gradient_sum: Any
-    unit_gradient_sum: Any
-    gradient_norms: jax.Array
-    last_value: jax.Array | None
+    perturbations: Sequence[Any]
+    gradients: Sequence[Any]
+    last_value: jax.Array | None = None
+
+    @property
+    def displacement(self) -> Any:
+        r"""The sum of the perturbations, :math:`\theta_k - \theta_0`."""
+        # Who reads it reads it often; without the barrier XLA keeps several copies on CPU.
+        return jax.lax.optimization_barrier(tree.total(self.perturbations))
+
+    @property
+    def first_gradient(self) -> Any:
+        """The gradient :math:`g_0`."""
+        return self.gradients[0]
+
+    @property
+    def last_gradient(self) -> Any:
+        """The gradient :math:`g_k`."""
+        return self.gradients[-1]
+
+    @property
+    def gradient_sum(self) -> Any:
+        r"""The sum :math:`\sum_{i=0}^k g_i`."""
+        return tree.total(self.gradients)
+
+    @property
+    def unit_gradient_sum(self) -> Any:
+        r"""The sum :math:`\sum_{i=0}^k g_i / \|g_i\|`."""
+        return tree.total([tree.unit(gradient) for gradient in self.gradients])
+
+    @property
+    def gradient_norms(self) -> jax.Array:
+        r"""The norms :math:`\|g_0\|, \dots, \|g_k\|`, of shape (k + 1,)."""
+        return jnp.stack([tree.norm(gradient) for gradient in self.gradients])
 
 
 def at_count(value: Any, count: jax.Array | None) -> Any:

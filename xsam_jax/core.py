@@ -1,6 +1,5 @@
 r"""The one algorithm: climb, look, and return the gradient that a flat minimum asks for."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xsam_jax import checks, tree
+from xsam_jax import checks
 from xsam_jax.base import AscentPath, GradFn, ValueFn
 
 
@@ -154,7 +153,7 @@ def sharpness_aware(
             gradient,
             state.descent,
             params,
-            path=_path(perturbations, gradients, point_value),
+            path=AscentPath(perturbations, gradients, point_value),
             value=value,
             **losses,
             **extra_args,
@@ -178,24 +177,3 @@ def _value_and_gradient_function(
         return None, gradient
 
     return value_and_gradient_at
-
-
-def _path(
-    perturbations: list[Any], gradients: list[Any], last_value: jax.Array | None
-) -> AscentPath:
-    return AscentPath(
-        # Who reads it reads it often; without the barrier XLA keeps several copies on CPU.
-        displacement=jax.lax.optimization_barrier(_sum(perturbations)),
-        first_gradient=gradients[0],
-        last_gradient=gradients[-1],
-        gradient_sum=_sum(gradients),
-        unit_gradient_sum=_sum([tree.unit(g) for g in gradients]),
-        gradient_norms=jnp.stack([tree.norm(g) for g in gradients]),
-        last_value=last_value,
-    )
-
-
-def _sum(trees: list[Any]) -> Any:
-    dtype = tree.accumulation_dtype()
-    trees = [optax.tree.cast(t, dtype) for t in trees]
-    return functools.reduce(optax.tree.add, trees)

@@ -4,6 +4,8 @@ Every result is accumulated in float32, or in float64 where x64 is enabled, what
 the leaves. What is not geometry is in `optax.tree`.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ def _cast(leaf: Any) -> jax.Array:
 
 
 def _sum(terms: list[jax.Array]) -> jax.Array:
-    return sum(terms, start=jnp.zeros((), accumulation_dtype()))
+    return functools.reduce(jnp.add, terms) if terms else jnp.zeros((), accumulation_dtype())
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
@@ -162,3 +164,13 @@ def combine(weight_u: jax.Array, u: PyTree, weight_v: jax.Array, v: PyTree) -> P
       Array([2., 3.], dtype=float32)
     """
     return jax.tree.map(lambda a, b: a + b, scale(weight_u, u), scale(weight_v, v))
+
+
+def total(trees: Sequence[PyTree]) -> PyTree:
+    """Returns the sum of trees of one structure, float32 (float64 under x64).
+
+    Example:
+      >>> total([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])])
+      Array([4., 6.], dtype=float32)
+    """
+    return jax.tree.map(lambda *leaves: _sum([_cast(leaf) for leaf in leaves]), *trees)
