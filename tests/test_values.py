@@ -72,7 +72,7 @@ def test_slerp_sam_is_the_published_formula(radii, alpha, between):
     np.testing.assert_allclose(params, expected, rtol=1e-9)
 
 
-def compare_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last", **kwargs):
+def check_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last", **kwargs):
     tx = xsam_jax.xsam(
         rho_argument(radii),
         RHO_MAX,
@@ -101,7 +101,7 @@ def compare_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last
 @pytest.mark.parametrize("radii", RADII.values(), ids=RADII)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_xsam_is_algorithm_1(problem, radii, probe_every):
-    alphas = compare_xsam(problem, radii, probe_every=probe_every)
+    alphas = check_xsam(problem, radii, probe_every=probe_every)
     assert len(set(alphas)) > 2, "the comparison is weak where alpha hardly moves"
 
 
@@ -109,14 +109,14 @@ def test_xsam_is_algorithm_1(problem, radii, probe_every):
 @pytest.mark.parametrize("num_steps", [1, NUM_STEPS])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_xsam_with_every_scale_is_algorithm_1(problem, scale, num_steps):
-    compare_xsam(problem, RADII["per step"], num_steps, probe_every=5, scale=scale)
+    check_xsam(problem, RADII["per step"], num_steps, probe_every=5, scale=scale)
 
 
 @pytest.mark.parametrize("search", ["grid", "section"])
 @pytest.mark.parametrize("probe_batch_size", [1, 4, 21, None])
 def test_neither_chunks_nor_search_change_xsam(probe_batch_size, search):
     # Two of the three problems have one maximum on every circle they visit.
-    compare_xsam(
+    check_xsam(
         problems.network, [0.3], probe_batch_size=probe_batch_size, search=search, probe_every=3
     )
 
