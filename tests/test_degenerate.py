@@ -69,6 +69,15 @@ def test_an_overflowing_norm_is_not_taken_for_zero():
 
 
 @every_method
+def test_a_bad_clean_gradient_is_not_hidden_by_a_loss_that_is_flat_at_nan(method):
+    def hinge(params):
+        return jnp.sum(jax.nn.relu(1.0 - params))
+
+    updates, _ = update(method.make(), value_fn=hinge, grads=jnp.full((3,), jnp.nan))
+    assert jnp.all(jnp.isnan(updates))
+
+
+@every_method
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_bad_clean_gradient_comes_out_as_nan(method, bad):
     updates, _ = update(method.make(), grads=jnp.array([1.0, bad, 1.0]))
@@ -125,6 +134,14 @@ def descend(descent, perturbation, gradient, value_fn=bowl, state=None):
 
 
 AXES = jnp.eye(3)
+
+
+@pytest.mark.parametrize("scale", ["slope", "slope_max"])
+def test_a_slope_is_signed(scale):
+    """Where the loss falls on the way, the step is reversed: here from 1 to 0.64 along -x."""
+    descent = optax.chain(slerp(0.0), match_norm(scale, 0.2))
+    updates, _ = descend(descent, -0.2 * AXES[0], 5.0 * AXES[1])
+    np.testing.assert_allclose(updates, (0.36 / 0.2) * AXES[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xsam_jax import checks
+from xsam_jax import checks, tree
 from xsam_jax.base import AscentPath, GradFn, ValueFn
 
 
@@ -158,7 +158,13 @@ def sharpness_aware(
             **losses,
             **extra_args,
         )
-        result = jax.tree.map(lambda r, g: jnp.asarray(r, jnp.result_type(g)), result, updates)
+        # A loss such as the hinge has a finite gradient at parameters that are NaN.
+        sound = jnp.isfinite(sum(tree.norm(gradient) for gradient in gradients[:-1]))
+
+        def finish(result: jax.Array, gradient: jax.Array) -> jax.Array:
+            return jnp.where(sound, jnp.asarray(result, jnp.result_type(gradient)), jnp.nan)
+
+        result = jax.tree.map(finish, result, updates)
         return result, SharpnessAwareState(ascent_states[0], descent_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

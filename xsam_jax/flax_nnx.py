@@ -29,7 +29,8 @@ def make_value_fn(
     Args:
       loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`.
       model: the model.
-      *args: what else `loss_fn` takes, such as the batch.
+      *args: what else `loss_fn` takes, such as the batch: arrays, not modules, `nnx.Rngs` or
+        metrics, which belong to the model or are made inside `loss_fn`.
       wrt: the filter of the parameters, as given to `nnx.Optimizer`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
 
