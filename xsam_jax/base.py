@@ -22,7 +22,7 @@ Radius: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
 
 @dataclasses.dataclass(frozen=True)
 class AscentPath:
-    r"""The route of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`, by ends and sums.
+    r"""The route of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`.
 
     A descent receives it as the extra argument `path`. Sums and norms are made where they are read,
     so that what nobody reads is not even traced. They are float32, or float64 under x64.
@@ -30,12 +30,14 @@ class AscentPath:
     Attributes:
       perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \dots, k-1`.
       gradients: :math:`g_0`, as the caller gave it, to :math:`g_k`.
+      first_value: :math:`L(\theta_0)` where the caller gave it, None otherwise.
       last_value: :math:`L(\theta_k)` where the last gradient was taken with `jax.value_and_grad`,
         None where a `grad_fn` hides it.
     """
 
     perturbations: Sequence[Any]
     gradients: Sequence[Any]
+    first_value: jax.Array | None = None
     last_value: jax.Array | None = None
 
     @property
@@ -55,24 +57,28 @@ class AscentPath:
         return self.gradients[-1]
 
     @property
-    def gradient_sum(self) -> Any:
-        r"""The sum :math:`\sum_{i=0}^k g_i`."""
-        return tree.total(self.gradients)
-
-    @property
-    def unit_gradient_sum(self) -> Any:
-        r"""The sum :math:`\sum_{i=0}^k g_i / \|g_i\|`."""
-        return tree.total([tree.unit(gradient) for gradient in self.gradients])
-
-    @property
     def gradient_norms(self) -> jax.Array:
         r"""The norms :math:`\|g_0\|, \dots, \|g_k\|`, of shape (k + 1,)."""
         return jnp.stack([tree.norm(gradient) for gradient in self.gradients])
 
 
-def at_count(value: Any, count: jax.Array | None) -> Any:
-    """Returns `value`, or its value at `count` where it is a schedule."""
-    return value(count) if callable(value) else value
+def schedule_state(*values: Any) -> optax.OptState:
+    """Returns a step counter where one of `values` is a schedule, and an empty state otherwise."""
+    if any(callable(value) for value in values):
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    return optax.EmptyState()
+
+
+def advance(state: Any) -> optax.OptState:
+    """Returns the state that `schedule_state` made, one step later."""
+    if isinstance(state, optax.ScaleByScheduleState):
+        return optax.ScaleByScheduleState(optax.safe_increment(state.count))
+    return state
+
+
+def at_count(value: Any, state: Any) -> Any:
+    """Returns `value`, or its value at the count in `state` where it is a schedule."""
+    return value(state.count) if callable(value) else value
 
 
 def value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.Array:

@@ -18,17 +18,21 @@ def real(
     value: Any,
     *,
     minimum: float = -math.inf,
-    exclusive: bool = False,
+    above: float = -math.inf,
+    maximum: float = math.inf,
+    below: float = math.inf,
     schedule: bool = False,
 ) -> None:
-    """Raises unless `value` is a finite real scalar within its bound.
+    """Raises unless `value` is a finite real scalar within its bounds.
 
     Args:
       name: the argument's name, for the message.
       value: a Python or NumPy number; a scalar `jax.Array`, whose value is not looked at (it may
         be traced); or, where `schedule` is true, a callable.
-      minimum: the least value allowed, or the one to exceed where `exclusive` is true.
-      exclusive: whether `minimum` itself is refused.
+      minimum: the least value allowed.
+      above: the value to exceed.
+      maximum: the greatest value allowed.
+      below: the value to stay below.
       schedule: whether a callable of the step count is allowed.
 
     Raises:
@@ -56,9 +60,15 @@ def real(
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    if number < minimum or (exclusive and number == minimum):
-        bound = f"greater than {minimum:g}" if exclusive else f"at least {minimum:g}"
-        raise ValueError(f"{name} must be {bound}, got {value!r}")
+    bounds = {
+        f"at least {minimum:g}": number >= minimum,
+        f"greater than {above:g}": number > above,
+        f"at most {maximum:g}": number <= maximum,
+        f"less than {below:g}": number < below,
+    }
+    for bound, holds in bounds.items():
+        if not holds:
+            raise ValueError(f"{name} must be {bound}, got {value!r}")
 
 
 def integer(name: str, value: Any, minimum: int) -> None:
@@ -89,6 +99,11 @@ def choice(name: str, value: Any, options: Sequence[Any]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
+def convention(value: Any) -> None:
+    """Raises unless `value` is "paper" or "official"."""
+    choice("convention", value, ("paper", "official"))
+
+
 def radius(name: str, value: Any, steps: int | None = None) -> None:
     """Raises unless `value` is a non-negative number or schedule, or a sequence of `steps` such."""
     if not isinstance(value, (list, tuple)) or hasattr(value, "update"):
@@ -101,6 +116,15 @@ def radius(name: str, value: Any, steps: int | None = None) -> None:
             f"{name} gives one radius per ascent step: {steps or 'at least one'} needed, "
             f"got {len(value)}, {value!r}"
         )
+
+
+def random_key(name: str, value: Any) -> None:
+    """Raises unless `value` is one key of `jax.random`, typed or raw; it may be traced."""
+    if isinstance(value, jax.Array):
+        typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        if value.shape == () if typed else (value.dtype == jnp.uint32 and value.ndim == 1):
+            return
+    raise TypeError(f"{name} must be a single random key, such as jax.random.key(0), got {value!r}")
 
 
 def transformation(name: str, value: Any) -> None:
@@ -167,6 +191,30 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
             + (hint if result.shape else "")
         )
     _argument_used(program)
+
+
+def sample_losses(losses_fn: Any, params: optax.Params) -> Any:
+    """Returns `losses_fn`, or raises unless it is a function that returns a loss for each sample.
+
+    Evaluates nothing but the shape of `losses_fn(params)`.
+    """
+    present(
+        losses_fn,
+        "losses_fn is missing: esam compares the losses of samples. Write tx.update(grads, "
+        "opt_state, params, losses_fn=lambda params: losses(params, batch)), of shape (batch,)",
+    )
+    if not callable(losses_fn):
+        raise TypeError(f"losses_fn must be a function of the parameters, got {losses_fn!r}")
+    result = jax.eval_shape(losses_fn, params)
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise TypeError(f"losses_fn must return an array of shape (batch,), got {result!r}")
+    if len(result.shape) != 1 or not jnp.issubdtype(result.dtype, jnp.floating):
+        hint = ": the loss of each sample, not their mean" if result.shape == () else ""
+        raise TypeError(
+            "losses_fn must return an array of shape (batch,), "
+            f"got {result.dtype}{list(result.shape)}{hint}"
+        )
+    return losses_fn
 
 
 def _argument_used(program: Any) -> None:

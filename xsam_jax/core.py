@@ -54,6 +54,8 @@ def sharpness_aware(
       loss scaling, collectives). It alone suffices unless the descent looks at losses. Line
       searches later in the chain refuse it: they know `value_fn`, `value` and `grad`.
     * `value` is the loss at `params`, for those descents that would otherwise evaluate it.
+    * `count_gradients(number)`, where given, is called while the step is traced, once for each
+      gradient that is evaluated; `xsam_jax.gating` uses it.
     * Further extra arguments are passed on to the ascent and the descent.
 
     **Slots.** Both are Optax gradient transformations, so chains, masks inside the ascent, and
@@ -119,13 +121,19 @@ def sharpness_aware(
         value_fn: ValueFn | None = None,
         grad_fn: GradFn | None = None,
         value: jax.Array | None = None,
+        count_gradients: Callable[[Any], None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.present(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
-        value_and_gradient_at = _value_and_gradient_function(value_fn, grad_fn, params)
+        evaluate = _value_and_gradient_function(value_fn, grad_fn, params)
+
+        def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, Any]:
+            if count_gradients is not None:
+                count_gradients(1)
+            return evaluate(point)
 
         def gradient_at(point: optax.Params) -> optax.Updates:
             return value_and_gradient_at(point)[1]
@@ -153,7 +161,7 @@ def sharpness_aware(
             gradient,
             state.descent,
             params,
-            path=AscentPath(perturbations, gradients, point_value),
+            path=AscentPath(perturbations, gradients, value, point_value),
             value=value,
             **losses,
             **extra_args,

@@ -59,7 +59,7 @@ def norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(jnp.where(squared < size * float(info.tiny / info.eps), 0.0, squared))
 
 
-def scale(factor: jax.Array, tree: PyTree) -> PyTree:
+def scale(factor: Any, tree: PyTree) -> PyTree:
     """Returns `factor` times every leaf, float32 (float64 under x64).
 
     The product is formed before any cast, since a factor such as 1 / norm overflows in float16.
@@ -105,6 +105,52 @@ def unit(tree: PyTree) -> PyTree:
     return scale(reciprocal_norm(tree), tree)
 
 
+def dot(u: PyTree, v: PyTree) -> jax.Array:
+    r"""Returns :math:`\langle u, v \rangle` over all leaves, a scalar.
+
+    Example:
+      >>> dot({"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 4.0])})
+      Array(11., dtype=float32)
+    """
+    products = jax.tree.map(lambda a, b: jnp.sum(_cast(a) * _cast(b)), u, v)
+    return _sum(jax.tree.leaves(products))
+
+
+def project(u: PyTree, v: PyTree) -> PyTree:
+    r"""Returns the orthogonal projection of `u` on `v`, :math:`\langle u, v^ \rangle\, v^`.
+
+    Args:
+      u: a pytree of real arrays.
+      v: another, of the same structure; where it is zero, so is the projection.
+
+    Returns:
+      A tree of the same structure and shapes, float32 (float64 under x64).
+
+    Example:
+      >>> project(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
+      Array([3., 0.], dtype=float32)
+    """
+    direction = unit(v)
+    return scale(dot(u, direction), direction)
+
+
+def reject(u: PyTree, v: PyTree) -> PyTree:
+    r"""Returns what `u` has beside its projection on `v`, :math:`u - \langle u, v^ \rangle\, v^`.
+
+    Args:
+      u: a pytree of real arrays.
+      v: another, of the same structure; where it is zero, all of `u` is left.
+
+    Returns:
+      A tree of the same structure and shapes, float32 (float64 under x64).
+
+    Example:
+      >>> reject(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
+      Array([0., 4.], dtype=float32)
+    """
+    return combine(1.0, u, -1.0, project(u, v))
+
+
 def angle(u: PyTree, v: PyTree) -> jax.Array:
     r"""Returns the angle between two trees, from the part of one that is orthogonal to the other.
 
@@ -124,8 +170,7 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
       Array(0.001, dtype=float32)
     """
     scale_u, scale_v = reciprocal_norm(u), reciprocal_norm(v)
-    products = jax.tree.map(lambda a, b: jnp.sum(_cast(a) * _cast(b)), u, v)
-    cosine = scale_u * scale_v * _sum(jax.tree.leaves(products))
+    cosine = scale_u * scale_v * dot(u, v)
     # Not `norm`: a small rejection of unit trees is a small angle, not an underflow.
     rejection = combine(-cosine * scale_u, u, scale_v, v)
     return jnp.arctan2(jnp.sqrt(squared_norm(rejection)), cosine)
@@ -156,7 +201,7 @@ def slerp_weights(alpha: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Arra
     return rest * sinc(rest * psi) / sinc(psi), alpha * sinc(alpha * psi) / sinc(psi)
 
 
-def combine(weight_u: jax.Array, u: PyTree, weight_v: jax.Array, v: PyTree) -> PyTree:
+def combine(weight_u: Any, u: PyTree, weight_v: Any, v: PyTree) -> PyTree:
     """Returns `weight_u * u + weight_v * v`, float32 (float64 under x64).
 
     Example:
@@ -174,3 +219,13 @@ def total(trees: Sequence[PyTree]) -> PyTree:
       Array([4., 6.], dtype=float32)
     """
     return jax.tree.map(lambda *leaves: _sum([_cast(leaf) for leaf in leaves]), *trees)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns the leaves of `tree` in the dtypes of those of `like`.
+
+    Example:
+      >>> cast_like(jnp.array([0.5]), jnp.zeros(1, jnp.bfloat16))
+      Array([0.5], dtype=bfloat16)
+    """
+    return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)

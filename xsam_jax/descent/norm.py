@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax.base import AscentPath, ValueFn, at_count, value_at
+from xsam_jax.base import AscentPath, ValueFn, advance, at_count, schedule_state, value_at
 
 SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
 
@@ -63,14 +63,11 @@ def match_norm(
             rho_max, "scale='slope_max' is a slope over rho_max: give match_norm rho_max"
         )
     if rho_max is not None:
-        checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
-    scheduled = callable(rho_max)
+        checks.real("rho_max", rho_max, above=0.0, schedule=True)
 
     def init_fn(params: optax.Params) -> optax.OptState:
         del params
-        if scheduled:
-            return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-        return optax.EmptyState()
+        return schedule_state(rho_max)
 
     def update_fn(
         updates: optax.Updates,
@@ -89,7 +86,7 @@ def match_norm(
         if scale == "slope":
             length = _slope(path.displacement, path.last_value, norms[-1], params, value_fn, value)
         elif scale == "slope_max":
-            radius = at_count(rho_max, getattr(state, "count", None))
+            radius = at_count(rho_max, state)
             highest = tree.scale(radius, direction)
             length = _slope(highest, None, norms[-1], params, value_fn, value)
         else:
@@ -100,9 +97,7 @@ def match_norm(
                 "max": norms.max(),
             }
             length = lengths[scale]
-        if scheduled:
-            state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
-        return tree.scale(length, direction), state
+        return tree.scale(length, direction), advance(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -144,9 +144,9 @@ def slerp_to_maximum(
       `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
       ICLR 2026, equation 7 and Algorithm 1
     """
-    checks.real("rho_max", rho_max, minimum=0.0, exclusive=True, schedule=True)
+    checks.real("rho_max", rho_max, above=0.0, schedule=True)
     checks.integer("probe_every", probe_every, 1)
-    checks.real("alpha_max", alpha_max, minimum=0.0, exclusive=True)
+    checks.real("alpha_max", alpha_max, above=0.0)
     checks.static_integer("num_alphas", num_alphas, 2)
     if probe_batch_size is not None:
         checks.static_integer("probe_batch_size", probe_batch_size, 1)
@@ -172,7 +172,7 @@ def slerp_to_maximum(
         path = checks.ascent_path("slerp_to_maximum", path, params)
         value_fn = checks.loss_needed("slerp_to_maximum probes losses", value_fn)
         plane = _Plane.spanned_by(path.displacement, updates)
-        radius = jnp.asarray(at_count(rho_max, state.count))
+        radius = jnp.asarray(at_count(rho_max, state))
 
         def loss_at(alpha: jax.Array) -> jax.Array:
             return value_at(value_fn, params, tree.scale(radius, plane.direction(alpha)))

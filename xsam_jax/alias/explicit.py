@@ -1,22 +1,13 @@
-r"""The methods by name: each is a docstring and one `return`.
-
-All of them are gradient transformations to be put in front of a base optimizer,
-`optax.chain(sam(0.05), optax.sgd(0.1))`, not behind it: what they return is a gradient. The update
-is called with `value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the whole
-contract.
-"""
+"""SAM, and what looks from where it ends."""
 
 from typing import Any
 
 import optax
 
-from xsam_jax import checks
-from xsam_jax.ascent import normalize, scale_by_radius
+from xsam_jax.alias.climb import climb
 from xsam_jax.base import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
-
-__all__ = ["sam", "slerp_sam", "xsam"]
 
 
 def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs:
@@ -55,7 +46,7 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, 2021
     """
-    return sharpness_aware(_climb(rho, steps), steps=steps)
+    return sharpness_aware(climb(rho, steps), steps=steps)
 
 
 def slerp_sam(
@@ -98,7 +89,7 @@ def slerp_sam(
       ICLR 2026, section 5.2 (there "WSAM")
     """
     return sharpness_aware(
-        _climb(rho, steps),
+        climb(rho, steps),
         optax.chain(slerp(alpha, between=between), match_norm()),
         steps=steps,
     )
@@ -180,7 +171,7 @@ def xsam(
       ICLR 2026, Algorithm 1
     """
     return sharpness_aware(
-        _climb(rho, steps) if ascent is None else ascent,
+        climb(rho, steps) if ascent is None else ascent,
         optax.chain(
             slerp_to_maximum(
                 rho_max,
@@ -194,9 +185,3 @@ def xsam(
         ),
         steps=steps,
     )
-
-
-def _climb(rho: Radius | None, steps: int) -> optax.GradientTransformation:
-    checks.static_integer("steps", steps, 1)
-    checks.radius("rho", rho, steps)
-    return optax.chain(normalize(), scale_by_radius(rho))

@@ -1,0 +1,69 @@
+"""Perturbations of a random part of the parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.base import advance
+
+
+def random_subset(
+    beta: float | jax.Array, key: jax.Array, *, convention: str = "paper"
+) -> optax.GradientTransformation:
+    r"""Keeps a random subset of the entries, and the perturbation in expectation (ESAM).
+
+    .. math:: \epsilon \mapsto m \epsilon / \beta, \qquad m \sim \mathrm{Bernoulli}(\beta)
+
+    drawn anew in each training step, the same for all its ascent steps. It stands last in the
+    chain: `chain(normalize(), scale_by_radius(rho), random_subset(beta, key))`, so that the norm
+    is that of the full gradient. At :math:`\beta = 1` it changes nothing.
+
+    Args:
+      beta: the probability :math:`\beta` of an entry to stay, in (0, 1]. May be traced.
+      key: a random key; the draw of step t uses `jax.random.fold_in(key, t)`.
+      convention: "paper" draws for each parameter, "official" for each whole array. Static.
+
+    Returns:
+      A transformation whose state is a step counter. Dtypes are those of the incoming updates.
+
+    Raises:
+      TypeError: `beta` is not a real number, or `key` not a key.
+      ValueError: `beta` is out of range, or `convention` is unknown.
+
+    Example:
+      >>> tx = random_subset(0.5, jax.random.key(0))
+      >>> updates, _ = tx.update(jnp.ones(6), tx.init(jnp.ones(6)))
+      >>> updates
+      Array([2., 0., 2., 0., 2., 2.], dtype=float32)
+
+    References:
+      Du et al., `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
+      <https://arxiv.org/abs/2110.03141>`_, 2022
+    """
+    checks.real("beta", beta, above=0.0, maximum=1.0)
+    checks.random_key("key", key)
+    checks.convention(convention)
+
+    def init_fn(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        keys = jax.random.split(jax.random.fold_in(key, state.count), max(len(leaves), 1))
+
+        def keep(key: jax.Array, leaf: jax.Array) -> jax.Array:
+            shape = jnp.shape(leaf) if convention == "paper" else ()
+            return jnp.where(jax.random.bernoulli(key, beta, shape), leaf, 0.0)
+
+        kept = [keep(key, leaf) for key, leaf in zip(keys, leaves, strict=False)]
+        scaled = tree.scale(1.0 / beta, jax.tree.unflatten(structure, kept))
+        return tree.cast_like(scaled, updates), advance(state)
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,120 @@
+"""What a step saw, kept in the state for the log."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.base import AscentPath
+
+Diagnostic = Callable[[optax.Updates, AscentPath, optax.Params], Any]
+
+
+def _rise(updates: optax.Updates, path: AscentPath, params: optax.Params) -> Any:
+    if path.first_value is None or path.last_value is None:
+        return jnp.nan
+    return path.last_value - path.first_value
+
+
+DIAGNOSTICS: Mapping[str, Diagnostic] = types.MappingProxyType(
+    {
+        "perturbation_norm": lambda updates, path, params: tree.norm(path.displacement),
+        "first_gradient_norm": lambda updates, path, params: tree.norm(path.first_gradient),
+        "last_gradient_norm": lambda updates, path, params: tree.norm(path.last_gradient),
+        "gradient_cosine": lambda updates, path, params: tree.dot(
+            tree.unit(path.first_gradient), tree.unit(path.last_gradient)
+        ),
+        "loss_rise": _rise,
+    }
+)
+
+
+class RecordState(NamedTuple):
+    """What was recorded in the last step.
+
+    Attributes:
+      diagnostics: a scalar for each name, float32 (float64 under x64); NaN before the first step.
+    """
+
+    diagnostics: dict[str, jax.Array]
+
+
+def record(
+    diagnostics: Mapping[str, Diagnostic] = DIAGNOSTICS,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Writes numbers about the step into the state, and passes the gradient on unchanged.
+
+    Stand it anywhere in a descent; `updates` is what the descent has made of the gradient so far.
+    Read it with `optax.tree.get(opt_state, "gradient_cosine")`, by any of the names. The defaults,
+    `DIAGNOSTICS`, are the length of the displacement, the norms of the first and the last gradient
+    and the cosine between them, and the rise of the loss over the ascent (NaN unless the caller
+    passes `value`, and no `grad_fn`). :math:`\alpha^*` and :math:`\psi` of XSAM are in its state
+    already.
+
+    The state has its structure from the start, so it runs in `jax.lax.scan`. (`optax.monitor`
+    starts with an empty state, which a scan refuses, and compiles a second time.)
+
+    Args:
+      diagnostics: functions `fn(updates, path, params)` by name, each of which returns a real
+        scalar; `path` is the `AscentPath`, `params` are :math:`\theta_0`. Static.
+
+    Returns:
+      A descent with state `RecordState`.
+
+    Raises:
+      TypeError: `diagnostics` is not a mapping of functions; or, in `update`, one of them does
+        not return a real scalar.
+      ValueError: in `update`, `path` is missing.
+
+    Example:
+      >>> from xsam_jax.ascent import normalize, scale_by_radius
+      >>> from xsam_jax.core import sharpness_aware
+      >>> tx = sharpness_aware(optax.chain(normalize(), scale_by_radius(0.1)), record())
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> value, grads = jax.value_and_grad(loss_fn)(params)
+      >>> _, state = tx.update(grads, tx.init(params), params, value_fn=loss_fn, value=value)
+      >>> print(f'{optax.tree.get(state, "loss_rise"):.3f}')
+      1.010
+    """
+    if not isinstance(diagnostics, Mapping):
+        raise TypeError(f"diagnostics must be functions by name, got {diagnostics!r}")
+    for name, diagnostic in diagnostics.items():
+        if not callable(diagnostic):
+            raise TypeError(
+                f"diagnostics[{name!r}] must be a function fn(updates, path, params), "
+                f"got {diagnostic!r}"
+            )
+
+    def init_fn(params: optax.Params) -> RecordState:
+        del params
+        unknown = jnp.asarray(jnp.nan, tree.accumulation_dtype())
+        return RecordState({name: unknown for name in diagnostics})
+
+    def update_fn(
+        updates: optax.Updates,
+        state: RecordState,
+        params: optax.Params | None = None,
+        *,
+        path: AscentPath | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RecordState]:
+        del state, extra_args
+        path = checks.ascent_path("record", path, params)
+
+        def evaluate(name: str) -> jax.Array:
+            result = jnp.asarray(diagnostics[name](updates, path, params))
+            if result.shape != () or jnp.issubdtype(result.dtype, jnp.complexfloating):
+                raise TypeError(
+                    f"diagnostics[{name!r}] must return a real scalar, "
+                    f"got {result.dtype}{list(result.shape)}"
+                )
+            return result.astype(tree.accumulation_dtype())
+
+        return updates, RecordState({name: evaluate(name) for name in diagnostics})
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,169 @@
+"""A transform behind a gate."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xsam_jax import checks
+
+GateFn = Callable[[Any], Any]
+
+
+class Gate(NamedTuple):
+    """A decision that looks at the gradient, and remembers.
+
+    Attributes:
+      init: a function without arguments that returns the state, a pytree of arrays.
+      decide: `(updates, state, count) -> (sharp, state)`.
+    """
+
+    init: Callable[[], Any]
+    decide: Callable[[optax.Updates, Any, jax.Array], tuple[jax.Array, Any]]
+
+
+class GatedState(NamedTuple):
+    """The state of a gated transform.
+
+    Attributes:
+      count: the number of training steps taken, int32 scalar.
+      gradient_evaluations: the number of gradients taken so far, those of the caller included,
+        int32 scalar.
+      gate: the state of the gate.
+      inner: the state of the transform, which moves in sharpness-aware steps only.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as in Optax
+    gradient_evaluations: jax.Array
+    gate: Any
+    inner: optax.OptState
+
+
+def gated(
+    transform: optax.GradientTransformation, gate: GateFn | Gate
+) -> optax.GradientTransformationExtraArgs:
+    r"""Applies a sharpness-aware transform in some steps, and passes the gradient on in the others.
+
+    A step in which the gate is shut costs the one gradient that the caller has taken anyway, and
+    leaves the transform's state alone: `probe_every` of an `xsam` inside counts the steps in which
+    the gate was open.
+
+    Args:
+      transform: any method of this library, or a chain that has one.
+      gate: `every(k)`, `after(step)`, `bernoulli(p, key)` or another function of the count of
+        training steps; or `gradient_norm(...)`.
+
+    Returns:
+      A gradient transformation with state `GatedState`. Its update takes the further argument
+      `sharp`: a bool that replaces the gate's decision. A Python bool leaves no conditional in the
+      program (see the head of this module). Under `jax.vmap`, keep `count` unbatched (axis None).
+
+    Raises:
+      TypeError: `transform` is not a gradient transformation, `gate` is not a gate, or, in
+        `update`, `sharp` is not a bool.
+
+    Example:
+      >>> from xsam_jax import sam
+      >>> from xsam_jax.gating import every
+      >>> tx = optax.chain(gated(sam(0.1), every(2)), optax.sgd(0.1))
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> opt_state = tx.init(params)
+      >>> for _ in range(4):
+      ...     grads = jax.grad(loss_fn)(params)
+      ...     updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(optax.tree.get(opt_state, "gradient_evaluations"))
+      6
+    """
+    checks.transformation("transform", transform)
+    if not (callable(gate) or isinstance(gate, Gate)):
+        raise TypeError(
+            "gate must be a function of the step count, such as xsam_jax.gating.every(5), "
+            f"got {gate!r}"
+        )
+    transform = optax.with_extra_args_support(transform)
+    rule = gate if isinstance(gate, Gate) else _stateless(gate)
+
+    def init_fn(params: optax.Params) -> GatedState:
+        zero = jnp.zeros((), jnp.int32)
+        return GatedState(zero, zero, rule.init(), transform.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: GatedState,
+        params: optax.Params | None = None,
+        *,
+        sharp: bool | jax.Array | None = None,
+        count_gradients: Callable[[Any], None] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GatedState]:
+        decision, gate_state = rule.decide(updates, state.gate, state.count)
+
+        def sharpness_aware(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
+            counter = GradientCounter()
+            result, inner = transform.update(
+                updates, inner, params, count_gradients=counter, **extra_args
+            )
+            return result, inner, counter.total
+
+        def plain(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
+            return updates, inner, jnp.zeros((), jnp.int32)
+
+        sharp = decision if sharp is None else sharp
+        result, inner, further = switch(sharp, sharpness_aware, plain, state.inner)
+        if count_gradients is not None:
+            count_gradients(further)
+        evaluations = state.gradient_evaluations + 1 + further
+        count = optax.safe_increment(state.count)
+        return result, GatedState(count, evaluations, gate_state, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def switch(
+    sharp: bool | jax.Array,
+    when_sharp: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Calls one of two functions: at once for a Python bool, in a `jax.lax.cond` for an array.
+
+    Args:
+      sharp: which of them.
+      when_sharp: the one for true.
+      otherwise: the one for false.
+      *args: what both are called with.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      TypeError: `sharp` is not a bool.
+
+    Example:
+      >>> switch(True, lambda x: x + 1, lambda x: x, 1)
+      2
+    """
+    if isinstance(sharp, (bool, np.bool_)):
+        return when_sharp(*args) if sharp else otherwise(*args)
+    if not isinstance(sharp, jax.Array) or sharp.shape != ():
+        raise TypeError(f"sharp must be a bool, got {sharp!r}: write sharp=bool(gate(count))")
+    return jax.lax.cond(sharp, when_sharp, otherwise, *args)
+
+
+class GradientCounter:
+    """Adds up what it is called with: the extra argument `count_gradients` of `sharpness_aware`."""
+
+    def __init__(self) -> None:
+        self.total = jnp.zeros((), jnp.int32)
+
+    def __call__(self, number: Any) -> None:
+        self.total = self.total + jnp.asarray(number, jnp.int32)
+
+
+def _stateless(gate: GateFn) -> Gate:
+    return Gate(lambda: (), lambda updates, state, count: (jnp.asarray(gate(count)), state))

@@ -1,0 +1,118 @@
+"""A sharpness-aware step whose direction is used again (LookSAM)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.alias import sam
+from xsam_jax.base import Radius
+from xsam_jax.gating import GradientCounter, switch
+from xsam_jax.gating import every as every_nth
+
+
+class LookSamState(NamedTuple):
+    r"""What LookSAM remembers between steps.
+
+    Attributes:
+      count: the number of training steps taken, int32 scalar.
+      gradient_evaluations: the number of gradients taken so far, those of the caller included.
+      orthogonal: the unit direction :math:`\hat g_v` of the last sharpness-aware step, float32
+        (float64 under x64), with the structure of the parameters.
+      inner: the state of `sam`.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as in Optax
+    gradient_evaluations: jax.Array
+    orthogonal: Any
+    inner: optax.OptState
+
+
+def look_sam(
+    rho: Radius, alpha: float | jax.Array, every: int | jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    r"""LookSAM: a SAM step now and then, whose new direction is used again in between.
+
+    Where `count % every == 0` it is a step of `sam`, which stores what its gradient has beside
+    the clean one; otherwise that direction is added to the clean gradient:
+
+    .. math:: g_v = g_1 - \langle g_1, \hat g_0\rangle\,\hat g_0, \qquad
+              \text{update } g_0 + \alpha \|g_0\|\,\hat g_v.
+
+    Norms and projections are global. A step costs one further gradient every `every` steps, and
+    none in between. The conditional is a `jax.lax.cond`; see `xsam_jax.gating` for `sharp=`, which
+    decides outside.
+
+    Args:
+      rho: the length of the ascent, as in `sam`; published 0.1.
+      alpha: :math:`\alpha`, any real number; published 0.7. May be traced.
+      every: the number of steps from one SAM step to the next, at least 1, the first step included;
+        published 5 to 10. 1 is `sam`. May be traced.
+
+    Returns:
+      A gradient transformation with state `LookSamState`. Gradients keep their dtype.
+
+    Raises:
+      TypeError: `rho` or `alpha` is not a real number, or `every` is not an integer.
+      ValueError: a radius is negative, or `every` is less than 1. `update` raises what
+        `sharpness_aware` says.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 4 * params[1] ** 2
+      >>> tx = optax.chain(look_sam(rho=0.1, alpha=0.7, every=5), optax.sgd(0.1))
+      >>> params = jnp.array([1.0, 1.0])
+      >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
+      >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+
+    References:
+      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2203.02714>`_, 2022
+    """
+    checks.real("alpha", alpha)
+    checks.integer("every", every, 1)
+    climber = sam(rho)
+    gate = every_nth(every)
+
+    def init_fn(params: optax.Params) -> LookSamState:
+        inner, zero = climber.init(params), jnp.zeros((), jnp.int32)
+        dtype = tree.accumulation_dtype()
+        orthogonal = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+        return LookSamState(zero, zero, orthogonal, inner)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: LookSamState,
+        params: optax.Params | None = None,
+        *,
+        sharp: bool | jax.Array | None = None,
+        count_gradients: Callable[[Any], None] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LookSamState]:
+        def climb(orthogonal: Any, inner: optax.OptState) -> tuple[Any, ...]:
+            counter = GradientCounter()
+            gradient, inner = climber.update(
+                updates, inner, params, count_gradients=counter, **extra_args
+            )
+            found = tree.unit(tree.reject(gradient, updates))
+            sound = jnp.isfinite(tree.norm(found))
+            found = jax.tree.map(lambda new, old: jnp.where(sound, new, old), found, orthogonal)
+            return gradient, counter.total, found, inner
+
+        def reuse(orthogonal: Any, inner: optax.OptState) -> tuple[Any, ...]:
+            gradient = tree.combine(1.0, updates, alpha * tree.norm(updates), orthogonal)
+            return tree.cast_like(gradient, updates), jnp.zeros((), jnp.int32), orthogonal, inner
+
+        sharp = jnp.asarray(gate(state.count)) if sharp is None else sharp
+        result, further, orthogonal, inner = switch(
+            sharp, climb, reuse, state.orthogonal, state.inner
+        )
+        if count_gradients is not None:
+            count_gradients(further)
+        evaluations = state.gradient_evaluations + 1 + further
+        count = optax.safe_increment(state.count)
+        return result, LookSamState(count, evaluations, orthogonal, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
