@@ -1,17 +1,20 @@
-"""One row per alias: a new method is tested by the whole protocol suite once it stands here."""
+"""One row per method: a new one is tested by the whole protocol suite once it stands here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import xsam_jax
+from xsam_jax.gating import bernoulli, every, gated, gradient_norm
 
 
 @dataclass(frozen=True)
 class Method:
-    """An alias with arguments that make it act.
+    """A method with arguments that make it act.
 
     `numbers` are those that `optax.inject_hyperparams` may inject, `statics` the others.
     """
@@ -19,21 +22,47 @@ class Method:
     alias: Callable[..., optax.GradientTransformationExtraArgs]
     numbers: dict[str, Any]
     statics: dict[str, Any] = field(default_factory=dict)
-    static_args: tuple[str, ...] = ("steps",)
-    gradients: int = 1
+    static_args: tuple[str, ...] = ()
+    gradients: int = 1  # beside the caller's, in a sharpness-aware step
     probes: bool = False
+    sample_losses: bool = False  # it needs losses_fn, not value_fn
+    optimizer: bool = False  # it has the base optimizer inside
+    counts_sharp_steps: bool = False  # schedules inside stand still where the gate is shut
 
     def make(self, **kwargs):
         return self.alias(**{**self.numbers, **self.statics, **kwargs})
 
+    def arguments(self, loss_fn):
+        """What update needs beside gradients, state and parameters."""
+        if not self.sample_losses:
+            return {"value_fn": loss_fn}
+        # The mean is the loss; the third sample rises most where the loss rises.
+        return {"losses_fn": lambda params: loss_fn(params) * jnp.array([0.5, 1.0, 1.5])}
+
 
 _XSAM = {"rho": 0.3, "rho_max": 0.6, "probe_every": 2, "alpha_max": 3.0}
 _XSAM_STATIC = ("steps", "num_alphas", "probe_batch_size")
+_KEY = jax.random.key(3)
+
+
+def every_other_sam(rho):
+    return gated(xsam_jax.sam(rho), every(2))
+
+
+def random_xsam(rho, rho_max):
+    return gated(xsam_jax.xsam(rho, rho_max, probe_every=2), bernoulli(0.6, _KEY))
+
+
+def adaptive_sam(rho):
+    return gated(xsam_jax.sam(rho), gradient_norm(0.0))
+
 
 METHODS = {
-    "sam": Method(xsam_jax.sam, {"rho": 0.3}),
-    "sam, two steps": Method(xsam_jax.sam, {"rho": 0.3}, {"steps": 2}, gradients=2),
-    "slerp_sam": Method(xsam_jax.slerp_sam, {"rho": 0.3, "alpha": 1.5}),
+    "sam": Method(xsam_jax.sam, {"rho": 0.3}, static_args=("steps",)),
+    "sam, two steps": Method(
+        xsam_jax.sam, {"rho": 0.3}, {"steps": 2}, static_args=("steps",), gradients=2
+    ),
+    "slerp_sam": Method(xsam_jax.slerp_sam, {"rho": 0.3, "alpha": 1.5}, static_args=("steps",)),
     "xsam": Method(xsam_jax.xsam, _XSAM, {}, _XSAM_STATIC, probes=True),
     "xsam, two steps": Method(
         xsam_jax.xsam, _XSAM, {"steps": 2}, _XSAM_STATIC, gradients=2, probes=True
@@ -45,4 +74,63 @@ METHODS = {
         _XSAM_STATIC,
         probes=True,
     ),
+    "asam": Method(xsam_jax.asam, {"rho": 0.5, "eta": 0.01}, static_args=("steps",)),
+    "asam, two steps": Method(
+        xsam_jax.asam,
+        {"rho": 0.3, "eta": 0.1},
+        {"steps": 2},
+        static_args=("steps",),
+        gradients=2,
+    ),
+    "fisher_sam": Method(xsam_jax.fisher_sam, {"rho": 0.1, "eta": 1.0}),
+    "friendly_sam": Method(xsam_jax.friendly_sam, {"rho": 0.3, "decay": 0.6, "sigma": 1.0}),
+    "friendly_sam, official": Method(
+        xsam_jax.friendly_sam,
+        {"rho": 0.3, "decay": 0.6, "sigma": 0.7},
+        {"convention": "official"},
+    ),
+    "friendly_asam": Method(
+        xsam_jax.friendly_asam, {"rho": 0.3, "decay": 0.6, "sigma": 0.7, "eta": 0.1}
+    ),
+    "vasso": Method(xsam_jax.vasso, {"rho": 0.3, "theta": 0.4}),
+    "wsam": Method(xsam_jax.wsam, {"rho": 0.3, "gamma": 0.6}),
+    "gradient_norm_penalty": Method(xsam_jax.gradient_norm_penalty, {"rho": 0.3, "alpha": 0.8}),
+    "gradient_norm_penalty, official": Method(
+        xsam_jax.gradient_norm_penalty, {"rho": 0.3, "alpha": 0.8}, {"convention": "official"}
+    ),
+    "gsam": Method(xsam_jax.gsam, {"rho": 0.3, "alpha": 0.4}),
+    "msam": Method(xsam_jax.msam, {"rho": 0.2}, {"steps": 2}, static_args=("steps",), gradients=2),
+    "lsam+": Method(
+        xsam_jax.lsam,
+        {"rho": 0.2},
+        {"steps": 2, "include_first": True},
+        static_args=("steps",),
+        gradients=2,
+    ),
+    "cr_sam": Method(xsam_jax.cr_sam, {"rho": 0.3, "gamma": 0.3, "beta": 0.1}, gradients=2),
+    "gam": Method(
+        xsam_jax.gam,
+        {"rho": 0.3, "gradient_rho": 0.2, "beta_0": 0.5, "beta_1": 0.6, "gamma": 0.1},
+        gradients=3,
+    ),
+    "look_sam": Method(xsam_jax.look_sam, {"rho": 0.3, "alpha": 0.7, "every": 2}),
+    "esam": Method(
+        xsam_jax.esam,
+        {"rho": 0.3, "beta": 0.7, "gamma": 0.7},
+        {"key": _KEY},
+        static_args=("key",),
+        sample_losses=True,
+    ),
+    "decoupled_wsam": Method(
+        xsam_jax.decoupled_wsam,
+        {"rho": 0.3, "gamma": 0.6, "learning_rate": 0.02},
+        {"inner": optax.sgd(0.02, momentum=0.9)},
+        optimizer=True,
+    ),
+    "sam every other step": Method(every_other_sam, {"rho": 0.3}, counts_sharp_steps=True),
+    "xsam at random": Method(
+        random_xsam, {"rho": 0.3, "rho_max": 0.6}, probes=True, counts_sharp_steps=True
+    ),
+    "sam where the gradient is long": Method(adaptive_sam, {"rho": 0.3}, counts_sharp_steps=True),
 }
+NAMES = {n for n in (*xsam_jax.alias.__all__, *xsam_jax.wrappers.__all__) if n.islower()}

@@ -98,7 +98,7 @@ def test_a_field_of_the_path_that_nobody_reads_costs_nothing(steps_):
     unread = cost_of_descent(descent_that_reads(), steps_)
     assert unread[0] <= expected[0]
     assert unread[1] <= expected[1]
-    read = cost_of_descent(descent_that_reads("unit_gradient_sum", "gradient_sum"), steps_)
+    read = cost_of_descent(descent_that_reads("displacement", "first_gradient"), steps_)
     assert read[0] > 1.02 * unread[0]
 
 

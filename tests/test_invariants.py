@@ -162,19 +162,19 @@ def test_the_path_holds_what_was_seen(x64):
         points.append(points[-1] + rho * gradients[-1] / jnp.linalg.norm(gradients[-1]))
         gradients.append(jax.grad(loss)(points[-1]))
     tx.update(gradients[0], tx.init(points[0]), points[0], value_fn=loss)
-    tx.update(gradients[0], tx.init(points[0]), points[0], grad_fn=jax.grad(loss))
+    tx.update(gradients[0], tx.init(points[0]), points[0], grad_fn=jax.grad(loss), value=0.5)
     norms = jnp.stack([jnp.linalg.norm(g) for g in gradients])
     expected = {
         "displacement": points[2] - points[0],
         "first_gradient": gradients[0],
         "last_gradient": gradients[2],
-        "gradient_sum": sum(gradients),
-        "unit_gradient_sum": sum(g / n for g, n in zip(gradients, norms, strict=True)),
         "gradient_norms": norms,
         "last_value": loss(points[2]),
     }
     for name, value in expected.items():
         chex.assert_trees_all_close(getattr(paths[0], name), value, rtol=1e-12)
+    assert paths[0].first_value is None
+    assert paths[1].first_value == 0.5
     assert paths[1].last_value is None
 
 

@@ -56,13 +56,16 @@ def random_subset(
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
         leaves, structure = jax.tree.flatten(updates)
-        keys = jax.random.split(jax.random.fold_in(key, state.count), max(len(leaves), 1))
+        key_of_step = jax.random.fold_in(key, state.count)
+        # In float32, so that the draw is the same with and without x64.
+        probability = jnp.float32(beta)
 
-        def keep(key: jax.Array, leaf: jax.Array) -> jax.Array:
+        def keep(index: int, leaf: jax.Array) -> jax.Array:
             shape = jnp.shape(leaf) if convention == "paper" else ()
-            return jnp.where(jax.random.bernoulli(key, beta, shape), leaf, 0.0)
+            drawn = jax.random.bernoulli(jax.random.fold_in(key_of_step, index), probability, shape)
+            return jnp.where(drawn, leaf, 0.0)
 
-        kept = [keep(key, leaf) for key, leaf in zip(keys, leaves, strict=False)]
+        kept = [keep(index, leaf) for index, leaf in enumerate(leaves)]
         scaled = tree.scale(1.0 / beta, jax.tree.unflatten(structure, kept))
         return tree.cast_like(scaled, updates), advance(state)
 

@@ -87,7 +87,8 @@ def bernoulli(p: optax.ScalarOrSchedule, key: jax.Array) -> GateFn:
     checks.random_key("key", key)
 
     def gate(count: Any) -> jax.Array:
-        probability = p(count) if callable(p) else p
+        # In float32, so that the draw is the same with and without x64.
+        probability = jnp.float32(p(count) if callable(p) else p)
         return jax.random.bernoulli(jax.random.fold_in(key, count), probability)
 
     return gate

@@ -48,8 +48,9 @@ def gated(
     r"""Applies a sharpness-aware transform in some steps, and passes the gradient on in the others.
 
     A step in which the gate is shut costs the one gradient that the caller has taken anyway, and
-    leaves the transform's state alone: `probe_every` of an `xsam` inside counts the steps in which
-    the gate was open.
+    leaves the transform's state alone: `probe_every` of an `xsam` inside, and schedules inside,
+    count the steps in which the gate was open. For a radius that is scheduled over training steps
+    write `optax.inject_hyperparams(lambda rho: gated(sam(rho), gate))(rho=schedule)`.
 
     Args:
       transform: any method of this library, or a chain that has one.
@@ -89,8 +90,9 @@ def gated(
     rule = gate if isinstance(gate, Gate) else _stateless(gate)
 
     def init_fn(params: optax.Params) -> GatedState:
-        zero = jnp.zeros((), jnp.int32)
-        return GatedState(zero, zero, rule.init(), transform.init(params))
+        # Two arrays, as one cannot be donated twice.
+        count, evaluations = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return GatedState(count, evaluations, rule.init(), transform.init(params))
 
     def update_fn(
         updates: optax.Updates,

@@ -9,7 +9,7 @@ import optax
 
 from xsam_jax import checks, tree
 from xsam_jax.alias import sam
-from xsam_jax.base import Radius
+from xsam_jax.base import at_count
 from xsam_jax.gating import GradientCounter, switch
 from xsam_jax.gating import every as every_nth
 
@@ -22,17 +22,15 @@ class LookSamState(NamedTuple):
       gradient_evaluations: the number of gradients taken so far, those of the caller included.
       orthogonal: the unit direction :math:`\hat g_v` of the last sharpness-aware step, float32
         (float64 under x64), with the structure of the parameters.
-      inner: the state of `sam`.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count, as in Optax
     gradient_evaluations: jax.Array
     orthogonal: Any
-    inner: optax.OptState
 
 
 def look_sam(
-    rho: Radius, alpha: float | jax.Array, every: int | jax.Array
+    rho: optax.ScalarOrSchedule, alpha: float | jax.Array, every: int | jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     r"""LookSAM: a SAM step now and then, whose new direction is used again in between.
 
@@ -73,14 +71,16 @@ def look_sam(
     """
     checks.real("alpha", alpha)
     checks.integer("every", every, 1)
-    climber = sam(rho)
+    sam(rho)  # for its errors
     gate = every_nth(every)
 
     def init_fn(params: optax.Params) -> LookSamState:
-        inner, zero = climber.init(params), jnp.zeros((), jnp.int32)
+        checks.parameters(params)
+        # Two arrays, as one cannot be donated twice.
+        count, evaluations = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         dtype = tree.accumulation_dtype()
         orthogonal = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
-        return LookSamState(zero, zero, orthogonal, inner)
+        return LookSamState(count, evaluations, orthogonal)
 
     def update_fn(
         updates: optax.Updates,
@@ -91,28 +91,38 @@ def look_sam(
         count_gradients: Callable[[Any], None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LookSamState]:
-        def climb(orthogonal: Any, inner: optax.OptState) -> tuple[Any, ...]:
-            counter = GradientCounter()
-            gradient, inner = climber.update(
-                updates, inner, params, count_gradients=counter, **extra_args
-            )
-            found = tree.unit(tree.reject(gradient, updates))
-            sound = jnp.isfinite(tree.norm(found))
-            found = jax.tree.map(lambda new, old: jnp.where(sound, new, old), found, orthogonal)
-            return gradient, counter.total, found, inner
+        # Made here, since a schedule of radii counts all steps, not those of sam alone.
+        climber = sam(at_count(rho, state))
 
-        def reuse(orthogonal: Any, inner: optax.OptState) -> tuple[Any, ...]:
+        def climb(orthogonal: Any) -> tuple[Any, jax.Array, Any]:
+            counter = GradientCounter()
+            gradient, _ = climber.update(
+                updates, climber.init(params), params, count_gradients=counter, **extra_args
+            )
+            return gradient, counter.total, _orthogonal_direction(gradient, updates, orthogonal)
+
+        def reuse(orthogonal: Any) -> tuple[Any, jax.Array, Any]:
             gradient = tree.combine(1.0, updates, alpha * tree.norm(updates), orthogonal)
-            return tree.cast_like(gradient, updates), jnp.zeros((), jnp.int32), orthogonal, inner
+            return tree.cast_like(gradient, updates), jnp.zeros((), jnp.int32), orthogonal
 
         sharp = jnp.asarray(gate(state.count)) if sharp is None else sharp
-        result, further, orthogonal, inner = switch(
-            sharp, climb, reuse, state.orthogonal, state.inner
-        )
+        result, further, orthogonal = switch(sharp, climb, reuse, state.orthogonal)
         if count_gradients is not None:
             count_gradients(further)
         evaluations = state.gradient_evaluations + 1 + further
         count = optax.safe_increment(state.count)
-        return result, LookSamState(count, evaluations, orthogonal, inner)
+        return result, LookSamState(count, evaluations, orthogonal)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _orthogonal_direction(gradient: Any, clean: Any, fallback: Any) -> Any:
+    """Returns the unit direction of what `gradient` has beside `clean`, zero for a remnant."""
+    rest, length = tree.reject(gradient, clean), tree.norm(gradient)
+    # Where both are parallel to rounding, a direction would be noise, at full length.
+    noise = 16 * jnp.finfo(length.dtype).eps * length
+    factor = jnp.where(tree.norm(rest) > noise, tree.reciprocal_norm(rest), 0.0)
+    sound = jnp.isfinite(length) & jnp.isfinite(tree.norm(clean))
+    return jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old), tree.scale(factor, rest), fallback
+    )
