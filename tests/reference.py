@@ -12,6 +12,8 @@ import numpy as np
 Vector = np.ndarray
 Loss = Callable[[Vector], float]
 Grad = Callable[[Vector], Vector]
+Perturbation = Callable[[Vector, Vector], Vector]  # (theta_i, g_i) to theta_{i+1} - theta_i
+Route = Sequence[float | Perturbation]
 
 SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
 
@@ -21,18 +23,33 @@ def unit(u: Vector) -> Vector:
     return u / np.linalg.norm(u)
 
 
-def ascent(theta: Vector, grad: Grad, rhos: Sequence[float]) -> tuple[Vector, list[Vector]]:
-    """Algorithm 1, lines 2-7: theta_k and [g_0, ..., g_k]; rho_i is the length of one step."""
-    point, gradients = theta, [grad(theta)]
-    for rho in rhos:
-        point = point + rho * unit(gradients[-1])
+def ascent(
+    theta: Vector,
+    grad: Grad,
+    rhos: Route | Callable[[Vector], Route],
+    first: Vector | None = None,
+) -> tuple[Vector, list[Vector]]:
+    """Algorithm 1, lines 2-7: theta_k and [g_0, ..., g_k]; rho_i is the length of one step.
+
+    A perturbation in place of rho_i is the whole step. An ascent with a memory is a function of
+    g_0, called once in a training step, that returns the steps. `first` stands in for g_0.
+    """
+    point, gradients = theta, [grad(theta) if first is None else first]
+    for rho in rhos(gradients[0]) if callable(rhos) else rhos:
+        g = gradients[-1]
+        point = point + (rho(point, g) if callable(rho) else rho * unit(g))
         gradients.append(grad(point))
     return point, gradients
 
 
-def sam_gradient(theta: Vector, grad: Grad, rhos: Sequence[float]) -> Vector:
+def sam_gradient(
+    theta: Vector,
+    grad: Grad,
+    rhos: Route | Callable[[Vector], Route],
+    first: Vector | None = None,
+) -> Vector:
     """Equation 4: SAM descends along g_k."""
-    return ascent(theta, grad, rhos)[1][-1]
+    return ascent(theta, grad, rhos, first)[1][-1]
 
 
 def angle(v0: Vector, v1: Vector) -> float:
@@ -95,7 +112,7 @@ class Xsam:
 
     def __init__(
         self,
-        rhos: Sequence[float],
+        rhos: Route | Callable[[Vector], Route],
         rho_max: float,
         probe_every: int = 1,
         alpha_max: float = 2.0,
@@ -132,3 +149,384 @@ def momentum_sgd(
         m = momentum * m + gradient_of_step(theta)
         theta = theta - learning_rate * m
     return theta
+
+
+# Ascents: perturbations (theta_i, g_i) -> eps_i, and directions with a memory.
+
+
+def radius(rho: float) -> Perturbation:
+    """SAM's step (Foret et al. 2021): rho g / ||g||."""
+    return lambda theta, g: rho * unit(g)
+
+
+def magnitude(rho: float, eta: float = 0.01, mask: Vector | None = None) -> Perturbation:
+    """ASAM (Kwon et al. 2021): rho T^2 g / ||T g|| with T = |theta| + eta, and 1 off the mask."""
+
+    def perturbation(theta: Vector, g: Vector) -> Vector:
+        t = np.where(True if mask is None else mask, np.abs(theta) + eta, 1.0)
+        return rho * t**2 * g / np.linalg.norm(t * g)
+
+    return perturbation
+
+
+def fisher(rho: float, eta: float = 1.0) -> Perturbation:
+    """Fisher SAM (Kim et al. 2022): rho f g / sqrt(sum f g^2) with f = 1 / (1 + eta g^2)."""
+
+    def perturbation(theta: Vector, g: Vector) -> Vector:
+        f = 1 / (1 + eta * g**2)
+        return rho * f * g / np.sqrt(np.sum(f * g**2))
+
+    return perturbation
+
+
+class FriendlyDirection:
+    """F-SAM (Li et al. 2024), Algorithm 1, lines 5-7, or the order of the authors' code."""
+
+    def __init__(self, decay: float = 0.9, sigma: float = 1.0, convention: str = "paper") -> None:
+        self.decay, self.sigma, self.convention = decay, sigma, convention
+        self.m: Vector | None = None
+
+    def __call__(self, g0: Vector) -> Callable[[Vector], Vector]:
+        """Ends with the m of this training step; returns its map g_i -> d_i."""
+        before, decay, sigma = self.m, self.decay, self.sigma
+        if self.convention == "paper":
+            before = np.zeros_like(g0) if before is None else before
+            self.m = decay * before + (1 - decay) * g0
+            return lambda g: g - sigma * (decay * before + (1 - decay) * g)
+        if before is None:
+            self.m = g0
+            return lambda g: g
+        self.m = decay * before + (1 - decay) * g0
+        return lambda g: g - sigma * before
+
+
+class AverageDirection:
+    """VaSSO (Li and Giannakis 2023): d_t = (1 - theta) d_{t-1} + theta g_t, d_0 = g_0."""
+
+    def __init__(self, theta: float) -> None:
+        self.theta = theta
+        self.d: Vector | None = None
+
+    def __call__(self, g0: Vector) -> Callable[[Vector], Vector]:
+        """Ends with the d of this training step; returns its map g_i -> d_i."""
+        before, theta = self.d, self.theta
+
+        def average(g: Vector) -> Vector:
+            return g if before is None else (1 - theta) * before + theta * g
+
+        self.d = average(g0)
+        return average
+
+
+def along(
+    direction: Callable[[Vector], Callable[[Vector], Vector]],
+    perturbation: Perturbation,
+    steps: int = 1,
+) -> Callable[[Vector], Route]:
+    """The ascent whose steps are perturbation(theta_i, d_i), for `ascent`."""
+
+    def route(g0: Vector) -> Route:
+        d = direction(g0)
+        return [lambda theta, g: perturbation(theta, d(g))] * steps
+
+    return route
+
+
+def lr_coupled_rho(
+    lr: float, rho_min: float, rho_max: float, lr_min: float, lr_max: float
+) -> float:
+    """GSAM's official radius, linear in the learning rate, and never below zero (METHODS.md)."""
+    return max(0.0, rho_min + (rho_max - rho_min) * (lr - lr_min) / (lr_max - lr_min))
+
+
+# Methods under the names and arguments of the library: functions, or the `step` of classes, from
+# (theta, loss, grad) to the vector that the optimizer after them receives.
+
+
+class Scheduled:
+    """Any step function, at training step t with the keyword arguments name = function(t)."""
+
+    def __init__(self, step: Callable[..., Vector], **schedules: Callable[[int], float]) -> None:
+        self.step_with, self.schedules, self.t = step, schedules, -1
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """One training step, counted."""
+        self.t += 1
+        values = {name: schedule(self.t) for name, schedule in self.schedules.items()}
+        return self.step_with(theta, loss, grad, **values)
+
+
+def project(u: Vector, v: Vector) -> Vector:
+    """The orthogonal projection of u on v."""
+    return (u @ v) / (v @ v) * v
+
+
+def reject(u: Vector, v: Vector) -> Vector:
+    """What the orthogonal projection of u on v leaves of u."""
+    return u - project(u, v)
+
+
+def sam(theta: Vector, loss: Loss, grad: Grad, rho: float) -> Vector:
+    """SAM (Foret et al. 2021): the gradient at theta + rho g_0 / ||g_0||."""
+    return grad(theta + rho * unit(grad(theta)))
+
+
+def sam_full(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
+    """F-SAM paper, section 4: climbs the batch gradient's projection on the full gradient."""
+    return sam_gradient(theta, grad, [rho], first=project(grad(theta), full(theta)))
+
+
+def sam_noise(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
+    """F-SAM paper, section 4: climbs what that projection leaves."""
+    return sam_gradient(theta, grad, [rho], first=reject(grad(theta), full(theta)))
+
+
+def sam_db(theta: Vector, grad: Grad, other: Grad, rho: float) -> Vector:
+    """F-SAM paper, section 4: climbs the gradient of another batch."""
+    return sam_gradient(theta, grad, [rho], first=other(theta))
+
+
+def asam(
+    theta: Vector,
+    loss: Loss,
+    grad: Grad,
+    rho: float,
+    eta: float = 0.01,
+    mask: Vector | None = None,
+    steps: int = 1,
+) -> Vector:
+    """ASAM, T of every step at its theta_i."""
+    return sam_gradient(theta, grad, [magnitude(rho, eta, mask)] * steps)
+
+
+def fisher_sam(theta: Vector, loss: Loss, grad: Grad, rho: float, eta: float = 1.0) -> Vector:
+    """Fisher SAM, the Fisher information from the batch gradient."""
+    return sam_gradient(theta, grad, [fisher(rho, eta)])
+
+
+class FriendlySam:
+    """F-SAM, Algorithm 1."""
+
+    def __init__(
+        self, rho: float, decay: float = 0.9, sigma: float = 1.0, convention: str = "paper"
+    ) -> None:
+        self.route = along(FriendlyDirection(decay, sigma, convention), radius(rho))
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """Algorithm 1, lines 4-9."""
+        return sam_gradient(theta, grad, self.route)
+
+
+class FriendlyAsam(FriendlySam):
+    """F-ASAM: the same direction through ASAM's T."""
+
+    def __init__(
+        self,
+        rho: float,
+        decay: float = 0.9,
+        sigma: float = 1.0,
+        eta: float = 0.01,
+        mask: Vector | None = None,
+        convention: str = "paper",
+    ) -> None:
+        direction = FriendlyDirection(decay, sigma, convention)
+        self.route = along(direction, magnitude(rho, eta, mask))
+
+
+class Vasso:
+    """VaSSO: climbs the average, descends along g_1."""
+
+    def __init__(self, rho: float, theta: float) -> None:
+        self.route = along(AverageDirection(theta), radius(rho))
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """One training step."""
+        return sam_gradient(theta, grad, self.route)
+
+
+def wsam(theta: Vector, loss: Loss, grad: Grad, rho: float, gamma: float) -> Vector:
+    """Coupled WSAM (Yue et al. 2023): (1 - a) g_0 + a g_1 with a = gamma / (1 - gamma)."""
+    g0, g1 = grad(theta), sam(theta, loss, grad, rho)
+    a = gamma / (1 - gamma)
+    return (1 - a) * g0 + a * g1
+
+
+def gradient_norm_penalty(
+    theta: Vector, loss: Loss, grad: Grad, rho: float, alpha: float, convention: str = "paper"
+) -> Vector:
+    """Zhao et al. 2022: (1 - alpha) g_0 + alpha g_1; the official code makes g_0 a unit vector."""
+    g0, g1 = grad(theta), sam(theta, loss, grad, rho)
+    return (1 - alpha) * (g0 if convention == "paper" else unit(g0)) + alpha * g1
+
+
+def gsam(theta: Vector, loss: Loss, grad: Grad, rho: float, alpha: float) -> Vector:
+    """GSAM (Zhuang et al. 2022): g_1 - alpha times the part of g_0 orthogonal to g_1."""
+    g0, g1 = grad(theta), sam(theta, loss, grad, rho)
+    return g1 - alpha * reject(g0, g1)
+
+
+def _rescaled(total: Vector, last: Vector, scale: str | None) -> Vector:
+    return total if scale is None else unit(total) * np.linalg.norm(last)
+
+
+def msam(
+    theta: Vector,
+    loss: Loss,
+    grad: Grad,
+    rho: float,
+    steps: int,
+    include_first: bool = False,
+    scale: str | None = "last",
+) -> Vector:
+    """MSAM and MSAM+ of the XSAM paper: the sum of the gradients, as long as g_k."""
+    gradients = ascent(theta, grad, [rho] * steps)[1]
+    total = sum(gradients[0 if include_first else 1 :])
+    return _rescaled(total, gradients[-1], scale)
+
+
+def lsam(
+    theta: Vector,
+    loss: Loss,
+    grad: Grad,
+    rho: float,
+    steps: int,
+    include_first: bool = False,
+    scale: str | None = "last",
+) -> Vector:
+    """LSAM and LSAM+ of the XSAM paper: the sum of the unit gradients, as long as g_k."""
+    gradients = ascent(theta, grad, [rho] * steps)[1]
+    total = sum(unit(g) for g in gradients[0 if include_first else 1 :])
+    return _rescaled(total, gradients[-1], scale)
+
+
+def cr_sam(
+    theta: Vector, loss: Loss, grad: Grad, rho: float, gamma: float = 0.1, beta: float = 0.01
+) -> Vector:
+    """CR-SAM (Wu et al. 2024), official: g_+ + gamma (g_+ + g_- - 2 g_0) + beta (g_+ - g_-)."""
+    g0 = grad(theta)
+    plus, minus = grad(theta + rho * unit(g0)), grad(theta - rho * unit(g0))
+    return plus + gamma * (plus + minus - 2 * g0) + beta * (plus - minus)
+
+
+def gam(
+    theta: Vector,
+    loss: Loss,
+    grad: Grad,
+    rho: float,
+    gradient_rho: float,
+    beta_0: float,
+    beta_1: float,
+    gamma: float,
+    convention: str = "official",
+) -> Vector:
+    """GAM (Zhang et al. 2023), in the notation of METHODS.md."""
+    g0 = grad(theta)
+    g1 = grad(theta + gradient_rho * unit(g0))
+    w2 = theta + rho * unit(g1 - g0)
+    g2 = grad(w2)
+    g3 = grad(w2 + gradient_rho * unit(g2))
+    h_minus = (g0 if convention == "official" else beta_0 * g0) + (1 - beta_0) * g2
+    h_plus = beta_1 * g1 + (1 - beta_1) * g3
+    return h_plus - gamma * reject(h_minus, h_plus)
+
+
+class LookSam:
+    """LookSAM (Liu et al. 2022): the part of g_1 orthogonal to g_0 serves for `every` steps."""
+
+    def __init__(self, rho: float | Callable[[int], float], alpha: float, every: int) -> None:
+        self.rho = rho if callable(rho) else lambda t: rho
+        self.alpha, self.every, self.t = alpha, every, -1
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """SAM at every `every`-th step, else g_0 + alpha ||g_0|| g_v / ||g_v||."""
+        self.t += 1
+        g0 = grad(theta)
+        if self.t % self.every == 0:
+            g1 = sam(theta, loss, grad, self.rho(self.t))
+            self.g_v = reject(g1, g0)
+            return g1
+        return g0 + self.alpha * np.linalg.norm(g0) * unit(self.g_v)
+
+
+class Esam:
+    """ESAM (Du et al. 2022), the selection strict as in the official code (METHODS.md).
+
+    Here `losses` and `jacobian` give one row for each sample; factors[t] is mask / beta of step t.
+    """
+
+    def __init__(self, rho: float, gamma: float, factors: Sequence[Vector]) -> None:
+        self.rho, self.gamma, self.factors, self.t = rho, gamma, factors, -1
+        # Kept so that a test can see that the selection selects.
+        self.num_selected: list[int] = []
+
+    def step(self, theta: Vector, losses: Grad, jacobian: Grad) -> Vector:
+        """The mean gradient, at the perturbed point, over the samples whose loss grew most."""
+        self.t += 1
+        g0 = jacobian(theta).mean(axis=0)
+        point = theta + self.rho * unit(g0) * self.factors[self.t]
+        growth = losses(point) - losses(theta)
+        size = len(growth)
+        selected = np.full(size, True)
+        if self.gamma < 0.99:
+            selected = growth > np.sort(growth)[::-1][max(1, int(size * self.gamma)) - 1]
+        if not selected.any():
+            selected = np.full(size, True)
+        self.num_selected.append(int(selected.sum()))
+        return jacobian(point)[selected].mean(axis=0)
+
+
+class Gated:
+    """The step of a method where gate(t, g_0) holds, else g_0."""
+
+    def __init__(self, step: Callable[..., Vector], gate: Callable[[int, Vector], bool]) -> None:
+        self.sharp_step, self.gate = step, gate
+        self.decisions: list[bool] = []
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """The method does not learn of the steps that it does not make."""
+        g0 = grad(theta)
+        self.decisions.append(bool(self.gate(len(self.decisions), g0)))
+        return self.sharp_step(theta, loss, grad) if self.decisions[-1] else g0
+
+
+class GradientNorm:
+    """AE-SAM (Jiang et al. 2023): sharp where ||g||^2 >= mu + c_t sigma, mu and sigma updated."""
+
+    def __init__(self, threshold: Callable[[int], float], decay: float = 0.9) -> None:
+        self.threshold, self.decay = threshold, decay
+
+    def __call__(self, t: int, g: Vector) -> bool:
+        """The decision of step t."""
+        x = g @ g
+        if t == 0:
+            self.mean, self.variance = x, 0.0
+        else:
+            self.mean = self.decay * self.mean + (1 - self.decay) * x
+            self.variance = self.decay * self.variance + (1 - self.decay) * (x - self.mean) ** 2
+        return x >= self.mean + self.threshold(t) * np.sqrt(self.variance)
+
+
+def decoupled_wsam(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    inner_learning_rate: Callable[[int], float],
+    momentum: float,
+    learning_rate: Callable[[int], float],
+    rho: float,
+    gamma: float,
+    num_steps: int,
+) -> Vector:
+    """Decoupled WSAM (Yue et al. 2023) around heavy ball: theta_1, ..., theta_num_steps.
+
+    The base step sees g_0; then theta -= learning_rate a (g_1 - g_0), outside the momentum.
+    """
+    a = gamma / (1 - gamma)
+    theta, m, visited = theta0, np.zeros_like(theta0), []
+    for t in range(num_steps):
+        grad = grad_of_step(t)
+        g0 = grad(theta)
+        g1 = grad(theta + rho * unit(g0))
+        m = momentum * m + g0
+        theta = theta - inner_learning_rate(t) * m - learning_rate(t) * a * (g1 - g0)
+        visited.append(theta)
+    return np.stack(visited)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from methods import METHODS
 
 import xsam_jax
 from benchmarks import models, steps
 from xsam_jax.ascent import normalize, scale_by_radius
+from xsam_jax.gating import after, every, gated
 
 
 @functools.cache
@@ -102,51 +104,126 @@ def test_a_field_of_the_path_that_nobody_reads_costs_nothing(steps_):
     assert read[0] > 1.02 * unread[0]
 
 
-def counts(steps=1, probe_every=3, num_steps=4, **kwargs):
-    """Gradients and forward passes that each training step evaluates, at run time."""
+def counted(function):
+    """The function, and how often it and its gradient were evaluated at run time."""
     seen = {"forward": 0, "backward": 0}
 
     def see(which):
         seen[which] += 1
 
     @jax.custom_vjp
-    def counted(params):
+    def counting(params):
         jax.debug.callback(lambda: see("forward"))
-        return loss_fn(params)
+        return function(params)
 
     def forward(params):
         jax.debug.callback(lambda: see("forward"))
-        return loss_fn(params), params
+        return function(params), params
 
     def backward(params, cotangent):
         jax.debug.callback(lambda: see("backward"))
-        return (cotangent * jax.grad(loss_fn)(params),)
+        return jax.vjp(function, params)[1](cotangent)
 
-    counted.defvjp(forward, backward)
-    tx = xsam_jax.xsam(0.1, 0.2, steps=steps, probe_every=probe_every, **kwargs)
+    counting.defvjp(forward, backward)
+    return counting, seen
+
+
+def counts(tx, num_steps=4, arguments=None, **extra_args):
+    """Gradients and forward passes that each training step evaluates, and the last state."""
+    arguments = {"value_fn": loss_fn} if arguments is None else arguments
+    ((name, function),) = arguments.items()
+    function, seen = counted(function)
     params = jnp.asarray(np.linspace(-1, 1, 1000), jnp.float32)
     state = tx.init(params)
     # The clean gradient is the caller's, and not counted.
-    update = jax.jit(lambda g, s: tx.update(g, s, params, value_fn=counted))
+    update = jax.jit(lambda g, s: tx.update(g, s, params, **{name: function}, **extra_args))
     rows = []
-    for _ in range(num_steps):
-        _, state = update(jax.grad(loss_fn)(params), state)
+    for step in range(num_steps):
+        # Now longer, now shorter, for the gate that looks at it.
+        gradient = (1.0 + 0.5 * (-1.0) ** step) * jax.grad(loss_fn)(params)
+        _, state = update(gradient, state)
         jax.effects_barrier()
         rows.append((seen["backward"], seen["forward"] - seen["backward"]))
         seen.update(forward=0, backward=0)
-    return rows
+    return rows, state
+
+
+def xsam(**kwargs):
+    return xsam_jax.xsam(0.1, 0.2, probe_every=3, **kwargs)
 
 
 @pytest.mark.parametrize("steps_", [1, 2])
 def test_xsam_takes_k_gradients_and_probes_only_when_due(steps_):
-    assert counts(steps_) == [(steps_, 21), (steps_, 0), (steps_, 0), (steps_, 21)]
+    rows, _ = counts(xsam(steps=steps_))
+    assert rows == [(steps_, 21), (steps_, 0), (steps_, 0), (steps_, 21)]
 
 
 def test_the_section_search_takes_a_third_of_the_evaluations():
-    assert counts(search="section", num_steps=2) == [(1, 7), (1, 0)]
+    assert counts(xsam(search="section"), 2)[0] == [(1, 7), (1, 0)]
 
 
 def test_a_slope_takes_the_forward_passes_it_says():
     """The loss at the start, and at the probed maximum; that at the end of the ascent is free."""
-    assert counts(scale="slope", num_steps=2)[1] == (1, 1)
-    assert counts(scale="slope_max", num_steps=2)[1] == (1, 2)
+    assert counts(xsam(scale="slope"), 2)[0][1] == (1, 1)
+    assert counts(xsam(scale="slope_max"), 2)[0][1] == (1, 2)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_takes_the_gradients_it_says_and_no_more(method):
+    rows, state = counts(method.make(), 6, method.arguments(loss_fn))
+    gradients = [row[0] for row in rows]
+    evaluations = optax.tree.get(state, "gradient_evaluations")
+    if evaluations is None:
+        assert gradients == [method.gradients] * 6
+    else:
+        assert set(gradients) == {0, method.gradients}, "both kinds of steps"
+        assert evaluations == 6 + sum(gradients)
+
+
+def test_esam_takes_one_forward_pass_less_where_the_losses_are_known():
+    arguments = {"losses_fn": lambda params: loss_fn(params) * jnp.array([0.5, 1.0, 1.5])}
+    tx = xsam_jax.esam(0.1, 0.5, 0.7, jax.random.key(0))
+    assert counts(tx, 1, arguments)[0] == [(1, 1)]
+    assert counts(tx, 1, arguments, losses=jnp.zeros(3))[0] == [(1, 0)]
+
+
+NESTED = {
+    "two steps, every third": (gated(xsam_jax.sam(0.1, steps=2), every(3)), [2, 0, 0, 2, 0, 0]),
+    "three further gradients": (
+        gated(xsam_jax.gam(0.1, 0.1, 0.5, 0.5, 0.1), after(4)),
+        [0, 0, 0, 0, 3, 3],
+    ),
+    "a gate in a gate": (
+        gated(gated(xsam_jax.cr_sam(0.1), every(2)), after(3)),
+        [0, 0, 0, 2, 0, 2],
+    ),
+    "LookSAM in a gate": (gated(xsam_jax.look_sam(0.1, 0.7, 2), after(1)), [0, 1, 0, 1, 0, 1]),
+    "a chain": (
+        gated(optax.chain(xsam_jax.sam(0.1), optax.clip(1.0)), lambda count: count == 2),
+        [0, 0, 1, 0, 0, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_shut_gate_costs_nothing_and_the_state_knows_the_bill(name):
+    tx, gradients = NESTED[name]
+    rows, state = counts(tx, 6)
+    assert [row[0] for row in rows] == gradients
+    assert state.gradient_evaluations == 6 + sum(gradients)
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_a_decision_of_the_host_leaves_no_conditional(sharp):
+    for tx in (gated(xsam_jax.sam(0.1), every(2)), xsam_jax.look_sam(0.1, 0.7, 2)):
+        rows, state = counts(tx, 3, sharp=sharp)
+        assert [row[0] for row in rows] == [int(sharp)] * 3
+        assert state.gradient_evaluations == 3 + 3 * sharp
+
+        def step(params, state, tx=tx, **kwargs):
+            return tx.update(params, state, params, value_fn=loss_fn, **kwargs)
+
+        program = jax.jit(lambda p, s, step=step: step(p, s, sharp=sharp))
+        params = jnp.ones(1000)
+        assert "cond" not in str(jax.make_jaxpr(program)(params, tx.init(params)))
+        assert "cond" in str(jax.make_jaxpr(step)(params, tx.init(params)))

@@ -70,6 +70,15 @@ def test_no_remnant_of_an_underflow_is_divided_by():
     assert tree.norm(tree.unit(gradient)) < 1.1
 
 
+def test_a_norm_below_its_documented_bound_is_zero():
+    """3e-16 times the root of the number of entries: it grows, as what underflow loses does."""
+    for size in (1, 10_000):
+        bound = 3.15e-16 * size**0.5
+        for factor, kept in ((0.99, False), (1.01, True)):
+            leaf = jnp.zeros(size).at[0].set(factor * bound)
+            assert (tree.norm(leaf) > 0) == kept
+
+
 def test_an_overflowing_norm_is_not_taken_for_zero():
     assert jnp.all(jnp.isnan(tree.unit(jnp.full((4,), 1e30))))
 

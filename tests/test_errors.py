@@ -10,10 +10,17 @@ import pytest
 from methods import METHODS
 
 import xsam_jax
-from xsam_jax.ascent import normalize, scale_by_radius
-from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
+from xsam_jax import descent as descents
+from xsam_jax.ascent import normalize, random_subset, scale_by_magnitude, scale_by_radius
+from xsam_jax.descent import match_norm, record
+from xsam_jax.gating import after, bernoulli, every, gated, gradient_norm
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+gradient_method = pytest.mark.parametrize(
+    "method",
+    [method for method in METHODS.values() if not method.sample_losses],
+    ids=[name for name, method in METHODS.items() if not method.sample_losses],
+)
 xsam_methods = {"rho": 0.1, "rho_max": 0.2}
 
 
@@ -21,7 +28,7 @@ def xsam(**kwargs):
     return xsam_jax.xsam(**{**xsam_methods, **kwargs})
 
 
-NAN, INF = float("nan"), float("inf")
+NAN, INF, KEY = float("nan"), float("inf"), jax.random.key(0)
 
 BAD_ARGUMENTS = [
     (lambda: xsam_jax.sam(-0.1), ValueError, "rho must be at least 0, got -0.1"),
@@ -81,6 +88,95 @@ BAD_ARGUMENTS = [
     (lambda: match_norm("slope_max"), ValueError, "scale='slope_max' .*rho_max"),
     (lambda: match_norm("slope_max", -1.0), ValueError, "rho_max must be greater than 0"),
     (lambda: scale_by_radius(-1.0), ValueError, "radius must be at least 0, got -1.0"),
+    (lambda: xsam_jax.asam(-0.1), ValueError, "rho must be at least 0, got -0.1"),
+    (lambda: xsam_jax.asam(0.1, eta=-0.01), ValueError, "eta must be at least 0, got -0.01"),
+    (lambda: xsam_jax.asam(0.1, "0"), TypeError, "eta must be a real number, got '0'"),
+    (lambda: xsam_jax.asam((0.1, 0.2), steps=3), ValueError, "rho gives one radius .*: 3 needed"),
+    (lambda: xsam_jax.fisher_sam(0.1, -1.0), ValueError, "eta must be at least 0, got -1.0"),
+    (lambda: xsam_jax.friendly_sam(0.1, 1.1), ValueError, "decay must be at most 1, got 1.1"),
+    (lambda: xsam_jax.friendly_sam(0.1, -0.1), ValueError, "decay must be at least 0, got -0.1"),
+    (lambda: xsam_jax.friendly_sam(0.1, sigma=NAN), ValueError, "sigma must be finite, got nan"),
+    (
+        lambda: xsam_jax.friendly_sam(0.1, convention="code"),
+        ValueError,
+        "convention must be one of 'paper', 'official', got 'code'",
+    ),
+    (lambda: xsam_jax.friendly_asam(0.1, decay=2), ValueError, "decay must be at most 1, got 2"),
+    (lambda: xsam_jax.friendly_asam(0.1, eta=-1), ValueError, "eta must be at least 0, got -1"),
+    (lambda: xsam_jax.vasso(0.1, 1.5), ValueError, "theta must be at most 1, got 1.5"),
+    (lambda: xsam_jax.vasso(0.1, -0.5), ValueError, "theta must be at least 0, got -0.5"),
+    (lambda: xsam_jax.wsam(0.1, 1.0), ValueError, "gamma must be less than 1, got 1.0"),
+    (lambda: xsam_jax.wsam(0.1, -0.1), ValueError, "gamma must be at least 0, got -0.1"),
+    (lambda: xsam_jax.gradient_norm_penalty(0.1, NAN), ValueError, "alpha must be finite"),
+    (lambda: xsam_jax.gradient_norm_penalty(0.1, 1, convention=1), ValueError, "convention must"),
+    (lambda: xsam_jax.gsam(-0.1, 0.4), ValueError, "rho must be at least 0, got -0.1"),
+    (lambda: xsam_jax.gsam(0.1, INF), ValueError, "alpha must be finite, got inf"),
+    (lambda: xsam_jax.gsam(0.1, None), TypeError, "alpha must be a real number, got None"),
+    (
+        lambda: xsam_jax.lr_coupled_rho(0.1, 0.0, 0.1, 0.0, 0.1),
+        TypeError,
+        "lr_schedule must be a function .*got 0.1",
+    ),
+    (lambda: xsam_jax.lr_coupled_rho(abs, 0, 1, 0.1, 0.1), ValueError, "lr_max must be greater th"),
+    (lambda: xsam_jax.lr_coupled_rho(abs, -1, 1, 0, 1), ValueError, "rho_min must be at least 0"),
+    (lambda: xsam_jax.msam(0.1, 0), ValueError, "steps must be at least 1, got 0"),
+    (lambda: xsam_jax.msam(0.1, 2, scale="norm"), ValueError, "scale must be one of 'last'.*None"),
+    (lambda: xsam_jax.lsam(0.1, 2, scale="slope_max"), ValueError, "scale must be one of"),
+    (lambda: xsam_jax.lsam((0.1,), 2), ValueError, "rho gives one radius .*: 2 needed, got 1"),
+    (lambda: xsam_jax.cr_sam(0.1, gamma=-0.1), ValueError, "gamma must be at least 0, got -0.1"),
+    (lambda: xsam_jax.cr_sam(0.1, beta=-0.1), ValueError, "beta must be at least 0, got -0.1"),
+    (lambda: xsam_jax.gam(-1, 0.1, 0.5, 0.5, 0.1), ValueError, "rho must be at least 0, got -1"),
+    (lambda: xsam_jax.gam(1, -0.1, 0.5, 0.5, 0.1), ValueError, "gradient_rho must be at least 0"),
+    (lambda: xsam_jax.gam(1, 0.1, 1.5, 0.5, 0.1), ValueError, "beta_0 must be at most 1, got 1.5"),
+    (lambda: xsam_jax.gam(1, 0.1, 0.5, -1, 0.1), ValueError, "beta_1 must be at least 0, got -1"),
+    (lambda: xsam_jax.gam(1, 0.1, 0.5, 0.5, -1), ValueError, "gamma must be at least 0, got -1"),
+    (lambda: xsam_jax.look_sam(0.1, 0.7, 0), ValueError, "every must be at least 1, got 0"),
+    (lambda: xsam_jax.look_sam(0.1, 0.7, 2.0), TypeError, "every must be an integer, got 2.0"),
+    (lambda: xsam_jax.look_sam(0.1, NAN, 5), ValueError, "alpha must be finite, got nan"),
+    (lambda: xsam_jax.look_sam(-0.1, 0.7, 5), ValueError, "rho must be at least 0, got -0.1"),
+    (lambda: xsam_jax.esam(0.1, 0.0, 0.5, KEY), ValueError, "beta must be greater than 0, got 0"),
+    (lambda: xsam_jax.esam(0.1, 1.1, 0.5, KEY), ValueError, "beta must be at most 1, got 1.1"),
+    (lambda: xsam_jax.esam(0.1, 0.5, 0.0, KEY), ValueError, "gamma must be greater than 0"),
+    (lambda: xsam_jax.esam(0.1, 0.5, 1.5, KEY), ValueError, "gamma must be at most 1, got 1.5"),
+    (lambda: xsam_jax.esam(0.1, 0.5, 0.5, 0), TypeError, "key must be a single random key.*got 0"),
+    (
+        lambda: xsam_jax.esam(0.1, 0.5, 0.5, jax.random.split(KEY)),
+        TypeError,
+        "key must be a single random key",
+    ),
+    (
+        lambda: xsam_jax.esam(0.1, 0.5, 0.5, KEY, convention="code"),
+        ValueError,
+        "convention must be one of",
+    ),
+    (lambda: random_subset(2.0, KEY), ValueError, "beta must be at most 1, got 2.0"),
+    (
+        lambda: xsam_jax.decoupled_wsam(0.1, 0.1, 0.1, 0.5),
+        TypeError,
+        "inner must be an optax.GradientTransformation, got 0.1",
+    ),
+    (
+        lambda: xsam_jax.decoupled_wsam(optax.sgd(0.1), 0.1, 0.1, 1.0),
+        ValueError,
+        "gamma must be less than 1, got 1.0",
+    ),
+    (
+        lambda: xsam_jax.decoupled_wsam(optax.sgd(0.1), -0.1, 0.1, 0.5),
+        ValueError,
+        "learning_rate must be at least 0, got -0.1",
+    ),
+    (lambda: every(0), ValueError, "k must be at least 1, got 0"),
+    (lambda: every(1.5), TypeError, "k must be an integer, got 1.5"),
+    (lambda: after(-1), ValueError, "step must be at least 0, got -1"),
+    (lambda: bernoulli(1.1, KEY), ValueError, "p must be at most 1, got 1.1"),
+    (lambda: bernoulli(-0.1, KEY), ValueError, "p must be at least 0, got -0.1"),
+    (lambda: bernoulli(0.5, 42), TypeError, r"key must be .*jax.random.key\(0\), got 42"),
+    (lambda: gradient_norm(NAN), ValueError, "threshold must be finite, got nan"),
+    (lambda: gradient_norm(0.0, 1.5), ValueError, "decay must be at most 1, got 1.5"),
+    (lambda: gated(every(2), xsam_jax.sam(0.1)), TypeError, "transform must be an optax.Gradient"),
+    (lambda: gated(xsam_jax.sam(0.1), 5), TypeError, r"gate must be .*every\(5\), got 5"),
+    (lambda: record([abs]), TypeError, "diagnostics must be functions by name"),
+    (lambda: record({"norm": 1.0}), TypeError, r"diagnostics\['norm'\] must be a function"),
 ]
 
 
@@ -104,11 +200,18 @@ def fail(params):
     raise AssertionError("evaluated")
 
 
-path_descents = pytest.mark.parametrize(
-    "descent",
-    [slerp(1.0), slerp_to_maximum(0.1), match_norm()],
-    ids=["slerp", "slerp_to_maximum", "match_norm"],
-)
+PATH_DESCENTS = {
+    "slerp": descents.slerp(1.0),
+    "slerp_to_maximum": descents.slerp_to_maximum(0.1),
+    "match_norm": match_norm(),
+    "mix_first": descents.mix_first(0.5),
+    "subtract_orthogonal": descents.subtract_orthogonal(0.5),
+    "sum_of_path": descents.sum_of_path(),
+    "add_curvature": descents.add_curvature(),
+    "gradient_norm_aware": descents.gradient_norm_aware(0.1, 0.5, 0.5, 0.1),
+    "record": record(),
+}
+path_descents = pytest.mark.parametrize("descent", PATH_DESCENTS.values(), ids=PATH_DESCENTS)
 
 BAD_UPDATES = [
     ({}, ValueError, r"value_fn is missing.*value_fn=lambda params: loss\(params, batch\)"),
@@ -134,7 +237,7 @@ BAD_UPDATES = [
 ]
 
 
-@every_method
+@gradient_method
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"), BAD_UPDATES, ids=[row[2][:40] for row in BAD_UPDATES]
 )
@@ -156,7 +259,7 @@ def test_bad_updates_are_refused_before_any_computation(method, kwargs, error, m
     assert evaluated == []
 
 
-@every_method
+@gradient_method
 def test_a_gradient_function_that_returns_the_value_too_is_explained(method):
     tx = method.make()
     with pytest.raises(TypeError, match=r"grad_fn must return .* write grad_fn=jax.grad\(loss\)"):
@@ -169,7 +272,7 @@ def test_a_gradient_function_that_returns_the_value_too_is_explained(method):
         )
 
 
-@every_method
+@gradient_method
 def test_a_gradient_function_is_not_enough_for_a_probe(method):
     tx = method.make()
     args = GRADS, tx.init(PARAMS), PARAMS
@@ -227,4 +330,63 @@ def test_complex_parameters_are_refused(method):
 def test_more_steps_than_radii_is_refused_in_update():
     tx = xsam_jax.sharpness_aware(scale_by_radius((0.1, 0.2)), steps=3)
     with pytest.raises(ValueError, match=r"radius has 2 entries.*step 2 was taken"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+
+
+BAD_SAMPLE_LOSSES = [
+    ({}, ValueError, r"losses_fn is missing: .*losses_fn=lambda params: losses\(params, batch\)"),
+    ({"value_fn": loss_fn}, ValueError, "losses_fn is missing"),
+    ({"losses_fn": 0.3}, TypeError, "losses_fn must be a function of the parameters, got 0.3"),
+    (
+        {"losses_fn": loss_fn},
+        TypeError,
+        r"got float32\[\]: the loss of each sample, not their mean",
+    ),
+    ({"losses_fn": lambda p: p["a"][None]}, TypeError, r"shape \(batch,\), got float32\[1, 3\]"),
+    ({"losses_fn": lambda p: [p["a"]]}, TypeError, r"must return an array of shape \(batch,\)"),
+    ({"losses_fn": lambda p: p["a"], "params": None}, ValueError, "params is missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    BAD_SAMPLE_LOSSES,
+    ids=[row[2][:40] for row in BAD_SAMPLE_LOSSES],
+)
+def test_esam_says_which_losses_it_needs(kwargs, error, message):
+    tx = xsam_jax.esam(0.1, 0.5, 0.5, KEY)
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        tx.update(GRADS, tx.init(PARAMS), **{"params": PARAMS, **kwargs})
+
+
+BAD_MASKS = [
+    ({"a": True}, ValueError, "mask must be a pytree of booleans with the structure of params"),
+    ({"a": 1, "b": 0}, TypeError, "mask must hold booleans, known at trace time, got 1"),
+    (lambda params: {"a": 0.5, "b": True}, TypeError, "mask must hold booleans"),
+    ({"a": jnp.bool_(True), "b": True}, TypeError, "mask must hold booleans, known at trace time"),
+]
+
+
+@pytest.mark.parametrize(("mask", "error", "message"), BAD_MASKS)
+def test_a_mask_that_does_not_fit_is_explained(mask, error, message):
+    for tx in (xsam_jax.asam(0.1, mask=mask), xsam_jax.friendly_asam(0.1, mask=mask)):
+        with pytest.raises(error, match=message):
+            tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+
+
+def test_a_magnitude_without_parameters_is_explained():
+    tx = scale_by_magnitude()
+    with pytest.raises(ValueError, match="params is missing: scale_by_magnitude"):
+        tx.update(GRADS, tx.init(PARAMS))
+
+
+def test_a_decision_that_is_no_bool_is_explained():
+    tx = gated(xsam_jax.sam(0.1), every(2))
+    with pytest.raises(TypeError, match=r"sharp must be a bool, got 1: .*bool\(gate\(count\)\)"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn, sharp=1)
+
+
+def test_a_diagnostic_that_is_no_scalar_is_named():
+    tx = xsam_jax.sharpness_aware(normalize(), record({"all": lambda u, path, p: u["a"]}))
+    with pytest.raises(TypeError, match=r"diagnostics\['all'\] must return .*float32\[3\]"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)

@@ -71,10 +71,9 @@ def subtract_ema(
         del params
         average = tree.combine(decay, state.average, 1.0 - decay, updates)
         if convention == "official":
-            first = state.count == 0
-            average = _where(first, tree.scale(1.0, updates), average)
-            sigma_now = jnp.where(first, 0.0, sigma)
-            direction = tree.combine(1.0, updates, -sigma_now, state.average)
+            # Before the first step the average is zero, so that the direction is the gradient.
+            direction = tree.combine(1.0, updates, -sigma, state.average)
+            average = _where(state.count == 0, tree.scale(1.0, updates), average)
         else:
             direction = tree.combine(1.0, updates, -sigma, average)
         return tree.cast_like(direction, updates), _advance(state, average, updates)

@@ -1,0 +1,415 @@
+"""The rest of the family against flat float64 transcriptions, on batches that change every step."""
+
+import itertools
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+import reference
+from jax.flatten_util import ravel_pytree
+
+import xsam_jax
+from xsam_jax import ascent, gating, tree
+
+LEARNING_RATE, MOMENTUM, NUM_STEPS = 0.05, 0.9, 30
+RHO, RHO_MAX, ALPHA_MAX = 0.3, 0.6, 4.0
+SIZE = len(problems.LABELS)
+KEY = jax.random.key(7)
+SGD = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+SAM = partial(reference.sam, rho=RHO)
+
+_rng = np.random.default_rng(5)
+BATCHES = np.stack([_rng.permutation(SIZE)[: SIZE // 2] for _ in range(NUM_STEPS)])
+
+with problems.x64(True):
+    PARAMS = problems.network_params(jnp.float64)
+    flat, unravel = ravel_pytree(PARAMS)
+    THETA = np.asarray(flat)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+# The batch losses, for the library and for the reference.
+
+
+def losses(params, indices):
+    x = jnp.asarray(problems.INPUTS)[indices]
+    for layer in params["hidden"]:
+        x = jnp.tanh(x @ layer["weight"] + layer["bias"])
+    logits = x @ params["output"]["weight"] + params["output"]["bias"]
+    labels = jnp.asarray(problems.LABELS)[indices]
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def loss(params, indices):
+    return jnp.mean(losses(params, indices))
+
+
+flat_losses = jax.jit(lambda theta, indices: losses(unravel(theta), indices))
+flat_jacobian = jax.jit(jax.jacrev(lambda theta, indices: losses(unravel(theta), indices)))
+flat_gradient = jax.jit(jax.grad(lambda theta, indices: loss(unravel(theta), indices)))
+
+
+def of_batch(function, t):
+    return lambda theta: np.asarray(function(theta, BATCHES[t]))
+
+
+def loss_and_grad(t):
+    return lambda theta: float(flat_losses(theta, BATCHES[t]).mean()), of_batch(flat_gradient, t)
+
+
+def losses_and_jacobian(t):
+    return of_batch(flat_losses, t), of_batch(flat_jacobian, t)
+
+
+# Both sides of every comparison: the parameters after every step.
+
+gradient = jax.grad(loss)
+
+
+def run(tx, incoming=gradient, optimizer=SGD):
+    """The library's side, and the number of gradients evaluated until then."""
+    tx = optax.chain(tx, optimizer)
+
+    def step(carry, indices):
+        params, state = carry
+        updates, state = tx.update(
+            incoming(params, indices),
+            state,
+            params,
+            value_fn=lambda params: loss(params, indices),
+            losses_fn=lambda params: losses(params, indices),
+        )
+        params = optax.apply_updates(params, updates)
+        evaluations = optax.tree.get(state, "gradient_evaluations", 0)
+        return (params, state), (ravel_pytree(params)[0], evaluations)
+
+    visited, evaluations = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), BATCHES)[1]
+    return np.asarray(visited), np.asarray(evaluations)
+
+
+def expect(step, functions_of_step=loss_and_grad):
+    """The reference's side; it is called with the functions of its batch."""
+    visited = []
+
+    def gradient_of_step(theta):
+        visited.append(theta)
+        return step(theta, *functions_of_step(len(visited) - 1))
+
+    end = reference.momentum_sgd(THETA, gradient_of_step, LEARNING_RATE, MOMENTUM, NUM_STEPS)
+    return np.stack([*visited[1:], end])
+
+
+def assert_same(visited, expected):
+    """After the first step, the thirtieth, and all between."""
+    np.testing.assert_allclose(visited, expected, rtol=1e-9)
+
+
+def distance(end, other):
+    return np.linalg.norm(end - other) / np.linalg.norm(other)
+
+
+# The rows: an alias and its arguments, which are those of the reference too.
+
+
+def weights(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "weight", params)
+
+
+WEIGHTS = weights(PARAMS)
+FLAT_WEIGHTS = np.concatenate(
+    [np.full(np.size(x), w) for w, x in zip(*map(jax.tree.leaves, (WEIGHTS, PARAMS)), strict=True)]
+)
+FRIENDLY = {"decay": 0.7, "sigma": 0.6}
+GAM = {"rho": 0.2, "gradient_rho": 0.1, "beta_0": 0.4, "beta_1": 0.7, "gamma": 0.5}
+OFFICIAL = {"convention": "official"}
+
+METHODS = [
+    ("sam", {"rho": RHO}),
+    ("asam", {"rho": 1.0}),
+    ("asam", {"rho": RHO, "eta": 0.2, "steps": 3}),
+    ("asam", {"rho": RHO, "eta": 0.2, "mask": WEIGHTS}),
+    ("asam", {"rho": 0.5, "eta": 0.2, "mask": weights, "steps": 2}),
+    ("fisher_sam", {"rho": RHO}),
+    ("fisher_sam", {"rho": RHO, "eta": 100.0}),
+    ("friendly_sam", {"rho": RHO}),
+    ("friendly_sam", {"rho": RHO, **FRIENDLY}),
+    ("friendly_sam", {"rho": RHO, **FRIENDLY, **OFFICIAL}),
+    ("friendly_asam", {"rho": 1.0}),
+    ("friendly_asam", {"rho": RHO, "eta": 0.2, "mask": weights, **FRIENDLY}),
+    ("friendly_asam", {"rho": RHO, "eta": 0.2, **FRIENDLY, **OFFICIAL}),
+    ("vasso", {"rho": RHO, "theta": 0.3}),
+    ("wsam", {"rho": RHO, "gamma": 0.8}),
+    ("gradient_norm_penalty", {"rho": RHO, "alpha": 0.6}),
+    ("gradient_norm_penalty", {"rho": RHO, "alpha": 0.6, **OFFICIAL}),
+    ("gsam", {"rho": RHO, "alpha": 0.7}),
+    *(
+        (name, {"rho": RHO, "steps": steps, "include_first": include_first, "scale": scale})
+        for name in ["msam", "lsam"]
+        for steps, include_first, scale in [
+            (3, False, "last"),
+            (3, True, "last"),
+            (3, False, None),
+            (1, True, None),
+        ]
+    ),
+    ("msam", {"rho": RHO, "steps": 2}),
+    ("lsam", {"rho": RHO, "steps": 2}),
+    ("cr_sam", {"rho": RHO}),
+    ("cr_sam", {"rho": RHO, "gamma": 0.4, "beta": 0.3}),
+    ("gam", GAM),
+    ("gam", {**GAM, "convention": "paper"}),
+    ("look_sam", {"rho": RHO, "alpha": 0.7, "every": 3}),
+    ("look_sam", {"rho": lambda t: 0.1 + 0.02 * t, "alpha": 0.7, "every": 3}),
+]
+IDS = [f"{i} {alias}" for i, (alias, _) in enumerate(METHODS)]
+WITH_MEMORY = {
+    "friendly_sam": reference.FriendlySam,
+    "friendly_asam": reference.FriendlyAsam,
+    "vasso": reference.Vasso,
+    "look_sam": reference.LookSam,
+}
+
+
+def step_of(alias, kwargs):
+    kwargs = {**kwargs, "mask": FLAT_WEIGHTS} if "mask" in kwargs else kwargs
+    if alias in WITH_MEMORY:
+        return WITH_MEMORY[alias](**kwargs).step
+    return partial(getattr(reference, alias), **kwargs)
+
+
+@pytest.mark.parametrize(("alias", "kwargs"), METHODS, ids=IDS)
+def test_every_method_is_its_published_formula(alias, kwargs):
+    tx = getattr(xsam_jax, alias)(**kwargs)
+    assert_same(run(tx)[0], expect(step_of(alias, kwargs)))
+
+
+def test_no_method_is_nearly_another():
+    ends = {name: expect(step_of(*row))[-1] for name, row in zip(IDS, METHODS, strict=True)}
+    for name, other in itertools.combinations(ends, 2):
+        assert distance(ends[name], ends[other]) > 1e-3, (name, other)
+
+
+def learning_rate(t):
+    """Triangular, and at both ends so low that the radius of GSAM's rule would be negative."""
+    return 0.1 - abs(t - 15.0) / 150
+
+
+@pytest.mark.parametrize(
+    ("alias", "kwargs"),
+    [("sam", {}), ("gsam", {"alpha": 0.7}), ("gam", {k: GAM[k] for k in GAM if k != "rho"})],
+)
+def test_the_radius_follows_the_learning_rate_and_stops_at_zero(alias, kwargs):
+    arguments = {"rho_min": 0.02, "rho_max": 0.5, "lr_min": 0.02, "lr_max": 0.1}
+    radii = [reference.lr_coupled_rho(learning_rate(t), **arguments) for t in range(NUM_STEPS)]
+    assert radii[0] == 0 < radii[3] < max(radii)
+    scheduled = reference.Scheduled(step_of(alias, kwargs), rho=lambda t: radii[t])
+    rho = xsam_jax.lr_coupled_rho(learning_rate, **arguments)
+    assert_same(run(getattr(xsam_jax, alias)(rho, **kwargs))[0], expect(scheduled.step))
+
+
+# XSAM on other ascents: the links of the library, and k steps of the reference.
+
+library_xsam = partial(xsam_jax.xsam, rho_max=RHO_MAX, probe_every=5, alpha_max=ALPHA_MAX)
+
+
+def reference_xsam(route):
+    return reference.Xsam(route, RHO_MAX, probe_every=5, alpha_max=ALPHA_MAX).step
+
+
+def along(direction, k):
+    return reference.along(direction, reference.radius(RHO), k)
+
+
+ASCENTS = {
+    "asam": (
+        [ascent.scale_by_magnitude(mask=weights)],
+        lambda k: [reference.magnitude(RHO, mask=FLAT_WEIGHTS)] * k,
+    ),
+    "fisher_sam": ([ascent.scale_by_fisher()], lambda k: [reference.fisher(RHO)] * k),
+    "friendly_sam": (
+        [ascent.subtract_ema(), ascent.normalize()],
+        lambda k: along(reference.FriendlyDirection(), k),
+    ),
+    "friendly_sam, official": (
+        [ascent.subtract_ema(**FRIENDLY, **OFFICIAL), ascent.normalize()],
+        lambda k: along(reference.FriendlyDirection(**FRIENDLY, **OFFICIAL), k),
+    ),
+    "vasso": (
+        [ascent.ema_of_gradients(0.3), ascent.normalize()],
+        lambda k: along(reference.AverageDirection(0.3), k),
+    ),
+}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", ASCENTS)
+def test_xsam_on_any_ascent_is_algorithm_1(name, k):
+    links, route = ASCENTS[name]
+    climb = optax.chain(*links, ascent.scale_by_radius(RHO))
+    expected = expect(reference_xsam(route(k)))
+    assert_same(run(library_xsam(None, steps=k, ascent=climb))[0], expected)
+    assert distance(expected[-1], expect(reference_xsam([RHO] * k))[-1]) > 1e-3
+
+
+# What does not fit the rows.
+
+ABLATIONS = {
+    "SAM-full": (reference.sam_full, tree.project, np.arange(SIZE)),
+    "SAM-noise": (reference.sam_noise, tree.reject, np.arange(SIZE)),
+    "SAM-db": (reference.sam_db, lambda batch, other: other, np.arange(0, SIZE, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_ablations_of_the_friendly_sam_paper_are_other_incoming_gradients(name):
+    step, combine, others = ABLATIONS[name]
+
+    def incoming(params, indices):
+        return combine(gradient(params, indices), gradient(params, others))
+
+    def gradients(t):
+        return of_batch(flat_gradient, t), lambda theta: np.asarray(flat_gradient(theta, others))
+
+    expected = expect(partial(step, rho=RHO), gradients)
+    assert_same(run(xsam_jax.sam(RHO), incoming)[0], expected)
+    assert distance(expected[-1], expect(SAM)[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("rate", [0.03, learning_rate], ids=["number", "schedule"])
+def test_decoupled_wsam_corrects_outside_of_the_inner_optimizer(rate):
+    # The inner optimizer has a rate of its own, so that the two cannot be exchanged.
+    def inner_rate(t):
+        return 0.01 + 0.001 * t
+
+    expected = reference.decoupled_wsam(
+        THETA,
+        lambda t: of_batch(flat_gradient, t),
+        inner_rate,
+        MOMENTUM,
+        rate if callable(rate) else lambda t: rate,
+        rho=RHO,
+        gamma=0.8,
+        num_steps=NUM_STEPS,
+    )
+    inner = optax.sgd(inner_rate, momentum=MOMENTUM)
+    tx = xsam_jax.decoupled_wsam(inner, rate, RHO, 0.8)
+    assert_same(run(tx, optimizer=optax.identity())[0], expected)
+
+
+def factors_of_subset(beta, **convention):
+    """Mask / beta of every training step, one row each."""
+    tx, ones = ascent.random_subset(beta, KEY, **convention), jax.tree.map(jnp.ones_like, PARAMS)
+
+    def step(state, _):
+        factors, state = tx.update(ones, state, PARAMS)
+        return state, ravel_pytree(factors)[0]
+
+    return np.asarray(jax.lax.scan(step, tx.init(PARAMS), length=NUM_STEPS)[1])
+
+
+@pytest.mark.parametrize(
+    ("beta", "gamma", "num_selected", "convention"),
+    [
+        (0.6, 0.5, 3, {}),
+        (0.6, 0.25, 1, OFFICIAL),
+        (0.6, 0.99, 8, {"convention": "paper"}),
+        (1.0, 0.1, 8, {}),
+        (1.0, 0.9, 6, OFFICIAL),
+    ],
+)
+def test_esam_is_its_published_formula(beta, gamma, num_selected, convention):
+    algorithm = reference.Esam(RHO, gamma, factors_of_subset(beta, **convention))
+    expected = expect(algorithm.step, losses_and_jacobian)
+    assert set(algorithm.num_selected) == {num_selected}
+    assert_same(run(xsam_jax.esam(RHO, beta, gamma, KEY, **convention))[0], expected)
+    assert (distance(expected[-1], expect(SAM)[-1]) > 1e-3) == (beta < 1 or num_selected < 8)
+
+
+# Gates: the library's, and the decision of the reference at step t with the gradient g.
+
+GATES = {
+    "every": (gating.every(3), lambda t, g: t % 3 == 0),
+    "after": (gating.after(17), lambda t, g: t >= 17),
+    "bernoulli": (
+        gating.bernoulli(0.4, KEY),
+        lambda t, g: jax.random.bernoulli(jax.random.fold_in(KEY, t), np.float32(0.4)),
+    ),
+    "bernoulli, schedule": (
+        gating.bernoulli(lambda t: 0.03 * t, KEY),
+        lambda t, g: jax.random.bernoulli(jax.random.fold_in(KEY, t), np.float32(0.03 * t)),
+    ),
+    "gradient_norm": (gating.gradient_norm(0.5), reference.GradientNorm(lambda t: 0.5)),
+    "gradient_norm, schedule": (
+        gating.gradient_norm(optax.linear_schedule(1.0, -1.0, NUM_STEPS), decay=0.6),
+        reference.GradientNorm(lambda t: 1 - 2 * t / NUM_STEPS, decay=0.6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_decides_when_a_step_is_sharpness_aware(name):
+    gate, decide = GATES[name]
+    algorithm = reference.Gated(SAM, decide)
+    expected = expect(algorithm.step)
+    assert 3 <= sum(algorithm.decisions) <= NUM_STEPS - 3
+    visited, evaluations = run(gating.gated(xsam_jax.sam(RHO), gate))
+    assert_same(visited, expected)
+    # The caller's gradient counts.
+    np.testing.assert_array_equal(evaluations, np.cumsum(1 + np.array(algorithm.decisions)))
+
+
+def test_what_a_gated_method_remembers_is_of_sharp_steps_only():
+    decide = GATES["every"][1]
+    for tx, step in [
+        (library_xsam(RHO), reference_xsam([RHO])),
+        (xsam_jax.friendly_sam(RHO), reference.FriendlySam(RHO).step),
+    ]:
+        visited, _ = run(gating.gated(tx, gating.every(3)))
+        assert_same(visited, expect(reference.Gated(step, decide).step))
+
+
+# Identities within the library.
+
+gated_sam = partial(gating.gated, xsam_jax.sam(RHO))
+plain_ascent = optax.chain(ascent.normalize(), ascent.scale_by_radius(RHO))
+
+IDENTITIES = {
+    "gsam, alpha=0": ("sam", xsam_jax.gsam(RHO, 0.0)),
+    "wsam, gamma=1/2": ("sam", xsam_jax.wsam(RHO, 0.5)),
+    "gradient_norm_penalty, alpha=1": ("sam", xsam_jax.gradient_norm_penalty(RHO, 1.0)),
+    "msam, k=1": ("sam", xsam_jax.msam(RHO, 1)),
+    "lsam, k=1": ("sam", xsam_jax.lsam(RHO, 1)),
+    "friendly_sam, sigma=0": ("sam", xsam_jax.friendly_sam(RHO, sigma=0.0)),
+    "vasso, theta=1": ("sam", xsam_jax.vasso(RHO, 1.0)),
+    "asam, T=1": ("sam", xsam_jax.asam(RHO, mask=jax.tree.map(lambda x: False, PARAMS))),
+    "fisher_sam, eta=0": ("sam", xsam_jax.fisher_sam(RHO, 0.0)),
+    "look_sam, every=1": ("sam", xsam_jax.look_sam(RHO, 0.7, 1)),
+    "cr_sam, gamma=beta=0": ("sam", xsam_jax.cr_sam(RHO, 0.0, 0.0)),
+    "esam, beta=gamma=1": ("sam", xsam_jax.esam(RHO, 1.0, 1.0, KEY)),
+    "gated, always": ("sam", gated_sam(gating.every(1))),
+    "gated, with probability 1": ("sam", gated_sam(gating.bernoulli(1.0, KEY))),
+    "gated, with probability 0": ("sgd", gated_sam(gating.bernoulli(0.0, KEY))),
+    "gated, never": ("sgd", gated_sam(gating.after(10**9))),
+    "xsam on sam": ("xsam", library_xsam(None, steps=2, ascent=plain_ascent)),
+}
+
+
+@cache
+def simpler(name):
+    methods = {
+        "sam": xsam_jax.sam(RHO),
+        "sgd": optax.identity(),
+        "xsam": library_xsam(RHO, steps=2),
+    }
+    return run(methods[name])[0]
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_every_method_without_its_idea_is_the_simpler_one(name):
+    other, tx = IDENTITIES[name]
+    np.testing.assert_allclose(run(tx)[0], simpler(other), rtol=1e-10)

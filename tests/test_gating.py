@@ -1,0 +1,306 @@
+"""Gates decided on the device and on the host, recorded diagnostics, random subsets."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import xsam_jax
+from xsam_jax.ascent import lr_coupled_rho, normalize, random_subset, scale_by_radius
+from xsam_jax.descent import DIAGNOSTICS, match_norm, record, slerp_to_maximum, subtract_orthogonal
+from xsam_jax.gating import after, bernoulli, every, gated, gradient_norm
+
+LOSS = problems.network.loss
+NUM_STEPS = 8
+KEY = jax.random.key(5)
+
+
+def train_step(tx, params, opt_state, **extra_args):
+    value, grads = jax.value_and_grad(LOSS)(params)
+    updates, opt_state = tx.update(
+        grads, opt_state, params, value_fn=LOSS, value=value, **extra_args
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+
+def run(tx, gate=None, num_steps=NUM_STEPS):
+    """The parameters and states of all steps; with a gate, its decisions are the host's."""
+    step = jax.jit(functools.partial(train_step, tx), static_argnames="sharp")
+    params = problems.network.make_params()
+    opt_state, history = tx.init(params), []
+    for count in range(num_steps):
+        decision = {} if gate is None else {"sharp": bool(gate(count))}
+        params, opt_state = step(params, opt_state, **decision)
+        history.append((params, opt_state))
+    return history
+
+
+HOST_GATES = {
+    "every": every(3),
+    "after": after(4),
+    "bernoulli": bernoulli(0.5, KEY),
+    "bernoulli, schedule": bernoulli(optax.linear_schedule(0.2, 0.9, NUM_STEPS), KEY),
+    "raw key": bernoulli(0.5, jax.random.PRNGKey(5)),
+    "own": lambda count: (count == 2) | (count == 5),
+}
+TRANSFORMS = {
+    "sam": xsam_jax.sam(0.2),
+    "xsam": xsam_jax.xsam(0.2, 0.4, probe_every=2),
+    "friendly_sam": xsam_jax.friendly_sam(0.2, 0.5),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", HOST_GATES)
+def test_a_gate_decides_the_same_on_the_host_and_on_the_device(name, transform):
+    gate = HOST_GATES[name]
+    decisions = [bool(gate(count)) for count in range(NUM_STEPS)]
+    assert set(decisions) == {False, True}
+    tx = optax.chain(gated(TRANSFORMS[transform], gate), optax.sgd(0.1, momentum=0.9))
+    on_device, on_host = run(tx), run(tx, gate)
+    # Two programs round differently; the states that count and choose are equal.
+    chex.assert_trees_all_close(on_host, on_device, rtol=1e-4, atol=1e-6)
+    for state in (on_device[-1][1][0], on_host[-1][1][0]):
+        assert state.count == NUM_STEPS
+        assert state.gradient_evaluations == NUM_STEPS + sum(decisions)
+
+
+def test_look_sam_takes_the_decision_of_the_host_too():
+    tx = optax.chain(xsam_jax.look_sam(0.2, 0.7, every=3), optax.sgd(0.1))
+    on_device, on_host = run(tx), run(tx, every(3))
+    chex.assert_trees_all_close(on_host, on_device, rtol=1e-4, atol=1e-6)
+    assert on_host[-1][1][0].gradient_evaluations == NUM_STEPS + 3
+
+
+def test_an_array_may_be_the_decision():
+    tx = gated(xsam_jax.sam(0.2), every(1000))
+    params = problems.network.make_params()
+    step = jax.jit(functools.partial(train_step, tx))
+    for sharp in (False, True):
+        _, state = step(params, tx.init(params), sharp=jnp.asarray(sharp))
+        assert state.gradient_evaluations == 1 + sharp
+
+
+def test_a_random_gate_opens_as_often_as_it_says_and_not_in_a_pattern():
+    decisions = jax.vmap(bernoulli(0.3, KEY))(jnp.arange(4000))
+    # Four standard deviations of a mean of 4000 draws.
+    assert abs(decisions.mean() - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+    assert abs((decisions[1:] & decisions[:-1]).mean() - 0.09) < 4 * (0.09 * 0.91 / 4000) ** 0.5
+
+
+def test_a_random_gate_draws_the_same_with_and_without_x64():
+    decisions = [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
+    with problems.x64(True):
+        assert decisions == [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_shut_gate_leaves_the_transform_alone(transform):
+    history = run(gated(TRANSFORMS[transform], after(3)), num_steps=5)
+    inner = [state.inner for _, state in history]
+    untouched = TRANSFORMS[transform].init(problems.network.make_params())
+    chex.assert_trees_all_equal(inner[2], untouched)
+    if jax.tree.leaves(untouched):
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_equal(inner[3], untouched)
+
+
+def test_a_gate_that_waits_for_long_gradients_opens_for_these():
+    tx = gated(xsam_jax.sam(0.2), gradient_norm(0.5))
+    params, state = jnp.ones(3), None
+    state, opened = tx.init(params), []
+    for length in (1.0, 1.0, 5.0, 1.0, 1.0, 4.0):
+        before = state.gradient_evaluations
+        _, state = tx.update(length * params, state, params, value_fn=lambda p: jnp.sum(p**2))
+        opened.append(int(state.gradient_evaluations - before) == 2)
+    assert opened == [True, True, True, False, False, True]
+
+
+def test_a_schedule_over_training_steps_stands_outside_the_gate():
+    radii = optax.linear_schedule(0.0, 0.8, NUM_STEPS)
+    gate = every(3)
+    outside = optax.inject_hyperparams(lambda rho: gated(xsam_jax.sam(rho), gate))(rho=radii)
+    inside = gated(xsam_jax.sam(radii), gate)
+    params = problems.network.make_params()
+    grads = jax.grad(LOSS)(params)
+
+    def fourth_update(tx):
+        state = tx.init(params)
+        for _ in range(4):
+            updates, state = tx.update(grads, state, params, value_fn=LOSS)
+        return updates
+
+    def sam(rho):
+        tx = xsam_jax.sam(rho)
+        return tx.update(grads, tx.init(params), params, value_fn=LOSS)[0]
+
+    chex.assert_trees_all_close(fourth_update(outside), sam(radii(3)), rtol=1e-4, atol=1e-7)
+    chex.assert_trees_all_close(fourth_update(inside), sam(radii(1)), rtol=1e-4, atol=1e-7)
+
+
+# --- Cores of their own ---
+
+
+def test_look_sam_without_a_radius_is_the_base_optimizer():
+    """Both gradients are equal then, and a direction between them would be rounding."""
+    tx, params = xsam_jax.look_sam(0.0, 0.7, every=2), problems.network.make_params()
+    state = tx.init(params)
+    for _ in range(3):
+        grads = jax.grad(LOSS)(params)
+        updates, state = tx.update(grads, state, params, value_fn=LOSS)
+        chex.assert_trees_all_close(updates, grads, rtol=1e-4, atol=1e-7)
+        params = optax.apply_updates(params, optax.tree.scale(-0.1, updates))
+
+
+def test_look_sam_adds_what_is_orthogonal_at_the_length_it_says():
+    tx, params = xsam_jax.look_sam(0.2, 0.7, every=2), problems.network.make_params()
+    grads, state = jax.grad(LOSS)(params), tx.init(params)
+    _, state = tx.update(grads, state, params, value_fn=LOSS)
+    updates, _ = tx.update(grads, state, params, value_fn=LOSS)
+    added = optax.tree.sub(updates, grads)
+    ratio = optax.tree.norm(added) / optax.tree.norm(grads)
+    np.testing.assert_allclose(ratio, 0.7, rtol=1e-5)
+    # Of the same point, so that it is orthogonal to this gradient too; float32.
+    assert abs(xsam_jax.tree.dot(added, grads)) < 1e-5 * optax.tree.norm(grads) ** 2
+
+
+def test_decoupled_wsam_hands_further_arguments_to_the_optimizer_inside():
+    inner = optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+    )
+    tx, params = xsam_jax.decoupled_wsam(inner, 0.01, 0.05, 0.5), problems.network.make_params()
+    value, grads = jax.value_and_grad(LOSS)(params)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=LOSS, value=value, grad=grads)
+    assert LOSS(optax.apply_updates(params, updates)) < value
+
+
+# --- Random subsets, and radii that follow the learning rate ---
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_a_random_subset_keeps_the_perturbation_in_expectation(convention):
+    tree = {"a": jnp.full(3, 2.0), "b": jnp.ones(2)}
+    tx = random_subset(0.4, KEY, convention=convention)
+
+    def draw(count):
+        return tx.update(tree, tx.init(tree)._replace(count=count))[0]
+
+    draws = jax.vmap(draw)(jnp.arange(4000))
+    for name, leaf in tree.items():
+        kept = draws[name] != 0
+        np.testing.assert_allclose(draws[name][kept], leaf[0] / 0.4, rtol=1e-6)
+        # Four standard deviations of a mean of 4000 draws.
+        assert np.all(abs(kept.mean(axis=0) - 0.4) < 4 * (0.24 / 4000) ** 0.5)
+        together = np.all(kept == kept[:, :1])
+        assert together == (convention == "official"), "whole arrays, or single entries"
+    assert np.any((draws["a"][:, 0] != 0) != (draws["b"][:, 0] != 0))
+
+
+def test_one_subset_serves_all_ascent_steps_of_a_training_step():
+    seen = []
+    spy = optax.stateless(lambda updates, params: (seen.append(updates["a"] != 0), updates)[1])
+    ascent = optax.chain(normalize(), scale_by_radius(0.1), random_subset(0.5, KEY), spy)
+    tx = xsam_jax.sharpness_aware(ascent, steps=2)
+    params = {"a": jnp.ones(64)}
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(params, state, params, value_fn=lambda p: jnp.sum(p["a"] ** 2))
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert np.any(seen[0] != seen[2])
+
+
+def test_the_radius_never_follows_the_learning_rate_below_zero():
+    warm_up = optax.linear_schedule(0.0, 0.1, 10)
+    rho = lr_coupled_rho(warm_up, rho_min=0.01, rho_max=0.2, lr_min=0.05, lr_max=0.1)
+    values = [float(rho(count)) for count in range(11)]
+    assert values[0] == 0.0
+    np.testing.assert_allclose([values[5], values[10]], [0.01, 0.2], rtol=1e-5)
+    assert values == sorted(values)
+
+
+# --- Diagnostics ---
+
+
+def recorded(descent, steps=1, **extra_args):
+    ascent = optax.chain(normalize(), scale_by_radius(0.3))
+    tx = xsam_jax.sharpness_aware(ascent, descent, steps=steps)
+    params = problems.network.make_params(jnp.result_type(float))
+    grads = jax.grad(LOSS)(params)
+    updates, state = tx.update(grads, tx.init(params), params, value_fn=LOSS, **extra_args)
+    return params, grads, updates, state
+
+
+def test_what_is_recorded_is_what_happened(x64):
+    value = LOSS(problems.network.make_params(jnp.float64))
+    params, g_0, _, state = recorded(record(), value=value)
+    flat = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0])  # noqa: E731
+    length = np.linalg.norm(flat(g_0))
+    point = jax.tree.map(lambda p, g: p + 0.3 * g / length, params, g_0)
+    g_1 = jax.grad(LOSS)(point)
+    expected = {
+        "perturbation_norm": 0.3,
+        "first_gradient_norm": length,
+        "last_gradient_norm": np.linalg.norm(flat(g_1)),
+        "gradient_cosine": flat(g_0) @ flat(g_1) / length / np.linalg.norm(flat(g_1)),
+        "loss_rise": LOSS(point) - value,
+    }
+    assert set(expected) == set(DIAGNOSTICS)
+    for name, number in expected.items():
+        np.testing.assert_allclose(optax.tree.get(state, name), number, rtol=1e-12)
+
+
+def test_an_unknown_rise_is_nan():
+    assert jnp.isnan(optax.tree.get(recorded(record())[-1], "loss_rise"))
+
+
+def test_own_diagnostics_see_what_the_descent_has_made_so_far():
+    descent = optax.chain(
+        record({"before": lambda updates, path, params: optax.tree.norm(updates)}),
+        subtract_orthogonal(0.4),
+        record({"after": lambda updates, path, params: optax.tree.norm(updates)}),
+    )
+    _, _, updates, state = recorded(descent)
+    norms = {name: optax.tree.get(state, name) for name in ("before", "after")}
+    np.testing.assert_allclose(norms["after"], optax.tree.norm(updates), rtol=1e-6)
+    assert norms["before"] != norms["after"]
+
+
+def test_recording_changes_nothing():
+    descent = optax.chain(slerp_to_maximum(0.6, probe_every=2), match_norm())
+    *_, plain, _ = recorded(descent)
+    *_, logged, state = recorded(optax.chain(record(), descent, record({"one": lambda *_: 1})))
+    chex.assert_trees_all_equal(logged, plain)
+    assert optax.tree.get(state, "one") == 1.0
+
+
+def test_the_structure_of_what_is_recorded_is_fixed_from_the_start():
+    ascent = optax.chain(normalize(), scale_by_radius(0.3))
+    tx = optax.chain(xsam_jax.sharpness_aware(ascent, record()), optax.sgd(0.1))
+    params = problems.network.make_params()
+    start = params, tx.init(params)
+    assert jnp.isnan(optax.tree.get(start[1], "gradient_cosine"))
+
+    def body(carry, _):
+        carry = train_step(tx, *carry)
+        return carry, optax.tree.get(carry[1], "gradient_cosine")
+
+    _, cosines = jax.lax.scan(body, start, length=3)
+    assert jnp.all((cosines > 0) & (cosines < 1))
+
+
+def test_what_is_not_recorded_costs_nothing():
+    ascent = optax.chain(normalize(), scale_by_radius(0.3))
+    params = problems.network.make_params()
+
+    def flops(descent):
+        tx = xsam_jax.sharpness_aware(ascent, descent)
+        step = jax.jit(functools.partial(train_step, tx))
+        return step.lower(params, tx.init(params)).compile().cost_analysis()["flops"]
+
+    assert flops(record({})) == flops(optax.identity())
+    assert flops(record()) > flops(optax.identity())
