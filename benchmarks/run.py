@@ -1,6 +1,6 @@
 """Benchmarks of `xsam_jax`: step time, memory, probes, searches, compile time, as Markdown.
 
-    python benchmarks/run.py                                    # everything, about 15 minutes
+    python benchmarks/run.py                                    # everything, about 25 minutes
     python benchmarks/run.py --size tiny --rounds 2             # does it run?
     python benchmarks/run.py --only memory --models resnet,vit
 
@@ -21,7 +21,7 @@ import optax
 # Run as a script, the repository is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import search, tables
+from benchmarks import family, search, tables
 from benchmarks.models import MODELS, SIZES
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
@@ -29,6 +29,8 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "memory": ("FLOPs and memory", tables.memory),
     "probe": ("Probing by chunk size", tables.probe),
     "search": ("Grid and section search", search.search),
+    "family": ("The family", family.family),
+    "gate": ("Gates", family.gate),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
 }
 

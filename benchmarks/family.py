@@ -1,0 +1,119 @@
+"""The tables on the whole family: what each method costs in gradients, and what a gate costs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+
+import xsam_jax as xj
+from benchmarks import steps
+from benchmarks.measure import Program, markdown, number, paired_ratios, quotient
+from benchmarks.models import Problem
+from benchmarks.tables import Bench
+from xsam_jax.gating import every, gated
+
+RHO = steps.RHO
+TRANSFORMS: dict[str, optax.GradientTransformationExtraArgs] = {
+    "sam": xj.sam(RHO),
+    "sam, 2 steps": xj.sam(RHO, steps=2),
+    "slerp_sam": xj.slerp_sam(RHO, 1.5),
+    "asam": xj.asam(10 * RHO),
+    "fisher_sam": xj.fisher_sam(RHO),
+    "friendly_sam": xj.friendly_sam(RHO),
+    "friendly_asam": xj.friendly_asam(10 * RHO),
+    "vasso": xj.vasso(RHO, 0.4),
+    "wsam": xj.wsam(RHO, 0.9),
+    "gradient_norm_penalty": xj.gradient_norm_penalty(RHO, 0.8),
+    "gsam": xj.gsam(RHO, 0.4),
+    "msam, 2 steps": xj.msam(RHO, 2),
+    "lsam, 2 steps": xj.lsam(RHO, 2),
+    "cr_sam": xj.cr_sam(RHO),
+    "gam": xj.gam(4 * RHO, RHO, 0.5, 0.6, 0.03),
+}
+
+
+def family(bench: Bench) -> str:
+    """Measures every method in units of a step of the base optimizer, which is one gradient."""
+    header = ["", *(f"{name}: {what}" for name in bench.names for what in _COLUMNS)]
+    columns = [_costs(bench, name) for name in bench.names]
+    rows = [
+        [method, *(cell for column in columns for cell in column[method])] for method in TRANSFORMS
+    ]
+    return (
+        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: floating-point "
+        "operations that XLA counts, and the median over pairs of neighboring runs. Copies: "
+        "temporary memory beyond that of the base step, in copies of the parameters."
+    )
+
+
+_COLUMNS = ("FLOPs", "time", "copies")
+
+
+def _costs(bench: Bench, name: str) -> dict[str, list[str]]:
+    problem = bench.problem(name)
+    compile_step = functools.partial(_compile, bench, problem)
+    base = compile_step(steps.gradient(problem.loss_fn))
+    programs = {
+        method: compile_step(steps.ours(problem.loss_fn, transform))
+        for method, transform in TRANSFORMS.items()
+    }
+    times = paired_ratios(programs, base, bench.fewer_rounds(name), f"{name}: family")
+    copy = 4 * optax.tree.size(problem.params)
+
+    def copies(program: Program) -> float | None:
+        if program.temporary_bytes is None or base.temporary_bytes is None:
+            return None
+        return (program.temporary_bytes - base.temporary_bytes) / copy
+
+    return {
+        method: [
+            number(quotient(program.flops, base.flops), 3),
+            number(float(np.median(times[method]))),
+            number(copies(program)),
+        ]
+        for method, program in programs.items()
+    }
+
+
+def gate(bench: Bench) -> str:
+    """Times open and shut steps, decided in the program and on the host."""
+    rows = [_gate_row(bench, name) for name in bench.names]
+    header = ["step time / base step", "cond, shut", "cond, open", "host, shut", "host, open"]
+    return (
+        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`: the decision by `jax.lax.cond`, or "
+        "by `sharp=` on the host. Medians over pairs of neighboring runs."
+    )
+
+
+def _gate_row(bench: Bench, name: str) -> list[str]:
+    problem = bench.problem(name)
+    base = _compile(bench, problem, steps.gradient(problem.loss_fn))
+    tx = gated(xj.sam(RHO), every(2))
+
+    def program(count: int, **decision: Any) -> Program:
+        step = steps.ours(problem.loss_fn, _with_extra_args(tx, **decision))
+        opt_state = steps.at_count(step.init(problem.params), count)
+        return bench.compile(step.step, problem.params, opt_state, problem.batch)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "cond, shut": program(1),
+        "cond, open": program(0),
+        "host, shut": program(1, sharp=False),
+        "host, open": program(0, sharp=True),
+    }
+    ratios = paired_ratios(runs, base, bench.fewer_rounds(name), f"{name}: gate")
+    return [name, *(number(float(np.median(ratios[run]))) for run in runs)]
+
+
+def _compile(bench: Bench, problem: Problem, step: steps.Step) -> Program:
+    return bench.compile(step.step, problem.params, step.init(problem.params), problem.batch)
+
+
+def _with_extra_args(
+    tx: optax.GradientTransformationExtraArgs, **extra_args: Any
+) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(
+        tx.init, functools.partial(tx.update, **extra_args)
+    )
