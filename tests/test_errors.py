@@ -386,6 +386,13 @@ def test_a_decision_that_is_no_bool_is_explained():
         tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn, sharp=1)
 
 
+@pytest.mark.parametrize("gate", [every, lambda count: count % 5, lambda count: None])
+def test_a_gate_that_returns_no_bool_is_explained(gate):
+    tx = gated(xsam_jax.sam(0.1), gate)
+    with pytest.raises(TypeError, match=r"gate must return a bool, got .*every\(5\)"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+
+
 def test_a_diagnostic_that_is_no_scalar_is_named():
     tx = xsam_jax.sharpness_aware(normalize(), record({"all": lambda u, path, p: u["a"]}))
     with pytest.raises(TypeError, match=r"diagnostics\['all'\] must return .*float32\[3\]"):

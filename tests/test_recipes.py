@@ -1,7 +1,8 @@
-"""The recipes in docs/recipes.md: every block runs, and does what the text around it says."""
+"""The blocks of docs/recipes.md and docs/methods.md run, and do what the text around them says."""
 
 import collections
 import functools
+import inspect
 import pathlib
 import re
 import types
@@ -14,8 +15,10 @@ import optax
 import pytest
 from flax import linen, nnx
 from flax.training import train_state
+from methods import METHODS, NAMES
 
-from xsam_jax import sam, xsam
+import xsam_jax
+from xsam_jax import gating, sam, xsam
 from xsam_jax.ascent import normalize
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,8 +45,9 @@ def execute(path, code, module):
     exec(compile(code, str(path), "exec"), module.__dict__)
 
 
-RECIPES = ROOT / "docs" / "recipes.md"
+RECIPES, METHODS_PAGE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "methods.md"
 CODE = blocks(RECIPES)
+PAGES = {heading: page for page in (RECIPES, METHODS_PAGE) for heading in blocks(page)}
 TESTED = set()
 
 
@@ -56,14 +60,15 @@ def setup():
 
 def run(heading, replace=None, side="+", **names):
     """Runs Setup and a recipe, with passages exchanged and names given; returns all names."""
-    code = blocks(RECIPES, side)[heading]
+    page = PAGES[heading]
+    code = blocks(page, side)[heading]
     for old, new in (replace or {}).items():
         assert code.count(old) == 1, old
         code = code.replace(old, new)
     module = types.ModuleType("recipe")
     execute(RECIPES, CODE["Setup"], module)
     vars(module).update(names, initial=module.params)
-    execute(RECIPES, code, module)
+    execute(page, code, module)
     return module
 
 
@@ -94,10 +99,27 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def headings(page):
+    return re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def anchor(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_every_recipe_is_tested():
-    headings = re.findall(r"^## (.*)$", RECIPES.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(headings) == set(CODE)
-    assert set(headings) - {"Setup"} == TESTED
+    assert set(headings(RECIPES)) == set(CODE)
+    assert set(PAGES) - {"Setup"} == TESTED
+
+
+@pytest.mark.parametrize("page", [RECIPES, METHODS_PAGE], ids=lambda page: page.name)
+def test_the_contents_are_in_order_and_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    contents = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", text, re.MULTILINE)
+    listed = [heading for heading in headings(page) if heading != "Setup"]
+    assert contents == [(heading, anchor(heading)) for heading in listed]
+    for name, target in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", text):
+        assert target in map(anchor, headings(page.parent / name if name else page)), target
 
 
 def test_the_blocks_of_the_readme_run_in_order_and_train():
@@ -428,7 +450,10 @@ def test_all_of_a_step_stays_among_the_adapters(heading):
     assert moved == {"lora_a", "lora_b"}
 
 
-@recipe("Perturbing a subset")
+SUBSET = "Perturbing a subset: SSAM and SAM-ON"
+
+
+@recipe(SUBSET)
 def test_the_place_of_the_mask_says_over_what_the_norm_is(ns):
     gradient = gradient_of(ns.initial, ns.batch)
     zero = optax.tree.zeros_like(gradient)
@@ -438,15 +463,19 @@ def test_the_place_of_the_mask_says_over_what_the_norm_is(ns):
     end = optax.tree.add(ns.initial, on)
     assert_close(gradient_taken(ns.initial, ns.params), gradient_of(end, ns.batch))
 
-    sparse, _ = ns.sparse_sam.update(gradient, ns.sparse_sam.init(ns.initial), ns.initial)
+    sparse, _ = ns.ssam.update(gradient, ns.ssam.init(ns.initial), ns.initial)
     assert_close(sparse, zero | {"norm": along(gradient, 0.5)["norm"]})
-    assert optax.tree.norm(sparse) < 0.25
+    # The whole radius, and its share of it.
+    np.testing.assert_allclose(optax.tree.norm(on), 0.5, rtol=1e-5)
+    share = optax.tree.norm(gradient["norm"]) / optax.tree.norm(gradient)
+    np.testing.assert_allclose(optax.tree.norm(sparse), 0.5 * share, rtol=1e-5)
+    assert share < 0.5
 
     tx = optax.chain(xsam(None, 1.0, ascent=ns.sam_on), optax.sgd(0.1))
     jax.eval_shape(ns.make_train_step(tx), ns.initial, tx.init(ns.initial), ns.batch)
 
 
-@recipe("Perturbing a subset")
+@recipe(SUBSET)
 def test_masks_of_entries_and_the_mistake(ns):
     gradient = gradient_of(ns.initial, ns.batch)
     masks = jax.tree.map(lambda g: g > 0, gradient)
@@ -459,6 +488,39 @@ def test_masks_of_entries_and_the_mistake(ns):
     mistake = optax.masked(normalize(), jax.tree.map(lambda drop: not drop, ns.not_norm))
     raw, _ = mistake.update(gradient, mistake.init(ns.initial), ns.initial)
     chex.assert_trees_all_equal(raw["hidden"], gradient["hidden"])
+
+
+def magnitude_scaled(gradient, params, rho, eta, biases=()):
+    """ASAM's perturbation in NumPy, with T = 1 on `biases`."""
+    t = {name: 1.0 if name in biases else np.abs(p) + eta for name, p in params.items()}
+    norm = np.sqrt(sum(np.sum((t[name] * g) ** 2) for name, g in gradient.items()))
+    return {name: rho * t[name] ** 2 * g / norm for name, g in gradient.items()}
+
+
+@recipe("ASAM without biases")
+def test_biases_are_perturbed_as_in_sam(ns):
+    start = ns.initial | {"bias": jnp.zeros(3)}
+    gradient = gradient_of(start, ns.batch, ns.loss_fn)
+    for eta, biases in ((0.01, {"bias"}), (0.01, ())):
+        perturbation = magnitude_scaled(gradient, start, 0.5, eta, biases)
+        end = gradient_of(optax.tree.add(start, perturbation), ns.batch, ns.loss_fn)
+        if biases:
+            assert_close(gradient_taken(start, ns.params), end)
+            length = np.linalg.norm(perturbation["bias"])
+        else:
+            with pytest.raises(AssertionError):
+                assert_close(gradient_taken(start, ns.params), end)
+            assert np.linalg.norm(perturbation["bias"]) < 1e-3 * length
+
+
+@recipe("ASAM without biases")
+def test_the_mask_knows_the_biases_of_flax(ns):
+    model = nnx.as_pure(nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param))
+    variables = linen.Dense(2).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    for params in (model, variables):
+        mask = ns.not_a_bias(params)
+        assert not mask["bias"]
+        assert mask["kernel"]
 
 
 @recipe("Weight decay in the ascent")
@@ -500,6 +562,220 @@ def test_what_inject_hyperparams_must_be_told(ns):
         optax.inject_hyperparams(xsam)(rho=0.1, rho_max=0.2).init(ns.initial)
 
 
+def at_count(count, state):
+    return optax.tree.set(state, count=jnp.int32(count))
+
+
+@recipe("GSAM's radius follows the learning rate")
+def test_the_radius_is_highest_with_the_learning_rate_and_never_negative(ns):
+    radii = np.array([ns.rho(count) for count in range(0, 1001, 10)])
+    np.testing.assert_allclose(radii[[10, 100]], [0.2, 0.01], rtol=1e-5)
+    assert radii.argmax() == 10
+    # Unclamped it would be 0.01 - 0.19 / 9 where the learning rate is 0.
+    assert radii[0] == 0 == radii.min()
+
+    for count in (2, 100, 500):
+        params, _ = ns.train_step(ns.initial, at_count(count, ns.opt_state), ns.batch)
+        first = gradient_of(ns.initial, ns.batch)
+        last = sam_gradient(ns.initial, ns.batch, ns.rho(count))
+        orthogonal = optax.tree.add_scale(
+            first, -optax.tree.vdot(first, last) / optax.tree.vdot(last, last), last
+        )
+        expected = optax.tree.add_scale(last, -0.4, orthogonal) if count > 2 else first
+        taken = gradient_taken(ns.initial, params, ns.learning_rate(count))
+        assert_close(taken, expected, rtol=1e-3 if count > 2 else 1e-2)
+        if count > 2:
+            assert optax.tree.norm(orthogonal) > 0.01 * optax.tree.norm(last)
+
+
+SOME_STEPS = "Sharpness-aware in some steps only"
+
+
+@recipe(SOME_STEPS)
+def test_a_step_behind_a_shut_gate_is_that_of_the_optimizer(ns):
+    assert optax.tree.get(ns.opt_state, "gradient_evaluations") == 12
+    state = ns.tx.init(ns.initial)
+    sharp, plain = sam_gradient(ns.initial, ns.batch, 0.05), gradient_of(ns.initial, ns.batch)
+    for count, expected in ((0, sharp), (1, plain), (4, plain), (5, sharp)):
+        params, _ = ns.train_step(ns.initial, at_count(count, state), ns.batch)
+        assert_close(gradient_taken(ns.initial, params), expected)
+    assert optax.tree.norm(optax.tree.sub(sharp, plain)) > 1e-3
+
+
+def open_steps(ns, tx, counts):
+    """For each count whether a step of `tx` takes further gradients."""
+    tx = optax.chain(tx, optax.sgd(0.1))
+    step, start = ns.make_train_step(tx), tx.init(ns.initial)
+    evaluations = []
+    for count in counts:
+        _, state = step(ns.initial, at_count(count, start), ns.batch)
+        evaluations.append(int(optax.tree.get(state, "gradient_evaluations")) - 1)
+    return evaluations
+
+
+@recipe(SOME_STEPS)
+def test_the_gates_open_when_they_say(ns):
+    assert open_steps(ns, ns.late, (0, 7_999, 8_000, 9_000)) == [0, 0, 1, 1]
+    assert open_steps(ns, gating.gated(sam(0.05), lambda count: count < 100), (99, 100)) == [1, 0]
+    drawn = gating.bernoulli(0.5, jax.random.key(0))
+    counts = range(1, 9)
+    assert open_steps(ns, ns.at_random, counts) == [int(drawn(count)) for count in counts]
+
+    # The same gradient twice is neither above nor below its mean; a longer one is above.
+    tx, value_fn = ns.adaptive, lambda params: ns.loss_fn(params, ns.batch)
+    gradient = gradient_of(ns.initial, ns.batch)
+    step = jax.jit(lambda g, state: tx.update(g, state, ns.initial, value_fn=value_fn)[1])
+    start = step(gradient, tx.init(ns.initial))
+    for factor, further in ((0.5, 0), (2.0, 1)):
+        state = step(optax.tree.scale(factor, gradient), start)
+        assert state.gradient_evaluations - start.gradient_evaluations == 1 + further
+
+
+@recipe(SOME_STEPS)
+def test_what_is_inside_counts_open_steps_unless_injected(ns):
+    def six_steps(tx):
+        tx = optax.chain(tx, optax.sgd(0.1))
+        step, state, params = ns.make_train_step(tx), tx.init(ns.initial), ns.initial
+        for _ in range(6):
+            before, (params, state) = params, step(params, state, ns.batch)
+        return before, gradient_taken(before, params), state[0]
+
+    every_fifth = gating.every(5)
+    for tx, radius in ((ns.scheduled, 0.01), (gating.gated(sam(ns.rho), every_fifth), 0.002)):
+        before, taken, _ = six_steps(tx)
+        assert_close(taken, sam_gradient(before, ns.batch, radius), rtol=1e-4)
+        with pytest.raises(AssertionError):
+            assert_close(taken, sam_gradient(before, ns.batch, radius + 0.002), rtol=1e-4)
+
+    for method in (xsam(rho=0.1, rho_max=0.2), xsam_jax.vasso(rho=0.1, theta=0.4)):
+        _, _, state = six_steps(gating.gated(method, every_fifth))
+        assert state.count == 6
+        assert optax.tree.get(state.inner, "count") == 2
+
+
+@recipe("Deciding on the host")
+@pytest.mark.parametrize("method", ["gated", "look_sam"])
+def test_the_host_decides_as_the_program_does_bit_for_bit(heading, ns, method):
+    if method == "look_sam":
+        replace = {"gated(sam(rho=0.05), gate)": "look_sam(rho=0.05, alpha=0.7, every=5)"}
+        ns = run(heading, replace, look_sam=xsam_jax.look_sam)
+    assert ns.train_step._cache_size() == 2
+    params, opt_state = ns.initial, ns.tx.init(ns.initial)
+    for _ in range(10):
+        params, opt_state = ns.train_step(params, opt_state, ns.batch)
+    chex.assert_trees_all_equal((params, opt_state), (ns.params, ns.opt_state))
+    assert optax.tree.get(opt_state, "gradient_evaluations") == 12
+    assert opt_state[0].count == 10
+
+    for sharp, conditionals in ((True, 0), (False, 0), (None, 1)):
+        program = jax.make_jaxpr(functools.partial(ns.train_step, sharp=sharp))
+        assert str(program(params, opt_state, ns.batch)).count(" cond[") == conditionals
+    plain, _ = ns.train_step(ns.initial, opt_state, ns.batch, sharp=False)
+    if method == "gated":
+        assert_close(gradient_taken(ns.initial, plain), gradient_of(ns.initial, ns.batch))
+
+
+@recipe("Deciding on the host")
+def test_under_vmap_a_batched_counter_turns_the_conditional_into_a_select(ns):
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), ns.initial)
+    opt_state = jax.vmap(ns.tx.init)(params)
+    step = jax.vmap(ns.train_step, in_axes=(0, 0, None))
+    program = str(jax.make_jaxpr(step)(params, opt_state, ns.batch))
+    assert " cond[" not in program
+    assert "select_n" in program
+
+
+def probed_alpha(params, batch, displacement, gradient, rho_max):
+    """XSAM's alpha and angle in NumPy, over 21 alphas up to 2."""
+    v_0, v_1 = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (displacement, gradient))
+    start, unravel = jax.flatten_util.ravel_pytree(params)
+    v_0, v_1 = np.float64(v_0), np.float64(v_1)
+    v_0, v_1 = v_0 / np.linalg.norm(v_0), v_1 / np.linalg.norm(v_1)
+    psi = np.arccos(v_0 @ v_1)
+    alphas = np.linspace(0, 2, 21)
+    weights = np.sin((1 - alphas) * psi), np.sin(alphas * psi)
+    directions = (np.outer(weights[0], v_0) + np.outer(weights[1], v_1)) / np.sin(psi)
+    losses = jax.vmap(lambda v: setup().loss_fn(unravel(start + rho_max * v), batch))(directions)
+    best = np.argmax(losses)
+    return alphas[best], psi, unravel(directions[best] * optax.tree.norm(gradient))
+
+
+@recipe("XSAM on another ascent")
+def test_xsam_looks_between_the_perturbation_of_asam_and_the_gradient_there(ns):
+    displacement = magnitude_scaled(
+        gradient_of(ns.initial, ns.batch), ns.initial, rho=1.0, eta=0.01
+    )
+    gradient = gradient_of(optax.tree.add(ns.initial, displacement), ns.batch)
+    alpha, psi, expected = probed_alpha(ns.initial, ns.batch, displacement, gradient, 0.2)
+    assert alpha != 1
+    np.testing.assert_allclose(optax.tree.get(ns.opt_state, "alpha"), alpha, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(ns.opt_state, "psi"), psi, rtol=1e-3)
+    assert_close(gradient_taken(ns.initial, ns.params), expected, rtol=1e-3)
+
+
+PARTS = "Which part of the gradient matters (F-SAM's ablations)"
+
+
+@recipe(PARTS)
+def test_the_ablations_climb_along_what_they_say(ns):
+    params = ns.initial
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def gradient(batch):
+        tree = gradient_of(params, batch)
+        return np.float64(jax.flatten_util.ravel_pytree(tree)[0])
+
+    other = (ns.x[16:], ns.y[16:])
+    mine, full = gradient(ns.half), gradient(ns.batch)
+    common = (mine @ full) / (full @ full) * full
+    climbs = {"SAM-full": common, "SAM-noise": mine - common, "SAM-db": gradient(other)}
+    ends = []
+    for name, climb in climbs.items():
+        others = other if name == "SAM-db" else ns.batch
+        after, _ = ns.train_step(params, ns.opt_state, ns.half, others, name=name)
+        end = unravel(jnp.float32(flat + 0.05 * climb / np.linalg.norm(climb)))
+        expected = gradient_of(end, ns.half)
+        assert_close(gradient_taken(params, after), expected)
+        ends.append(expected)
+    ends.append(sam_gradient(params, ns.half, 0.05))
+    for i, end in enumerate(ends):
+        assert all(optax.tree.norm(optax.tree.sub(end, e)) > 1e-3 for e in ends[:i])
+
+
+@recipe("ESAM needs the losses of samples")
+def test_the_samples_that_suffer_most_descend(heading):
+    all_parameters = {"beta=0.6": "beta=1.0"}
+    ns = run(heading, all_parameters)
+
+    def losses(params):
+        logits = ns.apply(params, ns.x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ns.y)
+
+    end = optax.tree.add(ns.initial, along(gradient_of(ns.initial, ns.batch), 0.05))
+    rise = np.asarray(losses(end) - losses(ns.initial))
+    chosen = rise > np.sort(rise)[-16]
+    assert chosen.sum() == 15
+    expected = gradient_of(end, (ns.x[chosen], ns.y[chosen]))
+    assert_close(gradient_taken(ns.initial, ns.params), expected)
+
+
+@recipe("ESAM needs the losses of samples")
+@pytest.mark.parametrize("given", [True, False])
+def test_losses_save_a_forward_pass_and_value_fn_does_not_do(heading, given):
+    passes = Recorder()
+    apply = setup().apply
+    replace = {"losses_fn=losses_fn, losses=losses": "losses_fn=losses_fn"}
+    replace |= {"apply(params, x)": "counted(params, x)"}
+    if given:
+        replace.pop("losses_fn=losses_fn, losses=losses")
+    run(heading, replace, counted=lambda *args: (passes(0), apply(*args))[1])
+    assert passes.counts() == [2 if given else 3]
+
+    if given:
+        with pytest.raises(ValueError, match="losses_fn is missing"):
+            run(heading, {"losses_fn=losses_fn, losses": "value_fn=losses_fn, losses"})
+
+
 @recipe("Reading alpha while training")
 def test_alpha_is_read_as_a_number(ns):
     assert ns.alpha in np.linspace(0, 2, 21, dtype=np.float32)
@@ -512,6 +788,51 @@ def test_alpha_is_read_as_a_number(ns):
     assert isinstance(ns.model_alpha, jax.Array)
     assert ns.model_alpha == optax.tree.get(ns.optimizer.opt_state, "alpha")[...]
     assert ns.model_alpha == optax.tree.get(nnx.as_pure(ns.optimizer.opt_state), "alpha")
+
+
+LOGGING = "Logging what the ascent saw"
+
+
+@recipe(LOGGING)
+def test_the_log_has_every_step(ns):
+    assert {value.shape for value in ns.log.values()} == {(4,)}
+    # The last step, from where the first three end.
+    start = ns.initial, ns.tx.init(ns.initial)
+    (params, _), _ = ns.train(*start, jax.tree.map(lambda array: array[:3], ns.batches))
+    batch = micro_batches(ns)[3]
+    first, last = gradient_of(params, batch), sam_gradient(params, batch, 0.1)
+    end = optax.tree.add(params, along(first, 0.1))
+    cosine = optax.tree.vdot(first, last) / optax.tree.norm(first) / optax.tree.norm(last)
+    expected = {
+        "perturbation_norm": 0.1,
+        "first_gradient_norm": optax.tree.norm(first),
+        "last_gradient_norm": optax.tree.norm(last),
+        "gradient_cosine": cosine,
+        "loss_rise": ns.loss_fn(end, batch) - ns.loss_fn(params, batch),
+        "turned": 1.5 * np.arccos(cosine),
+    }
+    assert ns.log.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(ns.log[name][3], value, rtol=1e-3, err_msg=name)
+
+
+@recipe(LOGGING)
+def test_without_the_value_there_is_no_rise_and_the_gradient_passes_unchanged(heading, ns):
+    unknown = run(heading, {"value=value, ": ""})
+    assert np.isnan(unknown.log["loss_rise"]).all()
+    replace = {', record({**DIAGNOSTICS, "turned": turned})': "", "log = {": "log = {} and {"}
+    without = run(heading, replace)
+    chex.assert_trees_all_equal(without.params, ns.params)
+
+
+@recipe(LOGGING)
+@pytest.mark.skipif(not hasattr(optax, "monitor"), reason="optax.monitor came with 0.2.7")
+def test_the_monitor_of_optax_breaks_a_scan(heading):
+    monitor = 'optax.monitor({"turned": optax.tree.norm})'
+    replace = {'record({**DIAGNOSTICS, "turned": turned})': monitor, "(*DIAGNOSTICS, ": "("}
+    replace['"turned")}'] = '"turned",)}'
+    with pytest.raises(TypeError, match="scan body function carry input and carry output"):
+        run(heading, replace)
 
 
 @recipe("Many seeds at once")
@@ -569,3 +890,167 @@ def test_a_resumed_run_is_equal_bit_for_bit(ns):
         forgotten = ns.train_step(*forgotten, ns.batch)
     chex.assert_trees_all_equal(resumed, expected)
     assert all(differ(forgotten[0], expected[0]))
+
+
+# --------------------------------------------------------------------------------------------------
+# The methods
+
+
+def rows(first_column):
+    """The rows of the table of methods.md that is so headed, as {name: {column: cell}}."""
+    found, columns = {}, None
+    for line in METHODS_PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells[:1] == [first_column]:
+            columns = cells
+        elif not cells:
+            columns = None
+        elif columns and set(cells[0]) != {"-"}:
+            assert len(cells) == len(columns), line
+            row = dict(zip(columns, cells, strict=True))
+            found[re.match(r"`(\w+)", cells[0])[1]] = row
+    return found
+
+
+TABLE = rows("method")
+ALIASES = [method for method in METHODS.values() if method.alias.__name__ in NAMES]
+ALIAS_NAMES = [name for name, method in METHODS.items() if method.alias.__name__ in NAMES]
+
+
+def test_the_table_has_every_method_and_every_gate():
+    assert set(TABLE) == NAMES == {method.alias.__name__ for method in ALIASES}
+    assert {getattr(gating, name) for name in rows("gate")} == {
+        gating.every,
+        gating.after,
+        gating.bernoulli,
+        gating.gradient_norm,
+    }
+
+
+def bowl(params):
+    return jnp.sum(jnp.array([0.5, 1.0, 3.0]) * params**2)
+
+
+@pytest.mark.parametrize("method", ALIASES, ids=ALIAS_NAMES)
+def test_a_step_takes_the_gradients_that_the_table_says(method):
+    taken = []
+
+    @jax.custom_vjp
+    def counted(params):
+        return bowl(params)
+
+    def backward(params, cotangent):
+        taken.append(0)
+        return jax.vjp(bowl, params)[1](cotangent)
+
+    counted.defvjp(lambda params: (bowl(params), params), backward)
+    stated = TABLE[method.alias.__name__]["gradients"]
+    number = int(stated.split()[0].replace("k", str(method.statics.get("steps", 1))))
+    tx, params = method.make(), jnp.array([1.0, -0.5, 0.25])
+    # Not compiled, and decided outside, so that Python sees every gradient.
+    sharps = [True, False] if "in every n-th step" in stated else [None]
+    for sharp in sharps:
+        extra = {} if sharp is None else {"sharp": sharp}
+        arguments = method.arguments(counted) | extra
+        tx.update(jax.grad(bowl)(params), tx.init(params), params, **arguments)
+        assert len(taken) == (0 if sharp is False else number)
+        taken.clear()
+
+
+@recipe("Any ascent with any descent")
+def test_any_ascent_goes_with_any_descent(ns):
+    params, other = ns.initial, (ns.x[:8], ns.y[:8])
+    old, new = gradient_of(params, other), gradient_of(params, ns.batch)
+    averages = {
+        "xsam_on_asam": magnitude_scaled(new, params, rho=1.0, eta=0.01),
+        # The average is 0.09 old + 0.1 new after the second step.
+        "xsam_on_friendly_sam": along(
+            optax.tree.add_scale(new, -0.1, optax.tree.add_scale(new, 0.9, old)), 0.1
+        ),
+        "xsam_on_vasso": along(optax.tree.add_scale(optax.tree.scale(0.6, old), 0.4, new), 0.1),
+    }
+    for name, displacement in averages.items():
+        tx = getattr(ns, name)
+        _, state = update(tx, params, tx.init(params), other)
+        # Probe again, though it is the second step.
+        descent = optax.tree.set(state.descent, count=jnp.int32(0))
+        result, state = update(tx, params, state._replace(descent=descent), ns.batch)
+        gradient = gradient_of(optax.tree.add(params, displacement), ns.batch)
+        alpha, psi, expected = probed_alpha(params, ns.batch, displacement, gradient, 0.2)
+        assert alpha != 1
+        np.testing.assert_allclose(optax.tree.get(state, "psi"), psi, rtol=1e-3)
+        np.testing.assert_allclose(optax.tree.get(state, "alpha"), alpha, rtol=1e-6)
+        assert_close(result, expected, rtol=1e-3)
+
+    magnitudes = np.abs(jax.flatten_util.ravel_pytree(params)[0]) + 0.01
+    length = optax.tree.norm(averages["xsam_on_asam"])
+    assert magnitudes.min() < length < magnitudes.max()
+
+    tx, point = ns.gsam_of_three_steps, params
+    for _ in range(3):
+        point = optax.tree.add(point, along(gradient_of(point, ns.batch), 0.05))
+    last = gradient_of(point, ns.batch)
+    parallel = optax.tree.scale(optax.tree.vdot(new, last) / optax.tree.vdot(last, last), last)
+    expected = optax.tree.add_scale(last, -0.4, optax.tree.sub(new, parallel))
+    assert_close(update(tx, params, tx.init(params), ns.batch)[0], expected)
+
+
+def update(tx, params, state, batch):
+    def value_fn(params):
+        return setup().loss_fn(params, batch)
+
+    return jax.jit(tx.update)(gradient_of(params, batch), state, params, value_fn=value_fn)
+
+
+@recipe('Which of the three "adaptive" formulas')
+def test_the_three_adaptive_formulas(ns):
+    params = ns.initial | {"norm": ns.initial["norm"].at[0].set(0.0)}
+    gradient = gradient_of(ns.initial, ns.batch)
+    half = {name: np.abs(params[name]) * g for name, g in gradient.items()}
+    expected = {
+        "official": magnitude_scaled(gradient, params, 1.0, 0.01, biases={"norm"}),
+        "port": magnitude_scaled(gradient, params, 1.0, 0.0),
+        "half": along(half, 1.0),
+    }
+    for name, direction in expected.items():
+        tx = getattr(ns, name)
+        assert_close(tx.update(gradient, tx.init(params), params)[0], direction)
+    assert expected["port"]["norm"][0] == 0 != expected["official"]["norm"][0]
+    assert_close(optax.tree.norm(expected["half"]), jnp.float32(1.0))
+
+
+@recipe("When: gates")
+def test_the_gate_of_methods_is_open_in_the_first_step(ns):
+    length = optax.tree.norm(sam_gradient(ns.initial, ns.batch, 0.1))
+    taken = gradient_taken(ns.initial, ns.params)
+    np.testing.assert_allclose(optax.tree.norm(taken), length, rtol=1e-4)
+    second, _ = ns.train_step(ns.params, ns.opt_state, ns.batch)
+    assert_close(gradient_taken(ns.params, second), gradient_of(ns.params, ns.batch))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_rest_of_a_row_is_true(name):
+    alias, row = getattr(xsam_jax, name), TABLE[name]
+    documented = re.findall(r"https://arxiv.org/abs/[\d.]+", inspect.getdoc(alias))
+    assert re.findall(r"\((https:.*?)\)", row["reference"]) == documented
+
+    convention = inspect.signature(alias).parameters.get("convention")
+    quoted = re.search('"(paper|official)"', row["convention"])
+    assert bool(quoted) == bool(convention)
+    if convention:
+        assert row["convention"].startswith(convention.default)
+        assert quoted[1] != convention.default
+
+    names = {**vars(xsam_jax), "optax": optax, "key": jax.random.key(0)}
+    tx = eval(re.match("`(.*?)`", row["for instance"])[1], names)
+    params = {"weight": jnp.ones((3, 7)), "bias": jnp.ones(7)}
+    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(tx.init(params)))
+    copies_and_scalars = {
+        "none": (0, 0),
+        "that of the optimizer": (0, 0),  # which is plain gradient descent here
+        "count": (0, 1),
+        "3 scalars": (0, 3),
+        "1 copy, count": (1, 1),
+        "1 copy, 2 counts": (1, 2),
+    }
+    assert copies_and_scalars[row["state"]] == divmod(size, 28)

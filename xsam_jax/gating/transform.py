@@ -152,7 +152,7 @@ def switch(
     """
     if isinstance(sharp, (bool, np.bool_)):
         return when_sharp(*args) if sharp else otherwise(*args)
-    if not isinstance(sharp, jax.Array) or sharp.shape != ():
+    if not _is_bool(sharp):
         raise TypeError(f"sharp must be a bool, got {sharp!r}: write sharp=bool(gate(count))")
     return jax.lax.cond(sharp, when_sharp, otherwise, *args)
 
@@ -168,4 +168,19 @@ class GradientCounter:
 
 
 def _stateless(gate: GateFn) -> Gate:
-    return Gate(lambda: (), lambda updates, state, count: (jnp.asarray(gate(count)), state))
+    def decide(updates: optax.Updates, state: Any, count: jax.Array) -> tuple[jax.Array, Any]:
+        decision = gate(count)
+        if not _is_bool(decision):
+            raise TypeError(
+                f"gate must return a bool, got {decision!r}: write gated(sam(0.1), every(5)), or "
+                "gated(sam(0.1), lambda count: count % 5 == 0)"
+            )
+        return jnp.asarray(decision), state
+
+    return Gate(lambda: (), decide)
+
+
+def _is_bool(value: Any) -> bool:
+    if isinstance(value, jax.Array):
+        return value.shape == () and value.dtype == jnp.bool_
+    return isinstance(value, (bool, np.bool_))
