@@ -7,7 +7,7 @@ the accuracy on validation images, and reports the test accuracy of that choice.
 on two cores; writes three pictures and results.json to runs/noisy_digits. Expect a test accuracy of
 about 83 % with SGD, and of 94 % with SAM and with XSAM, which tie: they differ by less than two
 standard errors. `--method gsam` trains with any other method of the library (examples/family.py),
-`--method all` with the whole family, in about a quarter of an hour.
+`--method all` with the whole family, in nine minutes.
 """
 
 import dataclasses

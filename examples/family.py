@@ -55,7 +55,7 @@ def path_sum(alias: Callable[..., optax.GradientTransformation], include_first: 
     def make(rho: Any, training: Training) -> optax.GradientTransformation:
         return alias(rho, max(2, training.steps), include_first=include_first)
 
-    return Method(make, scale=0.5, steps=True)
+    return Method(make, steps=True)
 
 
 FAMILY = {

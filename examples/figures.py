@@ -67,7 +67,7 @@ def _accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Fig
     methods = [method for method in tests if method != "sgd"]
     columns = 4
     rows = -(-len(methods) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(2 * WIDTH, 1.2 * rows), sharey=True)
+    figure, grid = plt.subplots(rows, columns, figsize=(2 * WIDTH, 1.3 * rows), sharey=True)
     for axes in grid.flat[len(methods) :]:
         axes.axis("off")
     for method, axes in zip(methods, grid.flat, strict=False):
@@ -76,7 +76,7 @@ def _accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Fig
                 level = tests[base][chosen[base]].mean()
                 axes.axhline(level, color=COLORS[base], linestyle=style, linewidth=1)
         _curve(axes, tests[method], chosen[method], COLORS.get(method, FURTHER[0]), "o")
-        axes.set_title(method, fontsize=8, pad=2)
+        axes.set_title(method, fontsize=8, pad=3)
         axes.set(xscale="log", ylim=(max(_lowest(tests), 60) - 3, 100))
         _ticks(axes, list(tests[method]), fontsize=6)
     figure.supxlabel(

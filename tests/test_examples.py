@@ -1,6 +1,7 @@
 """The examples: where they end, what they choose, and what they say to bad values."""
 
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import numpy as np
 import optax
 import pytest
 
-from xsam_jax import slerp_sam
+from examples import config as command_line
+from examples import report
+from examples.family import FAMILY, Training
+from xsam_jax import alias, slerp_sam, wrappers
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,10 +144,10 @@ def test_digits_prints_two_tables(capsys):
         digits.Setting("xsam", 0.2, 0.4): fake_runs([91.0, 92.0], [94.0, 94.0]),
     }
     config = digits.Config(rhos=(0.1, 0.2), seeds=(0, 1))
-    digits.report(results, digits.choose(results), config)
+    report.report(results, report.choose(results), config)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "SAM rho 0.1                90.5 ±  0.7 *" in lines
-    assert "SAM rho 0.1                93.5 ±  0.7" in lines
+    assert "SAM rho 0.1                93.5 ±  0.7  1.50" in lines
     assert not any("99.0" in line for line in lines)  # the test of what was not chosen
     assert "SAM - SGD: +23.0, standard error 0.7" in lines
     assert "XSAM - SAM: +0.5, standard error 0.5: tie" in lines
@@ -151,21 +155,50 @@ def test_digits_prints_two_tables(capsys):
 
 
 def fake_runs(validation, test):
-    return {"validation": np.array(validation), "test": np.array(test)}
+    gradients = np.array([[1.0, 2.0]] * len(test))
+    return {
+        "validation": np.array(validation),
+        "test": np.array(test),
+        "gradients": gradients,
+    }
+
+
+def test_digits_compares_many_methods_to_sam_only(capsys):
+    results = {digits.Setting(name, 0.1): fake_runs([90.0, 91.0], [93.0, 94.0]) for name in FAMILY}
+    results[digits.Setting("gsam", 0.1)] = fake_runs([90.0, 91.0], [83.0, 84.0])
+    report.report(results, report.choose(results), digits.Config(rhos=(0.1,), seeds=(0, 1)))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert sum(" - SAM: " in line for line in lines) == len(FAMILY) - 1
+    assert "GSAM - SAM: -10.0, standard error 0.7" in lines
+    assert not any(" - SGD: " in line for line in lines)
+
+
+def test_digits_draws_a_panel_for_each_of_many_methods():
+    tests = {name: {0.1: np.array([90.0, 91.0]), 0.2: np.array([93.0, 9.0])} for name in FAMILY}
+    tests["sgd"] = {None: np.array([80.0, 81.0])}
+    rings = dict.fromkeys(FAMILY, 0.1) | {"sgd": None}
+    figure = digits.figures.accuracy_over_rho(tests, rings)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [name for name in FAMILY if name != "sgd"]
+    for axes in panels:
+        _, _, curve, ring = axes.lines
+        np.testing.assert_array_equal(curve.get_xydata(), [(0.1, 90.5), (0.2, 51.0)])
+        np.testing.assert_array_equal(ring.get_xydata(), [(0.1, 90.5)])
+    digits.figures.plt.close(figure)
 
 
 def test_digits_chooses_on_validation():
     good, lucky = digits.Setting("sam", 0.1), digits.Setting("sam", 0.2)
     results = {lucky: fake_runs([80.0, 90.0], [99.0, 99.0]), good: fake_runs([86.0, 86.0], [0, 0])}
-    assert digits.choose(results) == {"sam": good}
+    assert report.choose(results) == {"sam": good}
 
 
 def test_digits_calls_two_standard_errors_a_difference():
     # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
     values = np.array([0.0, 1.0, 1.0, 2.0])
-    assert digits.compare(values + 1.1, values).endswith("0.6: tie")
-    assert digits.compare(values + 1.2, values).endswith("0.6")
-    assert digits.compare(values - 1.2, values).endswith("0.6")
+    assert report.compare(values + 1.1, values).endswith("0.6: tie")
+    assert report.compare(values + 1.2, values).endswith("0.6")
+    assert report.compare(values - 1.2, values).endswith("0.6")
 
 
 def test_digits_replaces_the_stated_share_of_training_labels():
@@ -201,8 +234,8 @@ def test_digits_draws_the_losses_that_xsam_compared():
         ("--rho 0.1 nan", "argument --rho: must be a number above 0, not 'nan'"),
         ("--rho-max inf", "argument --rho-max: must be a number above 0, not 'inf'"),
         ("--method xsm", "unknown method 'xsm'; did you mean 'xsam'?"),
-        ("--method adam", "unknown method 'adam'; choose from sgd, sam, xsam, all"),
-        ("--method lbfgs", "unknown method 'lbfgs'; choose from sgd, sam, xsam, all"),
+        ("--method adam", "unknown method 'adam'; did you mean 'asam'?"),
+        ("--method lbfgs", "unknown method 'lbfgs'; choose from sgd, sam, xsam, slerp_sam, "),
         ("--method sgd --rho 0.1", "argument --rho: SGD has no rho"),
         ("--method sgd sam --rho-max 0.1", "argument --rho-max: only XSAM has one"),
         ("--epochs 0", "argument --epochs: must be an integer of at least 1, not '0'"),
@@ -210,6 +243,10 @@ def test_digits_draws_the_losses_that_xsam_compared():
         ("--seeds 0", "argument --seeds: must be an integer of at least 1, not '0'"),
         ("--seed -1", "argument --seed: must be an integer from 0 to 2**31 - 1, not '-1'"),
         ("--seed 1 --seeds 2", "argument --seed: give either --seed or --seeds"),
+        (
+            "--method gsam --steps 2",
+            "argument --steps: only these take several: sam, xsam, slerp_sam",
+        ),
         ("--steps 0", "argument --steps: must be an integer of at least 1, not '0'"),
         ("--epoch 3", "unrecognized arguments: --epoch 3"),
     ],
@@ -227,7 +264,7 @@ def test_digits_says_in_one_line_what_is_wrong(arguments, message, capsys):
 def test_digits_says_that_it_cannot_write(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
-        digits.read_config(["--out", str(tmp_path / "file" / "folder")])
+        read_config(["--out", str(tmp_path / "file" / "folder")])
     assert "argument --out: " in capsys.readouterr().err
 
 
@@ -242,8 +279,78 @@ def test_digits_as_a_script_exits_with_code_two():
 
 def test_digits_merges_repeated_options(tmp_path):
     arguments = ["--method", "xsam", "--method", "sgd", "--rho", "0.3", "--rho", "0.1", "0.3"]
-    config = digits.read_config([*arguments, "--seed", "4", "4", "2", "--out", str(tmp_path)])
+    config = read_config([*arguments, "--seed", "4", "4", "2", "--out", str(tmp_path)])
     assert config.methods == ("sgd", "xsam")
     assert config.rhos == (0.1, 0.3)
     assert config.seeds == (4, 2)
-    assert digits.read_config(["--method", "all", "--out", str(tmp_path)]).methods == digits.METHODS
+    assert read_config(["--method", "all", "--out", str(tmp_path)]).methods == tuple(FAMILY)
+
+
+def read_config(arguments):
+    return command_line.read_config(arguments, "a description")
+
+
+# --- The family by name ---
+
+
+def test_every_method_of_the_library_has_a_name():
+    functions = {name for name in alias.__all__ + wrappers.__all__ if name.islower()}
+    assert set(FAMILY) == functions | {"sgd", "msam+", "lsam+"}
+
+
+GRADIENTS = dict.fromkeys(FAMILY, 2.0) | {
+    "sgd": 1.0,
+    "msam": 3.0,
+    "msam+": 3.0,
+    "lsam": 3.0,
+    "lsam+": 3.0,
+    "cr_sam": 3.0,
+    "gam": 4.0,
+    "look_sam": 1.2,
+}
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_digits_trains_with_every_method(method):
+    config = digits.Config(rhos=(0.1,), seeds=(0,), epochs=2)
+    (setting,) = digits.settings(method, config)
+    key, data = jax.random.key(0), digits.load_data(config, 0)
+    # Compiling takes all the time; the program runs for milliseconds.
+    cheaply = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    program = digits.train.lower(*setting, key, data, config).compile(cheaply)
+    run = program(*setting[1:], key, data)
+    np.testing.assert_allclose(run["gradients"], GRADIENTS[method], rtol=1e-6)
+    assert np.all(np.isfinite(run["loss"]))
+    assert run["validation"] > 20  # a guess is right in ten percent
+
+
+def test_no_two_names_are_the_same_method():
+    def losses_fn(params):
+        return jnp.sin(params["x"] * jnp.arange(1.0, 4.0)) + params["y"] ** 2
+
+    def run(method, steps):
+        base = optax.sgd(0.1, momentum=0.9)
+        search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
+        training = Training(0.6, steps, search, base, 0.1, jax.random.key(0))
+        tx = method.make(0.3, training)
+        tx = optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
+
+        def value_fn(params):
+            return losses_fn(params).mean()
+
+        def step(params, state):
+            grads = jax.grad(value_fn)(params)
+            extra_args = {"value_fn": value_fn, "losses_fn": losses_fn}
+            updates, state = tx.update(grads, state, params, **extra_args)
+            return optax.apply_updates(params, updates), state
+
+        params = {"x": jnp.array([0.3, -0.2, 0.5]), "y": jnp.array(0.4)}
+        state = tx.init(params)
+        for _ in range(6):
+            params, state = step(params, state)
+        return np.array([*params["x"], params["y"]])
+
+    ends = {name: run(method, 1) for name, method in FAMILY.items()}
+    ends |= {f"{name}, 3 steps": run(FAMILY[name], 3) for name in FAMILY if FAMILY[name].steps}
+    for one, other in itertools.combinations(ends, 2):
+        assert np.max(np.abs(ends[one] - ends[other])) > 1e-5, (one, other)
