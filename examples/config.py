@@ -83,7 +83,7 @@ def read_config(argv: list[str] | None, description: str) -> Config:
     add("--rho", metavar="R", type=radius, help=rho, **several)
     add("--rho-max", metavar="R", type=radius, help="radius of XSAM's probes [2 rho]")
     steps = "ascent steps of length rho, where the method can take several [1]"
-    add("--steps", metavar="K", type=count, default=1, help=steps)
+    add("--steps", metavar="K", type=count, default=default.steps, help=steps)
     add("--seed", metavar="N", type=seed, help="run these seeds instead of 0 to 4", **several)
     add("--seeds", metavar="N", type=count, help="run so many seeds, from 0 [5]")
     add("--epochs", metavar="N", type=count, default=default.epochs, help="epochs [%(default)s]")

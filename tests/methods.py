@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 import xsam_jax
+from xsam_jax.ascent import normalize, scale_by_radius
+from xsam_jax.descent import record
 from xsam_jax.gating import bernoulli, every, gated, gradient_norm
 
 
@@ -55,6 +57,11 @@ def random_xsam(rho, rho_max):
 
 def adaptive_sam(rho):
     return gated(xsam_jax.sam(rho), gradient_norm(0.0))
+
+
+def recorded_sam(rho):
+    ascent = optax.chain(normalize(), scale_by_radius(rho))
+    return xsam_jax.sharpness_aware(ascent, record())
 
 
 METHODS = {
@@ -132,5 +139,6 @@ METHODS = {
         random_xsam, {"rho": 0.3, "rho_max": 0.6}, probes=True, counts_sharp_steps=True
     ),
     "sam where the gradient is long": Method(adaptive_sam, {"rho": 0.3}, counts_sharp_steps=True),
+    "sam, recorded": Method(recorded_sam, {"rho": 0.3}),
 }
 NAMES = {n for n in (*xsam_jax.alias.__all__, *xsam_jax.wrappers.__all__) if n.islower()}

@@ -64,7 +64,11 @@ BAD_ARGUMENTS = [
     (lambda: xsam(rho_max=-1), ValueError, "rho_max must be greater than 0, got -1"),
     (lambda: xsam(rho_max=NAN), ValueError, "rho_max must be finite, got nan"),
     (lambda: xsam(rho_max=None), TypeError, "rho_max must be a real number or a schedule"),
-    (lambda: xsam(rho=None), TypeError, "rho must be a real number or a schedule"),
+    (
+        lambda: xsam(rho=None),
+        ValueError,
+        r"rho is the length .* or xsam\(None, 0.3, ascent=\.\.\.\)",
+    ),
     (lambda: xsam(steps=0), ValueError, "steps must be at least 1, got 0"),
     (lambda: xsam(probe_every=0), ValueError, "probe_every must be at least 1, got 0"),
     (lambda: xsam(probe_every=2.5), TypeError, "probe_every must be an integer, got 2.5"),
@@ -78,11 +82,26 @@ BAD_ARGUMENTS = [
     (lambda: xsam(scale=None), ValueError, "scale must be one of 'last', .*, got None"),
     (lambda: xsam(search="golden"), ValueError, "search must be one of 'grid', 'section', got"),
     (
-        lambda: xsam(ascent=0.1),
+        lambda: xsam(rho=None, ascent=0.1),
         TypeError,
         "ascent must be an optax.GradientTransformation, got 0.1",
     ),
-    (lambda: xsam(ascent=normalize), TypeError, "ascent must be an optax.GradientTransformation"),
+    (
+        lambda: xsam(rho=None, ascent=normalize),
+        TypeError,
+        "ascent must be an optax.GradientTransformation",
+    ),
+    (
+        lambda: xsam(rho=0.1, ascent=normalize()),
+        ValueError,
+        r"rho is .* and ascent another one.*: give one of them, .*got 0.1 and",
+    ),
+    (
+        lambda: xsam_jax.wsam(0.1, gamma=optax.linear_schedule(0.0, 0.5, 10)),
+        TypeError,
+        r"gamma must be a real number, got the function .*inject_hyperparams\(lambda gamma: ",
+    ),
+    (lambda: xsam_jax.look_sam([0.1], 0.7, 2), TypeError, r"rho must be a real number .*\[0.1\]"),
     (lambda: xsam_jax.sharpness_aware(0.1), TypeError, "ascent must be an optax.Gradient"),
     (lambda: xsam_jax.sharpness_aware(normalize(), 1), TypeError, "descent must be an optax"),
     (lambda: match_norm("slope_max"), ValueError, "scale='slope_max' .*rho_max"),
@@ -327,6 +346,34 @@ def test_complex_parameters_are_refused(method):
         method.make().init({"a": jnp.ones(2, jnp.complex64)})
 
 
+@every_method
+def test_parameters_without_a_gradient_are_refused(method):
+    with pytest.raises(
+        TypeError, match=r"a leaf without gradient, int32\[2\]: close value_fn over"
+    ):
+        method.make().init({"a": jnp.ones(2), "b": jnp.arange(2)})
+
+
+@pytest.mark.parametrize("slot", ["ascent", "descent"])
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(tx, optax.scale(2.0))])
+def test_a_whole_method_in_a_slot_is_refused(slot, wrap):
+    slots = {"ascent": normalize(), slot: wrap(xsam_jax.asam(0.1))}
+    with pytest.raises(TypeError, match=f"{slot} must be one slot of a method.*scale_by_magnitude"):
+        xsam_jax.sharpness_aware(**slots).init(PARAMS)
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(tx, optax.scale(2.0))])
+def test_an_optimizer_behind_a_gate_is_refused(wrap):
+    tx = wrap(xsam_jax.decoupled_wsam(optax.sgd(0.1), 0.1, 0.1, 0.9))
+    with pytest.raises(TypeError, match=r"gated must not have decoupled_wsam inside.*Write wsam"):
+        gated(tx, every(2)).init(PARAMS)
+
+
+def test_a_gate_that_sees_the_gradient_cannot_be_asked_on_the_host():
+    with pytest.raises(TypeError, match=r"this gate looks at the gradient.*leave out sharp="):
+        gradient_norm(1.0)(3)
+
+
 def test_more_steps_than_radii_is_refused_in_update():
     tx = xsam_jax.sharpness_aware(scale_by_radius((0.1, 0.2)), steps=3)
     with pytest.raises(ValueError, match=r"radius has 2 entries.*step 2 was taken"):
@@ -345,6 +392,16 @@ BAD_SAMPLE_LOSSES = [
     ({"losses_fn": lambda p: p["a"][None]}, TypeError, r"shape \(batch,\), got float32\[1, 3\]"),
     ({"losses_fn": lambda p: [p["a"]]}, TypeError, r"must return an array of shape \(batch,\)"),
     ({"losses_fn": lambda p: p["a"], "params": None}, ValueError, "params is missing"),
+    (
+        {"losses_fn": lambda p: p["a"], "losses": jnp.zeros(())},
+        TypeError,
+        r"losses must be losses_fn\(params\), of shape \[3\], got shape \[\]",
+    ),
+    (
+        {"losses_fn": lambda p: p["a"], "losses": jnp.zeros((3, 1))},
+        TypeError,
+        r"losses must be .*, of shape \[3\], got shape \[3, 1\]",
+    ),
 ]
 
 
@@ -364,6 +421,7 @@ BAD_MASKS = [
     ({"a": 1, "b": 0}, TypeError, "mask must hold booleans, known at trace time, got 1"),
     (lambda params: {"a": 0.5, "b": True}, TypeError, "mask must hold booleans"),
     ({"a": jnp.bool_(True), "b": True}, TypeError, "mask must hold booleans, known at trace time"),
+    (lambda params: None, ValueError, "mask must be a pytree of booleans"),
 ]
 
 
@@ -396,4 +454,7 @@ def test_a_gate_that_returns_no_bool_is_explained(gate):
 def test_a_diagnostic_that_is_no_scalar_is_named():
     tx = xsam_jax.sharpness_aware(normalize(), record({"all": lambda u, path, p: u["a"]}))
     with pytest.raises(TypeError, match=r"diagnostics\['all'\] must return .*float32\[3\]"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+    tx = xsam_jax.sharpness_aware(normalize(), record({"all": lambda u, path, p: u}))
+    with pytest.raises(TypeError, match=r"diagnostics\['all'\] must return a real .*got a dict"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)

@@ -146,6 +146,71 @@ def test_a_schedule_over_training_steps_stands_outside_the_gate():
 # --- Cores of their own ---
 
 
+def conditional_descent():
+    """Takes one more gradient within a conditional of its own."""
+
+    def update(updates, state, params=None, *, grad_fn, **extra_args):
+        further = jax.lax.cond(params is not None, grad_fn, lambda p: p, params)
+        return optax.tree.add_scale(updates, 0.1, further), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@pytest.mark.parametrize(
+    ("transform", "further"),
+    [
+        (optax.apply_if_finite(xsam_jax.sam(0.2), 3), 1),
+        (
+            optax.transforms.conditionally_transform(
+                xsam_jax.sam(0.2), lambda step: step >= 0, forward_extra_args=False
+            ),
+            1,
+        ),
+        (xsam_jax.sharpness_aware(normalize(), conditional_descent()), 2),
+    ],
+    ids=["apply_if_finite", "conditionally_transform", "descent"],
+)
+def test_a_gate_counts_past_conditionals_of_others(transform, further):
+    params, opt_state = run(gated(transform, every(2)))[-1]
+    assert opt_state.gradient_evaluations == NUM_STEPS + further * NUM_STEPS // 2
+    base = run(optax.with_extra_args_support(optax.identity()))[-1][0]
+    assert optax.tree.norm(optax.tree.sub(params, base)) > 1e-3
+
+
+def test_a_gate_opens_for_gradients_past_all_bounds_and_forgets_them():
+    gate = gradient_norm(1.0)
+    state = gate.init()
+    for length in (1.0, 1.0, 1e12, jnp.inf, jnp.nan, 1.0, 1e3, 0.1):
+        sharp, state = gate.decide(jnp.array([length]), state, jnp.int32(0))
+        assert sharp == (length != 0.1)
+        assert np.all(np.isfinite(state))
+
+
+def test_a_gate_keeps_the_dtype_of_the_gradient_whatever_stands_inside():
+    tx = gated(optax.chain(xsam_jax.sam(0.1), optax.add_decayed_weights(0.1)), every(2))
+    params = jnp.array([1.0, 2.0])
+    for _ in range(2):
+        result, _ = tx.update(params.astype(jnp.bfloat16), tx.init(params), params, value_fn=sphere)
+        assert result.dtype == jnp.bfloat16
+
+
+def sphere(params):
+    return jnp.sum(params**2)
+
+
+def test_decoupled_wsam_returns_the_dtype_of_the_optimizer_inside():
+    params = jnp.array([1.0, 2.0])
+    inner = optax.adamw(0.1)
+    tx = xsam_jax.decoupled_wsam(
+        inner, 0.1, rho=0.1, gamma=0.0
+    )  # not a mix, which would be rounded
+    grads = jax.grad(sphere)(params).astype(jnp.bfloat16)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=sphere)
+    expected, _ = inner.update(grads, inner.init(params), params)
+    assert updates.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
 def test_look_sam_without_a_radius_is_the_base_optimizer():
     """Both gradients are equal then, and a direction between them would be rounding."""
     tx, params = xsam_jax.look_sam(0.0, 0.7, every=2), problems.network.make_params()

@@ -28,7 +28,7 @@ ARROWS = {
     "core": {"base", "checks", "tree"},
     "alias": {"base", "checks", "ascent", "descent", "core", "alias"},
     "gating": {"checks", "tree", "gating"},
-    "wrappers": {"base", "checks", "tree", "ascent", "alias", "gating", "wrappers"},
+    "wrappers": {"base", "checks", "tree", "ascent", "core", "alias", "gating", "wrappers"},
     "flax_nnx": {"base"},
     "flax_linen": set(),
 }

@@ -47,7 +47,7 @@ __all__ = [
     "lsam",
     "cr_sam",
     "gam",
-    # Methods with a core of their own
+    # Methods that are more than an ascent and a descent
     "look_sam",
     "esam",
     "decoupled_wsam",

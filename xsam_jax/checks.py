@@ -54,6 +54,11 @@ def real(
             f"{name} must be a real number, got an optimizer: it follows in the chain, "
             "optax.chain(sam(0.05), optax.sgd(0.1))"
         )
+    if callable(value):
+        raise TypeError(
+            f"{name} must be a real number, got the function {value!r}; to schedule it, inject it: "
+            f"optax.inject_hyperparams(lambda {name}: method(..., {name}={name}))({name}=schedule)"
+        )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         expected = "a real number or a schedule of the step count" if schedule else "a real number"
         raise TypeError(f"{name} must be {expected}, got {value!r}")
@@ -118,9 +123,19 @@ def radius(name: str, value: Any, steps: int | None = None) -> None:
         )
 
 
+def radius_or_ascent(rho: Any, ascent: Any) -> None:
+    """Raises unless exactly one of the two is given."""
+    if (rho is None) == (ascent is None):
+        raise ValueError(
+            "rho is the length of the ascent of xsam, and ascent another one, with a radius of its "
+            f"own: give one of them, xsam(0.15, 0.3) or xsam(None, 0.3, ascent=...), got {rho!r} "
+            f"and {ascent!r}"
+        )
+
+
 def random_key(name: str, value: Any) -> None:
     """Raises unless `value` is one key of `jax.random`, typed or raw; it may be traced."""
-    if isinstance(value, jax.Array):
+    if isinstance(value, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         if value.shape == () if typed else (value.dtype == jnp.uint32 and value.ndim == 1):
             return
@@ -134,7 +149,7 @@ def transformation(name: str, value: Any) -> None:
 
 
 def parameters(params: Any) -> None:
-    """Raises where `params` has complex leaves, or was cut by a mask or a partition."""
+    """Raises where `params` has leaves without a real gradient, or was cut by a mask."""
     nodes: list[Any] = jax.tree.leaves(
         params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
     )
@@ -146,10 +161,16 @@ def parameters(params: Any) -> None:
             "the ascent"
         )
     for node in nodes:
-        if jnp.issubdtype(getattr(node, "dtype", np.float32), jnp.complexfloating):
+        dtype = getattr(node, "dtype", np.float32)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
-                f"params has a complex leaf, {node.dtype}{list(node.shape)}: "
+                f"params has a complex leaf, {dtype}{list(node.shape)}: "
                 "split it into real and imaginary parts"
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params has a leaf without gradient, {dtype}{list(node.shape)}: "
+                "close value_fn over it, and keep it out of params"
             )
 
 
@@ -193,10 +214,33 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
     _argument_used(program)
 
 
-def sample_losses(losses_fn: Any, params: optax.Params) -> Any:
+def scalar_result(name: str, value: Any) -> None:
+    """Raises unless `value`, which the function `name` returned, is a real scalar."""
+    if isinstance(value, (tuple, list, dict)):
+        raise TypeError(f"{name} must return a real scalar, got a {type(value).__name__}")
+    value = jnp.asarray(value)
+    if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must return a real scalar, got {value.dtype}{list(value.shape)}")
+
+
+def returns_gradients(name: str, state: Any) -> None:
+    """Raises where `state` is that of a method which returns an update in place of a gradient."""
+
+    def is_optimizer(node: Any) -> bool:
+        return getattr(node, "returns_updates", False)
+
+    nodes: list[Any] = jax.tree.leaves(state, is_leaf=is_optimizer)
+    if any(is_optimizer(node) for node in nodes):
+        raise TypeError(
+            f"{name} must not have decoupled_wsam inside: it is an optimizer, not a gradient "
+            "transformation in front of one. Write wsam, the coupled form"
+        )
+
+
+def sample_losses(losses_fn: Any, losses: Any, params: optax.Params) -> Any:
     """Returns `losses_fn`, or raises unless it is a function that returns a loss for each sample.
 
-    Evaluates nothing but the shape of `losses_fn(params)`.
+    Evaluates nothing but the shape of `losses_fn(params)`, which `losses` must have, too.
     """
     present(
         losses_fn,
@@ -214,11 +258,16 @@ def sample_losses(losses_fn: Any, params: optax.Params) -> Any:
             "losses_fn must return an array of shape (batch,), "
             f"got {result.dtype}{list(result.shape)}{hint}"
         )
+    if losses is not None and jnp.shape(losses) != result.shape:
+        raise TypeError(
+            f"losses must be losses_fn(params), of shape {list(result.shape)}, "
+            f"got shape {list(jnp.shape(losses))}"
+        )
     return losses_fn
 
 
 def _argument_used(program: Any) -> None:
-    """Else training stands still, and nothing says so: `lambda p: loss(params, batch)`."""
+    """Raises where the loss ignores its argument: training would stand still without a word."""
     arguments = program.jaxpr.invars
     used = {id(v) for equation in program.jaxpr.eqns for v in equation.invars}
     used |= {id(v) for v in program.jaxpr.outvars}
@@ -257,7 +306,10 @@ def loss_needed(reason: str, value_fn: ValueFn | None) -> ValueFn:
 
 
 def ascent_path(name: str, path: AscentPath | None, params: optax.Params | None) -> AscentPath:
-    """Returns the path that the descent `name` was given, or raises where it stands elsewhere."""
+    """Returns the path that the descent `name` was given, or raises where it stands elsewhere.
+
+    It also checks `params`, as a descent within a mask would see them cut.
+    """
     parameters(params)
     return present(
         path,

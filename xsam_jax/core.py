@@ -48,8 +48,8 @@ def sharpness_aware(
     **Update.** `update(updates, state, params, *, value_fn, grad_fn=None, value=None, **extra)`:
 
     * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters: it
-      closes over the batch, the dropout key, and whatever else the loss depends on. Exactly `steps`
-      gradients are taken, beside the incoming one.
+      closes over the batch, the dropout key, and whatever else the loss depends on. The ascent
+      takes `steps` gradients, beside the incoming one; a descent may take more.
     * `grad_fn(params)` replaces `jax.grad(value_fn)` where there is a better way (microbatches,
       loss scaling, collectives). It alone suffices unless the descent looks at losses. Line
       searches later in the chain refuse it: they know `value_fn`, `value` and `grad`.
@@ -63,7 +63,8 @@ def sharpness_aware(
     is one map: every :math:`g_i` is transformed from the same incoming state, and the state kept
     is the one after :math:`g_0`. It is given `params` :math:`= \theta_i`, `value`
     :math:`= L(\theta_i)` where known, and the Python integer `ascent_step` :math:`= i`. The
-    descent is given :math:`g_k`, `params` :math:`= \theta_0`, and `path`, an `AscentPath`.
+    descent is given :math:`g_k`, `params` :math:`= \theta_0`, and `path`, an `AscentPath`. Both get
+    `value_fn` and a `grad_fn`, which exists in any case.
 
     **Numbers.** Norms and angles are float32, or float64 under x64. The result has the dtypes of
     the incoming gradient, the perturbed parameters those of `params`; in bfloat16 parameters most
@@ -80,9 +81,10 @@ def sharpness_aware(
       A gradient transformation with state `SharpnessAwareState`.
 
     Raises:
-      TypeError: `ascent` or `descent` is not a gradient transformation, `steps` not an integer;
-        in `update`, `value_fn` is not a function that returns a real scalar, `grad_fn` not one
-        that returns a gradient, or a parameter is complex.
+      TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, a whole
+        method; `steps` is not an integer; in `update`, `value_fn` is not a function that returns a
+        real scalar, `grad_fn` not one that returns a gradient, or a parameter is not a real
+        floating-point array.
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
         `grad_fn`, are missing, `value_fn` ignores its argument, or `params` was cut by
         `optax.masked` or `optax.partition`.
@@ -111,7 +113,9 @@ def sharpness_aware(
 
     def init_fn(params: optax.Params) -> SharpnessAwareState:
         checks.parameters(params)
-        return SharpnessAwareState(ascent.init(params), descent.init(params))
+        return SharpnessAwareState(
+            _slot_state("ascent", ascent, params), _slot_state("descent", descent, params)
+        )
 
     def update_fn(
         updates: optax.Updates,
@@ -128,17 +132,10 @@ def sharpness_aware(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
-        evaluate = _value_and_gradient_function(value_fn, grad_fn, params)
-
-        def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, Any]:
-            if count_gradients is not None:
-                count_gradients(1)
-            return evaluate(point)
-
-        def gradient_at(point: optax.Params) -> optax.Updates:
-            return value_and_gradient_at(point)[1]
-
-        losses = {"value_fn": value_fn, "grad_fn": gradient_at}
+        value_and_gradient_at = _value_and_gradient_function(
+            value_fn, grad_fn, params, count_gradients
+        )
+        functions = {"value_fn": value_fn, "grad_fn": lambda point: value_and_gradient_at(point)[1]}
         point, gradient, point_value = params, updates, value
         perturbations, gradients, ascent_states = [], [updates], []
         for step in range(steps):
@@ -148,7 +145,7 @@ def sharpness_aware(
                 point,
                 ascent_step=step,
                 value=point_value,
-                **losses,
+                **functions,
                 **extra_args,
             )
             point = optax.apply_updates(point, perturbation)
@@ -163,7 +160,7 @@ def sharpness_aware(
             params,
             path=AscentPath(perturbations, gradients, value, point_value),
             value=value,
-            **losses,
+            **functions,
             **extra_args,
         )
         # A loss such as the hinge has a finite gradient at parameters that are NaN.
@@ -178,14 +175,37 @@ def sharpness_aware(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _value_and_gradient_function(
-    value_fn: ValueFn | None, grad_fn: GradFn | None, params: optax.Params
-) -> Callable[[Any], tuple[jax.Array | None, Any]]:
-    checks.loss_functions(value_fn, grad_fn, params)
-    if grad_fn is None:
-        return jax.value_and_grad(cast(ValueFn, value_fn))
+def _slot_state(
+    name: str, slot: optax.GradientTransformation, params: optax.Params
+) -> optax.OptState:
+    def is_method(node: Any) -> bool:
+        return isinstance(node, SharpnessAwareState)
 
-    def value_and_gradient_at(point: optax.Params) -> tuple[None, optax.Updates]:
+    state = slot.init(params)
+    nodes: list[Any] = jax.tree.leaves(state, is_leaf=is_method)
+    if any(is_method(node) for node in nodes):
+        raise TypeError(
+            f"{name} must be one slot of a method, got a whole method: for asam(rho) as the ascent "
+            "write optax.chain(scale_by_magnitude(), scale_by_radius(rho)), both of "
+            "xsam_jax.ascent"
+        )
+    return state
+
+
+def _value_and_gradient_function(
+    value_fn: ValueFn | None,
+    grad_fn: GradFn | None,
+    params: optax.Params,
+    count_gradients: Callable[[Any], None] | None,
+) -> Callable[[Any], tuple[jax.Array | None, Any]]:
+    """Returns the map from a point to loss and gradient; behind a `grad_fn` the loss is None."""
+    checks.loss_functions(value_fn, grad_fn, params)
+
+    def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        if count_gradients is not None:
+            count_gradients(1)
+        if grad_fn is None:
+            return jax.value_and_grad(cast(ValueFn, value_fn))(point)
         gradient = grad_fn(point)
         checks.gradients_like(gradient, params)
         return None, gradient

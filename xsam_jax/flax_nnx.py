@@ -27,19 +27,20 @@ def make_value_fn(
     further passes use a fresh one. Either way statistics advance once, in the clean pass.
 
     Args:
-      loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`.
+      loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`; or, for the
+        `losses_fn` of `esam`, a vector, the loss of each sample.
       model: the model.
       *args: what else `loss_fn` takes, such as the batch: arrays, not modules, `nnx.Rngs` or
         metrics, which belong to the model or are made inside `loss_fn`.
       wrt: the filter of the parameters, as given to `nnx.Optimizer`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
 
+    Returns:
+      A function of a state like `nnx.state(model, wrt)`, which returns the loss.
+
     Raises:
       TypeError: `loss_fn` is not a function; or, when the result is called, `has_aux` is true and
         `loss_fn` returns no tuple.
-
-    Returns:
-      A function of a state like `nnx.state(model, wrt)`, which returns the loss.
 
     Example:
       >>> import jax.numpy as jnp, optax

@@ -116,8 +116,20 @@ def dot(u: PyTree, v: PyTree) -> jax.Array:
     return _sum(jax.tree.leaves(products))
 
 
+def cosine(u: PyTree, v: PyTree) -> jax.Array:
+    r"""Returns :math:`\langle \hat u, \hat v \rangle`, a scalar, zero where one of them is zero.
+
+    Example:
+      >>> cosine(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
+      Array(0.6, dtype=float32)
+    """
+    return reciprocal_norm(u) * reciprocal_norm(v) * dot(u, v)
+
+
 def project(u: PyTree, v: PyTree) -> PyTree:
-    r"""Returns the orthogonal projection of `u` on `v`, :math:`\langle u, v^ \rangle\, v^`.
+    r"""Returns the orthogonal projection of `u` on `v`.
+
+    .. math:: \langle u, \hat v \rangle\, \hat v
 
     Args:
       u: a pytree of real arrays.
@@ -130,12 +142,15 @@ def project(u: PyTree, v: PyTree) -> PyTree:
       >>> project(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
       Array([3., 0.], dtype=float32)
     """
-    direction = unit(v)
-    return scale(dot(u, direction), direction)
+    # Not by `unit`, which would be another tree in memory.
+    factor = reciprocal_norm(v)
+    return scale(factor * dot(u, v) * factor, v)
 
 
 def reject(u: PyTree, v: PyTree) -> PyTree:
-    r"""Returns what `u` has beside its projection on `v`, :math:`u - \langle u, v^ \rangle\, v^`.
+    r"""Returns what `u` has beside its projection on `v`.
+
+    .. math:: u - \langle u, \hat v \rangle\, \hat v
 
     Args:
       u: a pytree of real arrays.
@@ -154,9 +169,9 @@ def reject(u: PyTree, v: PyTree) -> PyTree:
 def angle(u: PyTree, v: PyTree) -> jax.Array:
     r"""Returns the angle between two trees, from the part of one that is orthogonal to the other.
 
-    With :math:`c = \langle u^, v^\rangle` the cosine, it is
-    :math:`\mathrm{atan2}(\|v^ - c\,u^\|, c)`, accurate to rounding over all of :math:`[0, \pi]`.
-    The arc cosine of :math:`c` is 9 % off at 1e-3 rad in float32, and NaN past 1.
+    With :math:`c = \langle \hat u, \hat v\rangle` the cosine, it is
+    :math:`\mathrm{atan2}(\|\hat v - c\,\hat u\|, c)`, accurate to rounding over all of
+    :math:`[0, \pi]`. The arc cosine of :math:`c` is 9 % off at 1e-3 rad in float32, and NaN past 1.
 
     Args:
       u: a pytree of real arrays.
@@ -169,11 +184,10 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
       >>> angle(jnp.array([2.0, 0.0]), jnp.array([1.0, 1e-3]))
       Array(0.001, dtype=float32)
     """
-    scale_u, scale_v = reciprocal_norm(u), reciprocal_norm(v)
-    cosine = scale_u * scale_v * dot(u, v)
+    c = cosine(u, v)
     # Not `norm`: a small rejection of unit trees is a small angle, not an underflow.
-    rejection = combine(-cosine * scale_u, u, scale_v, v)
-    return jnp.arctan2(jnp.sqrt(squared_norm(rejection)), cosine)
+    rejection = combine(-c * reciprocal_norm(u), u, reciprocal_norm(v), v)
+    return jnp.arctan2(jnp.sqrt(squared_norm(rejection)), c)
 
 
 def slerp_weights(alpha: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,7 @@
 """SAM with another direction of ascent."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """SAM with another use of the gradients that the ascent has met."""
 
+from __future__ import annotations
+
 import jax
 import optax
 
@@ -201,13 +203,13 @@ def gam(
     0.5, 0.6, 0.03)`.
 
     Args:
-      rho: :math:`r \ge 0`, how far the largest gradient is sought; a number, which may be traced,
-        or a schedule.
+      rho: :math:`r \ge 0`, how far the largest gradient is sought (the ascent's length is
+        `gradient_rho`); a number, which may be traced, or a schedule.
       gradient_rho: :math:`r' \ge 0`, the length of the ascents, as in `sam`.
       beta_0: :math:`\beta_0`, in [0, 1]. May be traced, as may the following two.
       beta_1: :math:`\beta_1`, in [0, 1].
       gamma: :math:`\gamma`, at least 0.
-      convention: "official", as above, or "paper", with
+      convention: "official", as above, the default here, unlike elsewhere; or "paper", with
         :math:`h_- = \beta_0 g_0 + (1-\beta_0)\,g_2`. Static.
 
     Returns:

@@ -1,9 +1,11 @@
 """SAM, and what looks from where it ends."""
 
-from typing import Any
+from __future__ import annotations
 
+import jax
 import optax
 
+from xsam_jax import checks
 from xsam_jax.alias.climb import climb
 from xsam_jax.base import Radius
 from xsam_jax.core import sharpness_aware
@@ -50,7 +52,7 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
 
 
 def slerp_sam(
-    rho: Radius, alpha: Any, *, steps: int = 1, between: str = "displacement"
+    rho: Radius, alpha: optax.ScalarOrSchedule, *, steps: int = 1, between: str = "displacement"
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM along a fixed direction between the ascent and the last gradient.
 
@@ -100,8 +102,8 @@ def xsam(
     rho_max: optax.ScalarOrSchedule,
     *,
     steps: int = 1,
-    probe_every: Any = 100,
-    alpha_max: Any = 2.0,
+    probe_every: int | jax.Array = 100,
+    alpha_max: float | jax.Array = 2.0,
     num_alphas: int = 21,
     probe_batch_size: int | None = 1,
     scale: str = "last",
@@ -127,7 +129,7 @@ def xsam(
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
-        by the number of steps.) Ignored, and may be None, where `ascent` is given.
+        by the number of steps.) None where `ascent` is given.
       rho_max: :math:`\rho_m > 0`, the radius at which losses are probed, usually one to six times
         `rho`; twice is a good start. A number, which may be traced, or a schedule.
       steps: :math:`k \ge 1`, the number of ascent steps. Static.
@@ -170,6 +172,7 @@ def xsam(
       `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
       ICLR 2026, Algorithm 1
     """
+    checks.radius_or_ascent(rho, ascent)
     return sharpness_aware(
         climb(rho, steps) if ascent is None else ascent,
         optax.chain(

@@ -1,5 +1,7 @@
 """SAM with all the gradients that several ascent steps have met."""
 
+from __future__ import annotations
+
 import optax
 
 from xsam_jax import checks
@@ -48,7 +50,7 @@ def msam(
       <https://arxiv.org/abs/2302.10181>`_, 2023; rescaled as in `Revisiting Sharpness-Aware
       Minimization: A More Faithful and Effective Implementation`, ICLR 2026, section 5.2
     """
-    return _path_sum(rho, steps, False, include_first, scale)
+    return _path_sum(rho, steps, normalize=False, include_first=include_first, scale=scale)
 
 
 def lsam(
@@ -93,11 +95,11 @@ def lsam(
       <https://arxiv.org/abs/2307.16704>`_, 2024; as in `Revisiting Sharpness-Aware Minimization: A
       More Faithful and Effective Implementation`, ICLR 2026, section 5.2
     """
-    return _path_sum(rho, steps, True, include_first, scale)
+    return _path_sum(rho, steps, normalize=True, include_first=include_first, scale=scale)
 
 
 def _path_sum(
-    rho: Radius, steps: int, normalize: bool, include_first: bool, scale: str | None
+    rho: Radius, steps: int, *, normalize: bool, include_first: bool, scale: str | None
 ) -> optax.GradientTransformationExtraArgs:
     checks.choice("scale", scale, ("last", "first", "mean", "max", "slope", None))
     total = sum_of_path(normalize=normalize, include_first=include_first)

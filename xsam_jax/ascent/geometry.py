@@ -138,8 +138,10 @@ def scale_by_fisher(eta: float | jax.Array = 1.0) -> optax.GradientTransformatio
 
 
 def _selection(mask: Any, params: optax.Params) -> Any:
-    mask = mask(params) if callable(mask) else mask
-    mask = True if mask is None else mask
+    if mask is None:
+        mask = True
+    elif callable(mask):
+        mask = mask(params)
     for leaf in jax.tree.leaves(mask):
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(f"mask must hold booleans, known at trace time, got {leaf!r}")

@@ -1,5 +1,7 @@
 """How far an ascent goes."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
@@ -59,10 +58,10 @@ def add_curvature(
         path = checks.ascent_path("add_curvature", path, params)
         grad_fn = checks.present(grad_fn, "grad_fn is missing: sharpness_aware passes it on")
         opposite = optax.apply_updates(params, tree.scale(-1.0, path.displacement))
-        plus, minus = tree.scale(1.0, updates), tree.scale(1.0, grad_fn(opposite))
+        plus, minus = updates, grad_fn(opposite)
         first = tree.combine(1.0, plus, -1.0, minus)
         second = tree.combine(1.0, tree.total([plus, minus]), -2.0, path.first_gradient)
-        correction = tree.combine(jnp.asarray(gamma), second, jnp.asarray(beta), first)
+        correction = tree.combine(gamma, second, beta, first)
         return tree.total([plus, correction]), state
 
     return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)

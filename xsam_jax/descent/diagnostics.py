@@ -25,8 +25,8 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = types.MappingProxyType(
         "perturbation_norm": lambda updates, path, params: tree.norm(path.displacement),
         "first_gradient_norm": lambda updates, path, params: tree.norm(path.first_gradient),
         "last_gradient_norm": lambda updates, path, params: tree.norm(path.last_gradient),
-        "gradient_cosine": lambda updates, path, params: tree.dot(
-            tree.unit(path.first_gradient), tree.unit(path.last_gradient)
+        "gradient_cosine": lambda updates, path, params: tree.cosine(
+            path.first_gradient, path.last_gradient
         ),
         "loss_rise": _rise,
     }
@@ -44,23 +44,26 @@ class RecordState(NamedTuple):
 
 
 def record(
-    diagnostics: Mapping[str, Diagnostic] = DIAGNOSTICS,
+    diagnostics: Mapping[str, Diagnostic] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Writes numbers about the step into the state, and passes the gradient on unchanged.
 
     Stand it anywhere in a descent; `updates` is what the descent has made of the gradient so far.
-    Read it with `optax.tree.get(opt_state, "gradient_cosine")`, by any of the names. The defaults,
-    `DIAGNOSTICS`, are the length of the displacement, the norms of the first and the last gradient
+    Read it with `optax.tree.get(opt_state, "gradient_cosine")`, by any of the names. `DIAGNOSTICS`,
+    the default, are the length of the displacement, the norms of the first and the last gradient
     and the cosine between them, and the rise of the loss over the ascent (NaN unless the caller
     passes `value`, and no `grad_fn`). :math:`\alpha^*` and :math:`\psi` of XSAM are in its state
     already.
+
+    Behind a shut gate the numbers are those of the last open step.
 
     The state has its structure from the start, so it runs in `jax.lax.scan`. (`optax.monitor`
     starts with an empty state, which a scan refuses, and compiles a second time.)
 
     Args:
       diagnostics: functions `fn(updates, path, params)` by name, each of which returns a real
-        scalar; `path` is the `AscentPath`, `params` are :math:`\theta_0`. Static.
+        scalar; `path` is the `AscentPath`, `params` are :math:`\theta_0`; None is `DIAGNOSTICS`.
+        Static.
 
     Returns:
       A descent with state `RecordState`.
@@ -81,6 +84,7 @@ def record(
       >>> print(f'{optax.tree.get(state, "loss_rise"):.3f}')
       1.010
     """
+    diagnostics = DIAGNOSTICS if diagnostics is None else diagnostics
     if not isinstance(diagnostics, Mapping):
         raise TypeError(f"diagnostics must be functions by name, got {diagnostics!r}")
     for name, diagnostic in diagnostics.items():
@@ -92,8 +96,9 @@ def record(
 
     def init_fn(params: optax.Params) -> RecordState:
         del params
-        unknown = jnp.asarray(jnp.nan, tree.accumulation_dtype())
-        return RecordState({name: unknown for name in diagnostics})
+        dtype = tree.accumulation_dtype()
+        # An array each, as one cannot be donated twice.
+        return RecordState({name: jnp.full((), jnp.nan, dtype) for name in diagnostics})
 
     def update_fn(
         updates: optax.Updates,
@@ -107,13 +112,9 @@ def record(
         path = checks.ascent_path("record", path, params)
 
         def evaluate(name: str) -> jax.Array:
-            result = jnp.asarray(diagnostics[name](updates, path, params))
-            if result.shape != () or jnp.issubdtype(result.dtype, jnp.complexfloating):
-                raise TypeError(
-                    f"diagnostics[{name!r}] must return a real scalar, "
-                    f"got {result.dtype}{list(result.shape)}"
-                )
-            return result.astype(tree.accumulation_dtype())
+            result = diagnostics[name](updates, path, params)
+            checks.scalar_result(f"diagnostics[{name!r}]", result)
+            return jnp.asarray(result, tree.accumulation_dtype())
 
         return updates, RecordState({name: evaluate(name) for name in diagnostics})
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
@@ -91,9 +90,9 @@ def gradient_norm_aware(
         g_2 = grad_fn(longest)
         g_3 = grad_fn(climb(longest, tree.norm(path.displacement), g_2))
         share = beta_0 if convention == "paper" else 1.0
-        h_minus = tree.combine(share, g_0, 1.0 - jnp.asarray(beta_0), g_2)
-        h_plus = tree.combine(beta_1, g_1, 1.0 - jnp.asarray(beta_1), g_3)
+        h_minus = tree.combine(share, g_0, 1.0 - beta_0, g_2)
+        h_plus = tree.combine(beta_1, g_1, 1.0 - beta_1, g_3)
         orthogonal = tree.reject(h_minus, h_plus)
-        return tree.combine(1.0, h_plus, -jnp.asarray(gamma), orthogonal), advance(state)
+        return tree.combine(1.0, h_plus, -gamma, orthogonal), advance(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

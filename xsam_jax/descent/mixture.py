@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
@@ -99,7 +98,7 @@ def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformatio
         del extra_args
         path = checks.ascent_path("subtract_orthogonal", path, params)
         orthogonal = tree.reject(path.first_gradient, updates)
-        return tree.combine(1.0, updates, -jnp.asarray(alpha), orthogonal), state
+        return tree.combine(1.0, updates, -alpha, orthogonal), state
 
     return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
 

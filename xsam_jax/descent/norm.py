@@ -9,7 +9,13 @@ import optax
 from xsam_jax import checks, tree
 from xsam_jax.base import AscentPath, ValueFn, advance, at_count, schedule_state, value_at
 
-SCALES = ("last", "first", "mean", "max", "slope", "slope_max")
+_LENGTHS = {
+    "last": lambda path: tree.norm(path.last_gradient),
+    "first": lambda path: tree.norm(path.first_gradient),
+    "mean": lambda path: path.gradient_norms.mean(),
+    "max": lambda path: path.gradient_norms.max(),
+}
+SCALES = (*_LENGTHS, "slope", "slope_max")
 
 
 def match_norm(
@@ -82,21 +88,14 @@ def match_norm(
         del extra_args
         path = checks.ascent_path("match_norm", path, params)
         direction = tree.unit(updates)
-        norms = path.gradient_norms
-        if scale == "slope":
-            length = _slope(path.displacement, path.last_value, norms[-1], params, value_fn, value)
-        elif scale == "slope_max":
-            radius = at_count(rho_max, state)
-            highest = tree.scale(radius, direction)
-            length = _slope(highest, None, norms[-1], params, value_fn, value)
+        if scale in _LENGTHS:
+            length = _LENGTHS[scale](path)
         else:
-            lengths = {
-                "last": norms[-1],
-                "first": norms[0],
-                "mean": norms.mean(),
-                "max": norms.max(),
-            }
-            length = lengths[scale]
+            limit = tree.norm(path.last_gradient)
+            displacement, end = path.displacement, path.last_value
+            if scale == "slope_max":
+                displacement, end = tree.scale(at_count(rho_max, state), direction), None
+            length = _slope(displacement, end, limit, params, value_fn, value)
         return tree.scale(length, direction), advance(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

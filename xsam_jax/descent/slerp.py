@@ -187,16 +187,16 @@ def slerp_to_maximum(
             return jnp.where(jnp.isfinite(loss), alphas[index], alpha)
 
         def due(alpha: jax.Array) -> tuple[jax.Array, Any]:
-            return kept(jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha))
+            return directed(jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha))
 
-        def kept(alpha: jax.Array) -> tuple[jax.Array, Any]:
+        def directed(alpha: jax.Array) -> tuple[jax.Array, Any]:
             return alpha, plane.direction(alpha)
 
         # Under vmap the inner conditional, which looks at the gradients, becomes a select; this
         # one, which looks at the counter alone, stays. The direction comes out of it so that what
         # it is made of need not outlive the probe.
         is_due = state.count % jnp.asarray(probe_every) == 0
-        alpha, direction = jax.lax.cond(is_due, due, kept, state.alpha)
+        alpha, direction = jax.lax.cond(is_due, due, directed, state.alpha)
         count = optax.safe_increment(state.count)
         return direction, SlerpToMaximumState(count, alpha, plane.psi)
 

@@ -123,8 +123,8 @@ def gradient_norm(threshold: optax.ScalarOrSchedule, decay: float | jax.Array = 
       decay: :math:`\delta`, in [0, 1]. May be traced.
 
     Returns:
-      A `Gate` with state `GradientNormState`. A gradient that is not finite leaves it as it is, and
-      the gate open.
+      A `Gate` with state `GradientNormState`. A gradient that is not finite, or so long that its
+      fourth power is not, leaves it as it is, and the gate open.
 
     Raises:
       TypeError: `threshold` or `decay` is not a real number.
@@ -149,13 +149,13 @@ def gradient_norm(threshold: optax.ScalarOrSchedule, decay: float | jax.Array = 
     def decide_fn(
         updates: optax.Updates, state: GradientNormState, count: jax.Array
     ) -> tuple[jax.Array, GradientNormState]:
-        length = tree.squared_norm(updates)
+        squared = tree.squared_norm(updates)
         started = jnp.isfinite(state.mean)
-        mean = jnp.where(started, decay * state.mean + (1.0 - decay) * length, length)
-        variance = decay * state.variance + (1.0 - decay) * jnp.square(length - mean)
+        mean = jnp.where(started, decay * state.mean + (1.0 - decay) * squared, squared)
+        variance = decay * state.variance + (1.0 - decay) * jnp.square(squared - mean)
         level = threshold(count) if callable(threshold) else threshold
-        sharp = ~(length < mean + level * jnp.sqrt(variance))
-        sound = jnp.isfinite(length)
+        sound = jnp.isfinite(variance)
+        sharp = ~sound | (squared >= mean + level * jnp.sqrt(variance))
         kept = GradientNormState(
             jnp.where(sound, mean, state.mean), jnp.where(sound, variance, state.variance)
         )

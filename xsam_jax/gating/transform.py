@@ -1,20 +1,20 @@
 """A transform behind a gate."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xsam_jax import checks
+from xsam_jax import checks, tree
 
 GateFn = Callable[[Any], Any]
 
 
 class Gate(NamedTuple):
-    """A decision that looks at the gradient, and remembers.
+    """A decision that looks at the gradient, and remembers; it cannot be asked on the host.
 
     Attributes:
       init: a function without arguments that returns the state, a pytree of arrays.
@@ -23,6 +23,13 @@ class Gate(NamedTuple):
 
     init: Callable[[], Any]
     decide: Callable[[optax.Updates, Any, jax.Array], tuple[jax.Array, Any]]
+
+    def __call__(self, count: Any) -> NoReturn:
+        """Raises: the step count is not enough."""
+        raise TypeError(
+            "this gate looks at the gradient, so the step count does not answer it: leave out "
+            "sharp=, and it is decided in the program"
+        )
 
 
 class GatedState(NamedTuple):
@@ -53,18 +60,20 @@ def gated(
     write `optax.inject_hyperparams(lambda rho: gated(sam(rho), gate))(rho=schedule)`.
 
     Args:
-      transform: any method of this library, or a chain that has one.
+      transform: a method, or a chain that has one, which returns a gradient. The optimizer follows,
+        `optax.chain(gated(sam(0.1), gate), optax.sgd(0.1))`: inside, it would be passed by, and the
+        gradient would be the update.
       gate: `every(k)`, `after(step)`, `bernoulli(p, key)` or another function of the count of
         training steps; or `gradient_norm(...)`.
 
     Returns:
       A gradient transformation with state `GatedState`. Its update takes the further argument
       `sharp`: a bool that replaces the gate's decision. A Python bool leaves no conditional in the
-      program (see the head of this module). Under `jax.vmap`, keep `count` unbatched (axis None).
+      program (see `xsam_jax.gating`). Under `jax.vmap`, keep `count` unbatched (axis None).
 
     Raises:
-      TypeError: `transform` is not a gradient transformation, `gate` is not a gate, or, in
-        `update`, `sharp` is not a bool.
+      TypeError: `transform` is not a gradient transformation, or is `decoupled_wsam`, which is an
+        optimizer; `gate` is not a gate; or, in `update`, `sharp` is not a bool.
 
     Example:
       >>> from xsam_jax import sam
@@ -81,7 +90,7 @@ def gated(
       6
     """
     checks.transformation("transform", transform)
-    if not (callable(gate) or isinstance(gate, Gate)):
+    if not callable(gate):
         raise TypeError(
             "gate must be a function of the step count, such as xsam_jax.gating.every(5), "
             f"got {gate!r}"
@@ -92,7 +101,9 @@ def gated(
     def init_fn(params: optax.Params) -> GatedState:
         # Two arrays, as one cannot be donated twice.
         count, evaluations = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        return GatedState(count, evaluations, rule.init(), transform.init(params))
+        inner = transform.init(params)
+        checks.returns_gradients("gated", inner)
+        return GatedState(count, evaluations, rule.init(), inner)
 
     def update_fn(
         updates: optax.Updates,
@@ -105,18 +116,20 @@ def gated(
     ) -> tuple[optax.Updates, GatedState]:
         decision, gate_state = rule.decide(updates, state.gate, state.count)
 
-        def sharpness_aware(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
+        def when_open(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
             counter = GradientCounter()
             result, inner = transform.update(
                 updates, inner, params, count_gradients=counter, **extra_args
             )
-            return result, inner, counter.total
+            # The dtypes of the other branch, whatever the transform has made of them.
+            result = tree.cast_like(result, updates)
+            return result, inner, jnp.asarray(counter.total, jnp.int32)
 
-        def plain(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
+        def when_shut(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
             return updates, inner, jnp.zeros((), jnp.int32)
 
         sharp = decision if sharp is None else sharp
-        result, inner, further = switch(sharp, sharpness_aware, plain, state.inner)
+        result, inner, further = switch(sharp, when_open, when_shut, state.inner)
         if count_gradients is not None:
             count_gradients(further)
         evaluations = state.gradient_evaluations + 1 + further
@@ -158,13 +171,19 @@ def switch(
 
 
 class GradientCounter:
-    """Adds up what it is called with: the extra argument `count_gradients` of `sharpness_aware`."""
+    """Adds up what it is called with: the extra argument `count_gradients` of `sharpness_aware`.
+
+    It counts what is traced: gradients within a conditional other than a gate's count as taken.
+
+    Attributes:
+      total: the number of gradients, a Python integer unless a gate inside decides in the program.
+    """
 
     def __init__(self) -> None:
-        self.total = jnp.zeros((), jnp.int32)
+        self.total: Any = 0
 
     def __call__(self, number: Any) -> None:
-        self.total = self.total + jnp.asarray(number, jnp.int32)
+        self.total = self.total + number
 
 
 def _stateless(gate: GateFn) -> Gate:

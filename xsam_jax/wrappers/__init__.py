@@ -1,6 +1,7 @@
-r"""Methods that do not fit the two slots: each has a core of its own.
+r"""Methods that are more than an ascent and a descent.
 
-They are called as the aliases are, with `value_fn=lambda params: loss(params, batch)`.
+`look_sam` is called as the aliases are; `esam` needs `losses_fn`, the loss of each sample, in place
+of `value_fn`; `decoupled_wsam` is an optimizer, with the base optimizer inside.
 """
 
 from xsam_jax.wrappers.decoupled import DecoupledWsamState, decoupled_wsam

@@ -1,5 +1,8 @@
 """Sharpness beside the base optimizer (decoupled WSAM)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +26,11 @@ class DecoupledWsamState(NamedTuple):
     correction: optax.OptState
     inner: optax.OptState
 
+    @property
+    def returns_updates(self) -> bool:
+        """True, for `gated` to see: these are not gradients."""
+        return True
+
 
 def decoupled_wsam(
     inner: optax.GradientTransformation,
@@ -38,8 +46,8 @@ def decoupled_wsam(
     .. math:: \theta \leftarrow \theta + \mathrm{inner}(g_0) - \eta\, a\,(g_1 - g_0).
 
     An optimizer, not a gradient transformation to be put in front of one: it needs the learning
-    rate. At :math:`\gamma = 1/2` with plain gradient descent inside it is SAM. `wsam` is the
-    coupled form.
+    rate, and nothing comes after it. At :math:`\gamma = 1/2` with plain gradient descent inside it
+    is SAM. `wsam` is the coupled form.
 
     Args:
       inner: the base optimizer, such as `optax.sgd(0.1, momentum=0.9)`.
@@ -48,7 +56,8 @@ def decoupled_wsam(
       gamma: :math:`\gamma`, in [0, 1); official default 0.9. May be traced.
 
     Returns:
-      An optimizer with state `DecoupledWsamState`; further extra arguments reach `inner`.
+      An optimizer with state `DecoupledWsamState`; further extra arguments reach `inner`, and the
+      dtypes of the update are those of `inner`.
 
     Raises:
       TypeError: `inner` is not a gradient transformation, or another argument not a real number.
@@ -83,13 +92,17 @@ def decoupled_wsam(
         updates: optax.Updates,
         state: DecoupledWsamState,
         params: optax.Params | None = None,
+        *,
+        count_gradients: Callable[[Any], None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, DecoupledWsamState]:
-        gradient, sam_state = climber.update(updates, state.sam, params, **extra_args)
+        gradient, sam_state = climber.update(
+            updates, state.sam, params, count_gradients=count_gradients, **extra_args
+        )
         sharpness = tree.scale(weight, tree.combine(1.0, gradient, -1.0, updates))
         step, correction_state = correction.update(sharpness, state.correction)
         base_step, inner_state = base.update(updates, state.inner, params, **extra_args)
-        total = tree.cast_like(tree.total([base_step, step]), updates)
+        total = tree.cast_like(tree.total([base_step, step]), base_step)
         return total, DecoupledWsamState(sam_state, correction_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,5 +1,7 @@
 """Part of the parameters, and part of the samples (ESAM)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xsam_jax import checks, tree
-from xsam_jax.ascent import normalize, random_subset, scale_by_radius
+from xsam_jax import checks
+from xsam_jax.alias.climb import climb
+from xsam_jax.ascent import random_subset
 from xsam_jax.base import Radius
+from xsam_jax.core import SharpnessAwareState, sharpness_aware
 
 
 def esam(
@@ -40,16 +44,17 @@ def esam(
       beta: the probability :math:`\beta` of a parameter to be perturbed, in (0, 1]; published 0.5
         to 0.6. May be traced.
       gamma: the share :math:`\gamma` of samples that descend, in (0, 1]; published 0.5. May be
-        traced.
+        traced, and int(B gamma) is then rounded in float32.
       key: a random key; see `random_subset`.
       convention: "paper" draws for each parameter, "official" for each whole array. Static.
 
     Returns:
-      A gradient transformation whose state has step counters only. Gradients keep their dtype.
+      A gradient transformation with state `SharpnessAwareState`, step counters only. Gradients keep
+      their dtype.
 
     Raises:
       TypeError: a numeric argument is not a real number, or `key` is not a key; in `update`,
-        `losses_fn` is not a function that returns a vector.
+        `losses_fn` is not a function that returns a vector, or `losses` is another one.
       ValueError: an argument is out of range; or, in `update`, `losses_fn` or `params` is missing.
 
     Example:
@@ -60,54 +65,42 @@ def esam(
       >>> params = jnp.array([1.0, 1.0])
       >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
       >>> updates, opt_state = tx.update(grads, opt_state, params, losses_fn=losses_fn)
+      >>> print([f"{u:.3f}" for u in updates])
+      ['-1.702', '-0.851']
 
     References:
       Du et al., `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
       <https://arxiv.org/abs/2110.03141>`_, 2022
     """
-    checks.radius("rho", rho, 1)
     checks.real("gamma", gamma, above=0.0, maximum=1.0)
-    ascent = optax.with_extra_args_support(
-        optax.chain(
-            normalize(), scale_by_radius(rho), random_subset(beta, key, convention=convention)
-        )
-    )
-
-    def init_fn(params: optax.Params) -> optax.OptState:
-        checks.parameters(params)
-        return ascent.init(params)
+    subset = random_subset(beta, key, convention=convention)
+    perturbed = sharpness_aware(optax.chain(climb(rho), subset))
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.OptState,
+        state: SharpnessAwareState,
         params: optax.Params | None = None,
         *,
         losses_fn: Callable[[Any], jax.Array] | None = None,
         losses: jax.Array | None = None,
-        count_gradients: Callable[[Any], None] | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.present(
             params, "params is missing: tx.update(grads, opt_state, params, losses_fn=...)"
         )
         checks.parameters(params)
-        losses_fn = checks.sample_losses(losses_fn, params)
-        if count_gradients is not None:
-            count_gradients(1)
-        perturbation, state = ascent.update(updates, state, params, ascent_step=0, **extra_args)
-        before = losses_fn(params) if losses is None else losses
-        point = optax.apply_updates(params, perturbation)
-        perturbed, pullback = jax.vjp(losses_fn, point)
-        weights = _weights_of_the_most_sensitive(perturbed - before, gamma)
-        (gradient,) = pullback(weights.astype(perturbed.dtype))
-        sound = jnp.isfinite(tree.norm(updates))
+        losses_fn = checks.sample_losses(losses_fn, losses, params)
 
-        def finish(result: jax.Array, like: jax.Array) -> jax.Array:
-            return jnp.where(sound, result.astype(jnp.result_type(like)), jnp.nan)
+        def gradient_of_the_most_sensitive(point: optax.Params) -> optax.Updates:
+            before = losses_fn(params) if losses is None else losses
+            after, pullback = jax.vjp(losses_fn, point)
+            weights = _weights_of_the_most_sensitive(after - before, gamma)
+            return pullback(weights.astype(after.dtype))[0]
 
-        return jax.tree.map(finish, gradient, updates), state
+        extra_args |= {"value_fn": None, "grad_fn": gradient_of_the_most_sensitive}
+        return perturbed.update(updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(perturbed.init, update_fn)
 
 
 def _weights_of_the_most_sensitive(rise: jax.Array, gamma: Any) -> jax.Array:

@@ -1,5 +1,7 @@
 """A sharpness-aware step whose direction is used again (LookSAM)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +47,8 @@ def look_sam(
     decides outside.
 
     Args:
-      rho: the length of the ascent, as in `sam`; published 0.1.
+      rho: the length of the ascent, at least 0; a number, which may be traced, or a schedule;
+        published 0.1.
       alpha: :math:`\alpha`, any real number; published 0.7. May be traced.
       every: the number of steps from one SAM step to the next, at least 1, the first step included;
         published 5 to 10. 1 is `sam`. May be traced.
@@ -64,6 +67,8 @@ def look_sam(
       >>> params = jnp.array([1.0, 1.0])
       >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
       >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+      >>> print([f"{u:.3f}" for u in updates])
+      ['-0.205', '-0.878']
 
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
@@ -71,7 +76,7 @@ def look_sam(
     """
     checks.real("alpha", alpha)
     checks.integer("every", every, 1)
-    sam(rho)  # for its errors
+    checks.real("rho", rho, minimum=0.0, schedule=True)
     gate = every_nth(every)
 
     def init_fn(params: optax.Params) -> LookSamState:
@@ -99,7 +104,8 @@ def look_sam(
             gradient, _ = climber.update(
                 updates, climber.init(params), params, count_gradients=counter, **extra_args
             )
-            return gradient, counter.total, _orthogonal_direction(gradient, updates, orthogonal)
+            further = jnp.asarray(counter.total, jnp.int32)
+            return gradient, further, _orthogonal_direction(gradient, updates, orthogonal)
 
         def reuse(orthogonal: Any) -> tuple[Any, jax.Array, Any]:
             gradient = tree.combine(1.0, updates, alpha * tree.norm(updates), orthogonal)
