@@ -1,4 +1,4 @@
-"""SGD, SAM and XSAM on handwritten digits, 40 % of whose training labels are wrong.
+"""SGD, SAM, XSAM and their family on handwritten digits, 40 % of whose training labels are wrong.
 
     make demo        (or: python -m examples.01_noisy_digits; --help lists the options)
 

@@ -79,7 +79,7 @@ def read_config(argv: list[str] | None, description: str) -> Config:
     add = parser.add_argument
     methods = f"methods, or all [{' '.join(default.methods)}]"
     add("--method", metavar="NAME", type=_method, help=methods, **several)
-    rho = f"radii of every method [{rhos}, times what suits the method]"
+    rho = f"radii, taken as they are [{rhos}, times what suits the method]"
     add("--rho", metavar="R", type=radius, help=rho, **several)
     add("--rho-max", metavar="R", type=radius, help="radius of XSAM's probes [2 rho]")
     steps = "ascent steps of length rho, where the method can take several [1]"

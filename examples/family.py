@@ -50,7 +50,7 @@ class Method(NamedTuple):
 
 
 def path_sum(alias: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
-    """Returns the row of a method that sums over at least two ascent steps, as long as one."""
+    """Returns the row of a method that sums over at least two ascent steps, each of length rho."""
 
     def make(rho: Any, training: Training) -> optax.GradientTransformation:
         return alias(rho, max(2, training.steps), include_first=include_first)

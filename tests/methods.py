@@ -10,7 +10,7 @@ import optax
 
 import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
-from xsam_jax.descent import record
+from xsam_jax.descent import DIAGNOSTICS, record
 from xsam_jax.gating import bernoulli, every, gated, gradient_norm
 
 
@@ -45,6 +45,7 @@ class Method:
 _XSAM = {"rho": 0.3, "rho_max": 0.6, "probe_every": 2, "alpha_max": 3.0}
 _XSAM_STATIC = ("steps", "num_alphas", "probe_batch_size")
 _KEY = jax.random.key(3)
+WITHOUT_RISE = {name: fn for name, fn in DIAGNOSTICS.items() if name != "loss_rise"}
 
 
 def every_other_sam(rho):
@@ -61,7 +62,8 @@ def adaptive_sam(rho):
 
 def recorded_sam(rho):
     ascent = optax.chain(normalize(), scale_by_radius(rho))
-    return xsam_jax.sharpness_aware(ascent, record())
+    # Not the rise of the loss, which is NaN where the caller does not tell its start.
+    return xsam_jax.sharpness_aware(ascent, record(WITHOUT_RISE))
 
 
 METHODS = {

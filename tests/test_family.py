@@ -142,6 +142,7 @@ METHODS = [
     ("friendly_asam", {"rho": 1.0}),
     ("friendly_asam", {"rho": RHO, "eta": 0.2, "mask": weights, **FRIENDLY}),
     ("friendly_asam", {"rho": RHO, "eta": 0.2, **FRIENDLY, **OFFICIAL}),
+    ("friendly_asam", {"rho": RHO, "eta": 0.0, **FRIENDLY, **OFFICIAL}),  # the official code
     ("vasso", {"rho": RHO, "theta": 0.3}),
     ("wsam", {"rho": RHO, "gamma": 0.8}),
     ("gradient_norm_penalty", {"rho": RHO, "alpha": 0.6}),
@@ -302,14 +303,17 @@ def test_decoupled_wsam_corrects_outside_of_the_inner_optimizer(rate):
 
 
 def factors_of_subset(beta, **convention):
-    """Mask / beta of every training step, one row each."""
-    tx, ones = ascent.random_subset(beta, KEY, **convention), jax.tree.map(jnp.ones_like, PARAMS)
-
-    def step(state, _):
-        factors, state = tx.update(ones, state, PARAMS)
-        return state, ravel_pytree(factors)[0]
-
-    return np.asarray(jax.lax.scan(step, tx.init(PARAMS), length=NUM_STEPS)[1])
+    """Mask / beta of every training step, one row each: a key for each step, then for each leaf."""
+    rows = []
+    for t in range(NUM_STEPS):
+        row = []
+        for index, leaf in enumerate(jax.tree.leaves(PARAMS)):
+            key = jax.random.fold_in(jax.random.fold_in(KEY, t), index)
+            shape = () if convention == OFFICIAL else leaf.shape
+            mask = jax.random.bernoulli(key, np.float32(beta), shape)
+            row.append(np.broadcast_to(mask, leaf.shape).ravel() / beta)
+        rows.append(np.concatenate(row))
+    return np.stack(rows)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +332,8 @@ def test_esam_is_its_published_formula(beta, gamma, num_selected, convention):
     assert set(algorithm.num_selected) == {num_selected}
     assert_same(run(xsam_jax.esam(RHO, beta, gamma, KEY, **convention))[0], expected)
     assert (distance(expected[-1], expect(SAM)[-1]) > 1e-3) == (beta < 1 or num_selected < 8)
+    other_key = run(xsam_jax.esam(RHO, beta, gamma, jax.random.key(9), **convention))[0]
+    assert (distance(other_key[-1], expected[-1]) > 1e-3) == (beta < 1)
 
 
 # Gates: the library's, and the decision of the reference at step t with the gradient g.

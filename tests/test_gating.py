@@ -86,6 +86,36 @@ def test_an_array_may_be_the_decision():
         assert state.gradient_evaluations == 1 + sharp
 
 
+@pytest.mark.parametrize("gate", [every(2), bernoulli(0.5, KEY)], ids=["every", "bernoulli"])
+def test_vmap_with_an_unbatched_count_keeps_the_conditional(gate):
+    tx = gated(xsam_jax.sam(0.2), gate)
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), problems.network.make_params())
+    axes = optax.tree.set(jax.tree.map(lambda _: 0, tx.init(params)), count=None)
+    for in_axes, kept in ((axes, True), (0, False)):
+        opt_state = jax.vmap(tx.init, out_axes=in_axes)(params)
+        step = jax.vmap(functools.partial(train_step, tx), (0, in_axes), (0, in_axes))
+        assert ("cond[" in str(jax.make_jaxpr(step)(params, opt_state))) == kept
+
+
+def test_a_line_search_goes_with_the_decision_of_the_host():
+    """It refuses arguments that it does not know, so these are bound to the transform."""
+
+    def bind(tx, **extra_args):
+        return optax.GradientTransformationExtraArgs(
+            tx.init, functools.partial(tx.update, **extra_args)
+        )
+
+    sam = gated(xsam_jax.sam(0.2), every(2))
+    params = problems.network.make_params()
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
+    value, grad = jax.value_and_grad(LOSS)(params)
+    extra_args = {"value_fn": LOSS, "value": value, "grad": grad}
+    for decision, evaluations in ((True, 2), (False, 1)):
+        tx = optax.chain(bind(sam, sharp=decision), optax.scale(-1.0), search)
+        _, state = tx.update(grad, tx.init(params), params, **extra_args)
+        assert state[0].gradient_evaluations == evaluations
+
+
 def test_a_random_gate_opens_as_often_as_it_says_and_not_in_a_pattern():
     decisions = jax.vmap(bernoulli(0.3, KEY))(jnp.arange(4000))
     # Four standard deviations of a mean of 4000 draws.

