@@ -19,7 +19,7 @@ from methods import METHODS, NAMES
 
 import xsam_jax
 from xsam_jax import gating, sam, tree, xsam
-from xsam_jax.ascent import normalize
+from xsam_jax.ascent import normalize, scale_by_radius
 
 ROOT = pathlib.Path(__file__).parent.parent
 FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -972,6 +972,44 @@ def update(tx, params):
         return tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
 
     return step, tx.init(params)
+
+
+PARTS = rows("in parts")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_method_is_made_of_the_parts_that_the_table_says(name):
+    numbers = {"rho": 0.3, "rho_max": 0.5, "alpha": 0.4, "gamma": 0.6, "beta": 0.1, "eta": 0.1}
+    numbers |= {"decay": 0.6, "sigma": 0.7, "theta": 0.4}
+    numbers |= {"gradient_rho": 0.3, "beta_0": 0.5, "beta_1": 0.7}
+    _, directions, descents = PARTS[name].values()
+
+    def parts(cell, rooms):
+        calls = re.findall(r"`(\w+\(.*?\))`", cell)
+        return [eval(call, {**vars(rooms), **numbers}) for call in calls]
+
+    climb = parts(directions, xsam_jax.ascent) or [normalize()]
+    tx = xsam_jax.sharpness_aware(
+        optax.chain(*climb, scale_by_radius(numbers["rho"])),
+        optax.chain(*parts(descents, xsam_jax.descent)),
+        steps=2 if name in ("msam", "lsam") else 1,
+    )
+    alias = getattr(xsam_jax, name)
+    known = numbers | {"steps": 2} if name in ("msam", "lsam") else numbers
+    arguments = {k: known[k] for k in inspect.signature(alias).parameters if k in known}
+    results = []
+    for transform in (tx, alias(**arguments)):
+        params = jnp.array([1.0, -0.5, 0.25])
+        state = transform.init(params)
+        for _ in range(2):
+            update, state = transform.update(jax.grad(bowl)(params), state, params, value_fn=bowl)
+            params = params - 0.1 * update
+        results.append(params)
+    np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_the_parts_of_every_method_are_told():
+    assert set(PARTS) == NAMES - {"sam", "look_sam", "esam", "decoupled_wsam"}
 
 
 @recipe("Any ascent with any descent")
