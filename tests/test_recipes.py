@@ -991,7 +991,7 @@ def test_a_method_is_made_of_the_parts_that_the_table_says(name):
     climb = parts(directions, xsam_jax.ascent) or [normalize()]
     tx = xsam_jax.sharpness_aware(
         optax.chain(*climb, scale_by_radius(numbers["rho"])),
-        optax.chain(*parts(descents, xsam_jax.descent)),
+        optax.chain(*parts(descents, xsam_jax.descent) or [optax.identity()]),
         steps=2 if name in ("msam", "lsam") else 1,
     )
     alias = getattr(xsam_jax, name)
