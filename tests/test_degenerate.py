@@ -10,7 +10,6 @@ from methods import METHODS
 
 import xsam_jax
 from xsam_jax import tree
-from xsam_jax.ascent import ema_of_gradients, subtract_ema
 from xsam_jax.descent import match_norm, search, slerp, slerp_to_maximum
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -112,18 +111,6 @@ def test_a_bad_clean_gradient_leaves_no_trace_in_the_state(method, bad):
     assert jnp.isnan(psi) or psi == 0.0, "psi is of the last step, and not read by the next"
     updates, state = update_with(method, state=state)
     chex.assert_tree_all_finite((updates, state))
-
-
-@pytest.mark.parametrize(
-    "tx", [subtract_ema(0.5, convention="official"), ema_of_gradients(0.1)], ids=["F-SAM", "VaSSO"]
-)
-def test_an_average_starts_with_the_first_gradient_that_is_finite(tx):
-    state = tx.init(START)
-    _, state = tx.update(jnp.full(3, jnp.inf), state)
-    gradient = jnp.array([1.0, 2.0, 3.0])
-    result, state = tx.update(gradient, state)
-    np.testing.assert_array_equal(result, gradient)
-    np.testing.assert_array_equal(state.average, gradient)
 
 
 @every_method

@@ -298,20 +298,20 @@ def test_every_method_of_the_library_has_a_name():
     assert set(FAMILY) == functions | {"sgd", "msam+", "lsam+"}
 
 
-GRADIENTS = dict.fromkeys(FAMILY, 2.0) | {
+GRADIENTS = {
     "sgd": 1.0,
-    "msam": 3.0,
-    "msam+": 3.0,
-    "lsam": 3.0,
+    "gsam": 2.0,
     "lsam+": 3.0,
-    "cr_sam": 3.0,
     "gam": 4.0,
     "look_sam": 1.2,
+    "esam": 2.0,
+    "decoupled_wsam": 2.0,
 }
 
 
-@pytest.mark.parametrize("method", FAMILY)
-def test_digits_trains_with_every_method(method):
+# One of each kind; that all names make what they say is the test below.
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_digits_trains_with_every_kind_of_method(method):
     config = digits.Config(rhos=(0.1,), seeds=(0,), epochs=2)
     (setting,) = digits.settings(method, config)
     key, data = jax.random.key(0), digits.load_data(config, 0)

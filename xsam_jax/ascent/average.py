@@ -13,7 +13,7 @@ class GradientAverageState(NamedTuple):
     """An exponential moving average of gradients.
 
     Attributes:
-      count: the number of gradients in the average, int32 scalar.
+      count: the number of training steps, int32 scalar.
       average: the average, float32 (float64 under x64), with the structure of the parameters.
     """
 
@@ -138,7 +138,8 @@ def _advance(
 ) -> GradientAverageState:
     # One NaN would stay in the average for good, and no apply_if_finite could help.
     sound = jnp.isfinite(tree.norm(updates))
-    count = jnp.where(sound, optax.safe_increment(state.count), state.count)
+    # Of all steps, not of sound ones alone: under vmap over seeds one count serves all.
+    count = optax.safe_increment(state.count)
     return GradientAverageState(count, _where(sound, average, state.average))
 
 
