@@ -40,9 +40,7 @@ def memory(name, step_name):
     return compiled(name, step_name).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    ("step_name", "gradients"), [("sam", 2), ("slerp_sam", 2), ("sam, three steps", 4)]
-)
+@pytest.mark.parametrize(("step_name", "gradients"), [("slerp_sam", 2), ("sam, three steps", 4)])
 def test_a_step_computes_little_beside_its_gradients(step_name, gradients):
     assert flops("resnet", step_name) <= 1.02 * gradients * flops("resnet", "gradient")
     assert flops("resnet", step_name) >= 0.98 * gradients * flops("resnet", "gradient")
@@ -51,12 +49,9 @@ def test_a_step_computes_little_beside_its_gradients(step_name, gradients):
 @pytest.mark.parametrize(
     ("name", "step_name"),
     [
-        *(
-            (name, step_name)
-            for name in ("resnet", "vit", "mlp")
-            for step_name in ("sam", "xsam, grid")
-        ),
-        ("mlp", "xsam, section"),
+        ("resnet", "xsam, grid"),
+        ("vit", "xsam, grid"),
+        *(("mlp", step_name) for step_name in ("sam", "xsam, grid", "xsam, section")),
     ],
 )
 def test_a_whole_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(name, step_name):

@@ -480,11 +480,8 @@ class Pair(NamedTuple):
 def containers():
     weight, bias = make_params()["weight"], make_params()["bias"]
     return {
-        "list": [weight, bias],
         "NamedTuple": Pair(weight, bias),
-        "nested": {"a": {"b": [weight]}, "c": (bias,)},
-        "None": {"a": weight, "b": None, "c": bias},
-        "empty": {"a": weight, "b": {}, "c": bias, "d": jnp.zeros((0, 3))},
+        "nested": {"a": {"b": [weight]}, "c": (bias, None), "d": {}, "e": jnp.zeros((0, 3))},
         "nnx.State": nnx.State({"a": nnx.Param(weight), "b": nnx.Param(bias)}),
         "pure nnx.State": nnx.as_pure(nnx.State({"a": nnx.Param(weight), "b": nnx.Param(bias)})),
     }

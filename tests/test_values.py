@@ -1,4 +1,4 @@
-"""Every method against a flat float64 transcription of its formula, for one step and for thirty."""
+"""SAM and XSAM against a flat float64 transcription of their formulas, step by step for thirty."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ RADII = {"k=1": [0.3], "k=2": [0.15, 0.15], "k=3": [0.1, 0.1, 0.1], "per step": 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def run(tx, problem, num_steps=NUM_STEPS):
-    """The parameters, flat, and every alpha on the way."""
+def run(tx, problem):
+    """The parameters, flat, after every step, and every alpha on the way."""
     tx = optax.chain(tx, optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
 
     def step(carry, _):
@@ -28,18 +28,24 @@ def run(tx, problem, num_steps=NUM_STEPS):
         grads = jax.grad(problem.loss)(params)
         updates, opt_state = tx.update(grads, opt_state, params, value_fn=problem.loss)
         alpha = optax.tree.get(opt_state, "alpha", jnp.nan)
-        return (optax.apply_updates(params, updates), opt_state), alpha
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), (jax.flatten_util.ravel_pytree(params)[0], alpha)
 
     params = problem.make_params(jnp.result_type(float))
-    (params, _), alphas = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
-    return np.asarray(jax.flatten_util.ravel_pytree(params)[0]), np.asarray(alphas)
+    return jax.lax.scan(step, (params, tx.init(params)), length=NUM_STEPS)[1]
 
 
-def expect(gradient_of_step, problem, num_steps=NUM_STEPS):
+def expect(gradient_of_step, problem):
+    """The reference's parameters after every step."""
     theta, loss, grad, _ = problems.flatten(problem)
-    return reference.momentum_sgd(
-        theta, lambda t: gradient_of_step(t, loss, grad), LEARNING_RATE, MOMENTUM, num_steps
-    )
+    visited = []
+
+    def gradient(theta):
+        visited.append(theta)
+        return gradient_of_step(theta, loss, grad)
+
+    end = reference.momentum_sgd(theta, gradient, LEARNING_RATE, MOMENTUM, NUM_STEPS)
+    return np.stack([*visited[1:], end])
 
 
 def rho_argument(radii):
@@ -47,32 +53,32 @@ def rho_argument(radii):
     return radii[0] if len(set(radii)) == 1 else tuple(radii)
 
 
-@pytest.mark.parametrize("num_steps", [1, NUM_STEPS])
 @pytest.mark.parametrize("radii", RADII.values(), ids=RADII)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_sam_is_the_published_formula(problem, radii, num_steps):
+def test_sam_is_the_published_formula(problem, radii):
     tx = xsam_jax.sam(rho_argument(radii), steps=len(radii))
-    params, _ = run(tx, problem, num_steps)
-    expected = expect(
-        lambda theta, loss, grad: reference.sam_gradient(theta, grad, radii), problem, num_steps
-    )
+    params, _ = run(tx, problem)
+    expected = expect(lambda theta, loss, grad: reference.sam_gradient(theta, grad, radii), problem)
     np.testing.assert_allclose(params, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("between", ["displacement", "first"])
-@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.75, 3.0])
 @pytest.mark.parametrize("radii", RADII.values(), ids=RADII)
-def test_slerp_sam_is_the_published_formula(radii, alpha, between):
-    tx = xsam_jax.slerp_sam(rho_argument(radii), alpha, steps=len(radii), between=between)
-    params, _ = run(tx, problems.network)
-    expected = expect(
-        lambda *args: reference.slerp_sam_gradient(*args, radii, alpha, between=between),
-        problems.network,
-    )
-    np.testing.assert_allclose(params, expected, rtol=1e-9)
+def test_slerp_sam_is_the_published_formula(radii, between):
+    def run_with(alpha):
+        tx = xsam_jax.slerp_sam(rho_argument(radii), alpha, steps=len(radii), between=between)
+        return run(tx, problems.network)[0]
+
+    alphas = [-1.0, 0.0, 0.75, 3.0]
+    for alpha, params in zip(alphas, jax.vmap(run_with)(jnp.array(alphas)), strict=True):
+
+        def gradient(*args, alpha=alpha):
+            return reference.slerp_sam_gradient(*args, radii, alpha, between=between)
+
+        np.testing.assert_allclose(params, expect(gradient, problems.network), rtol=1e-9)
 
 
-def check_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last", **kwargs):
+def check_xsam(problem, radii, probe_every=1, scale="last", **kwargs):
     tx = xsam_jax.xsam(
         rho_argument(radii),
         RHO_MAX,
@@ -82,7 +88,7 @@ def check_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last",
         scale=scale,
         **kwargs,
     )
-    params, alphas = run(tx, problem, num_steps)
+    params, alphas = run(tx, problem)
     algorithm = reference.Xsam(radii, RHO_MAX, probe_every, ALPHA_MAX, scale=scale)
     expected_alphas = []
 
@@ -91,10 +97,10 @@ def check_xsam(problem, radii, num_steps=NUM_STEPS, probe_every=1, scale="last",
         expected_alphas.append(algorithm.alpha)
         return update
 
-    expected = expect(step, problem, num_steps)
+    expected = expect(step, problem)
     np.testing.assert_allclose(alphas, expected_alphas, rtol=1e-14)
     np.testing.assert_allclose(params, expected, rtol=1e-9)
-    return alphas
+    return expected_alphas
 
 
 @pytest.mark.parametrize("probe_every", [1, 5])
@@ -106,10 +112,9 @@ def test_xsam_is_algorithm_1(problem, radii, probe_every):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("num_steps", [1, NUM_STEPS])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_xsam_with_every_scale_is_algorithm_1(problem, scale, num_steps):
-    check_xsam(problem, RADII["per step"], num_steps, probe_every=5, scale=scale)
+def test_xsam_with_every_scale_is_algorithm_1(problem, scale):
+    check_xsam(problem, RADII["per step"], probe_every=5, scale=scale)
 
 
 @pytest.mark.parametrize("search", ["grid", "section"])
