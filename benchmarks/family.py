@@ -1,4 +1,4 @@
-"""The tables on the whole family: what each method costs in gradients, and what a gate costs."""
+"""The tables on the family: what methods of two slots cost in gradients, and what a gate costs."""
 
 import functools
 from collections.abc import Callable
@@ -35,7 +35,7 @@ TRANSFORMS: dict[str, optax.GradientTransformationExtraArgs] = {
 
 
 def family(bench: Bench) -> str:
-    """Measures every method in units of a step of the base optimizer, which is one gradient."""
+    """Measures every method that does the same in each step, in units of a step without it."""
     header = ["", *(f"{name}: {what}" for name in bench.names for what in _COLUMNS)]
     columns = [_costs(bench, name) for name in bench.names]
     rows = [
@@ -44,7 +44,8 @@ def family(bench: Bench) -> str:
     return (
         f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: floating-point "
         "operations that XLA counts, and the median over pairs of neighboring runs. Copies: "
-        "temporary memory beyond that of the base step, in copies of the parameters."
+        "temporary memory beyond that of the base step, in copies of the parameters. `xsam`, whose "
+        "steps differ, is in the first table."
     )
 
 

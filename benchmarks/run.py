@@ -34,7 +34,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
 }
 
-# So many pairs that everything takes about 15 minutes on two cores.
+# So many pairs that everything takes about 25 minutes on two cores.
 ROUNDS = {"mlp": 40, "resnet": 12, "vit": 12}
 
 

@@ -60,6 +60,28 @@ def test_a_whole_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(n
     assert extra <= 2 * copy, f"{extra / copy:.2f} copies"
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_no_method_holds_the_activations_of_two_gradients(method):
+    def losses_fn(params):
+        x = jnp.linspace(-1.0, 1.0, 16_000).reshape(2000, 8)
+        for _ in range(4):
+            x = jnp.tanh(x @ params)
+        return jnp.mean(x**2, axis=1)
+
+    def value_fn(params):
+        return losses_fn(params).mean()
+
+    losses = {"losses_fn": losses_fn} if method.sample_losses else {"value_fn": value_fn}
+    tx, params = method.make(), 0.5 * jnp.eye(8)
+    gradient = jax.jit(jax.grad(value_fn)).lower(params)
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p, **losses))
+    memory_of_gradient, memory_of_step = (
+        lowered.compile().memory_analysis().temp_size_in_bytes
+        for lowered in (gradient, step.lower(params, tx.init(params), params))
+    )
+    assert memory_of_step < 1.5 * memory_of_gradient
+
+
 def loss_fn(params):
     return jnp.sum(jnp.geomspace(0.2, 5.0, 1000) * params**2)
 

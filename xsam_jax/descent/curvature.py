@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
@@ -57,7 +58,10 @@ def add_curvature(
         del extra_args
         path = checks.ascent_path("add_curvature", path, params)
         grad_fn = checks.present(grad_fn, "grad_fn is missing: sharpness_aware passes it on")
-        opposite = optax.apply_updates(params, tree.scale(-1.0, path.displacement))
+        # The factor is -1, but makes the second gradient wait for the first. Else XLA takes both at
+        # once, and holds the activations of both; a barrier does not keep it from that on CPU.
+        factor = jnp.where(jnp.isfinite(tree.norm(updates)), -1.0, jnp.nan)
+        opposite = optax.apply_updates(params, tree.scale(factor, path.displacement))
         plus, minus = updates, grad_fn(opposite)
         first = tree.combine(1.0, plus, -1.0, minus)
         second = tree.combine(1.0, tree.total([plus, minus]), -2.0, path.first_gradient)
