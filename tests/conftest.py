@@ -1,5 +1,6 @@
 """Strict numerics for every test, and one compilation cache for the whole run."""
 
+import gc
 import os
 import pathlib
 
@@ -14,6 +15,9 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Most of the time goes into tracing small programs, to which these two add a fifth.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

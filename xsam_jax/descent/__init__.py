@@ -12,6 +12,7 @@ from xsam_jax.descent.flatness import gradient_norm_aware
 from xsam_jax.descent.mixture import mix_first, subtract_orthogonal, sum_of_path
 from xsam_jax.descent.norm import SCALES, match_norm
 from xsam_jax.descent.slerp import SlerpToMaximumState, slerp, slerp_to_maximum
+from xsam_jax.descent.stateless import stateless
 
 __all__ = [
     "DIAGNOSTICS",
@@ -25,6 +26,7 @@ __all__ = [
     "record",
     "slerp",
     "slerp_to_maximum",
+    "stateless",
     "subtract_orthogonal",
     "sum_of_path",
 ]

@@ -1,12 +1,11 @@
 """Linear combinations of the gradients seen on the way."""
 
-from typing import Any
-
 import jax
 import optax
 
 from xsam_jax import checks, tree
 from xsam_jax.base import AscentPath
+from xsam_jax.descent.stateless import stateless
 
 
 def mix_first(
@@ -40,20 +39,11 @@ def mix_first(
     """
     checks.real("weight", weight)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        path: AscentPath | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args
-        path = checks.ascent_path("mix_first", path, params)
+    def mixture(updates: optax.Updates, path: AscentPath) -> optax.Updates:
         first = tree.unit(path.first_gradient) if normalize_first else path.first_gradient
-        return tree.combine(1.0 - weight, first, weight, updates), state
+        return tree.combine(1.0 - weight, first, weight, updates)
 
-    return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
+    return stateless("mix_first", mixture)
 
 
 def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -87,20 +77,11 @@ def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformatio
     """
     checks.real("alpha", alpha)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        path: AscentPath | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args
-        path = checks.ascent_path("subtract_orthogonal", path, params)
+    def difference(updates: optax.Updates, path: AscentPath) -> optax.Updates:
         orthogonal = tree.reject(path.first_gradient, updates)
-        return tree.combine(1.0, updates, -alpha, orthogonal), state
+        return tree.combine(1.0, updates, -alpha, orthogonal)
 
-    return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
+    return stateless("subtract_orthogonal", difference)
 
 
 def sum_of_path(
@@ -131,17 +112,8 @@ def sum_of_path(
       ICLR 2026, section 5.2
     """
 
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        path: AscentPath | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del updates, extra_args
-        path = checks.ascent_path("sum_of_path", path, params)
+    def total(updates: optax.Updates, path: AscentPath) -> optax.Updates:
         gradients = path.gradients if include_first else path.gradients[1:]
-        return tree.total([tree.unit(g) if normalize else g for g in gradients]), state
+        return tree.total([tree.unit(g) if normalize else g for g in gradients])
 
-    return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
+    return stateless("sum_of_path", total)

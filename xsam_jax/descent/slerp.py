@@ -9,6 +9,7 @@ import optax
 from xsam_jax import checks, tree
 from xsam_jax.base import AscentPath, ValueFn, at_count, value_at
 from xsam_jax.descent import search as alpha_search
+from xsam_jax.descent.stateless import stateless
 
 BETWEEN = ("displacement", "first")
 SEARCHES = ("grid", "section")
@@ -55,20 +56,11 @@ def slerp(
     checks.real("alpha", alpha)
     checks.choice("between", between, BETWEEN)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        path: AscentPath | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args
-        path = checks.ascent_path("slerp", path, params)
+    def direction(updates: optax.Updates, path: AscentPath) -> optax.Updates:
         start = path.displacement if between == "displacement" else path.first_gradient
-        return _Plane.spanned_by(start, updates).direction(jnp.asarray(alpha)), state
+        return _Plane.spanned_by(start, updates).direction(jnp.asarray(alpha))
 
-    return optax.GradientTransformationExtraArgs(optax.identity().init, update_fn)
+    return stateless("slerp", direction)
 
 
 class SlerpToMaximumState(NamedTuple):
