@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -148,28 +148,30 @@ def transformation(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an optax.GradientTransformation, got {value!r}")
 
 
+def has_node(tree: Any, condition: Callable[[Any], bool]) -> bool:
+    """Returns whether any node of `tree`, leaf or not, meets `condition`."""
+    return any(condition(node) for node in jax.tree.leaves(tree, is_leaf=condition))
+
+
 def parameters(params: Any) -> None:
     """Raises where `params` has leaves without a real gradient, or was cut by a mask."""
-    nodes: list[Any] = jax.tree.leaves(
-        params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-    )
-    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+    if has_node(params, lambda node: isinstance(node, optax.MaskedNode)):
         raise ValueError(
             "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all "
             "parameters, so it stands outside optax.masked and optax.partition. Write "
             "optax.chain(xsam(...), optax.partition(...)); to perturb a subset only, mask inside "
             "the ascent"
         )
-    for node in nodes:
-        dtype = getattr(node, "dtype", np.float32)
+    for leaf in jax.tree.leaves(params):
+        dtype = getattr(leaf, "dtype", np.float32)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
-                f"params has a complex leaf, {dtype}{list(node.shape)}: "
+                f"params has a complex leaf, {dtype}{list(leaf.shape)}: "
                 "split it into real and imaginary parts"
             )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params has a leaf without gradient, {dtype}{list(node.shape)}: "
+                f"params has a leaf without gradient, {dtype}{list(leaf.shape)}: "
                 "close value_fn over it, and keep it out of params"
             )
 
@@ -225,12 +227,7 @@ def scalar_result(name: str, value: Any) -> None:
 
 def returns_gradients(name: str, state: Any) -> None:
     """Raises where `state` is that of a method which returns an update in place of a gradient."""
-
-    def is_optimizer(node: Any) -> bool:
-        return getattr(node, "returns_updates", False)
-
-    nodes: list[Any] = jax.tree.leaves(state, is_leaf=is_optimizer)
-    if any(is_optimizer(node) for node in nodes):
+    if has_node(state, lambda node: getattr(node, "returns_updates", False)):
         raise TypeError(
             f"{name} must not have decoupled_wsam inside: it is an optimizer, not a gradient "
             "transformation in front of one. Write wsam, the coupled form"

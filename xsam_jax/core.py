@@ -178,12 +178,8 @@ def sharpness_aware(
 def _slot_state(
     name: str, slot: optax.GradientTransformation, params: optax.Params
 ) -> optax.OptState:
-    def is_method(node: Any) -> bool:
-        return isinstance(node, SharpnessAwareState)
-
     state = slot.init(params)
-    nodes: list[Any] = jax.tree.leaves(state, is_leaf=is_method)
-    if any(is_method(node) for node in nodes):
+    if checks.has_node(state, lambda node: isinstance(node, SharpnessAwareState)):
         raise TypeError(
             f"{name} must be one slot of a method, got a whole method: for asam(rho) as the ascent "
             "write optax.chain(scale_by_magnitude(), scale_by_radius(rho)), both of "
