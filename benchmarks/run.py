@@ -21,7 +21,7 @@ import optax
 # Run as a script, the repository is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import family, search, tables
+from benchmarks import family, search, tables, trainer
 from benchmarks.models import MODELS, SIZES
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "search": ("Grid and section search", search.search),
     "family": ("The family", family.family),
     "gate": ("Gates", family.gate),
+    "trainer": ("An epoch of training", trainer.trainer),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
 }
 

@@ -16,7 +16,7 @@ RHOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained, and how; the command line sets the fields up to `epochs`, and `out`."""
+    """What is trained; all else is as for `digits` in examples/image_classification/presets."""
 
     methods: tuple[str, ...] = ("sgd", "sam", "xsam")
     rhos: tuple[float, ...] | None = None  # None is RHOS, at the scale of the method
@@ -25,19 +25,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the wrong labels, the weights and the batches
     epochs: int = 60
     noise: float = 0.4  # share of wrong training labels
-    train_size: int = 1000
-    validation_size: int = 297  # which leaves 500 images for the test
-    batch_size: int = 64
-    learning_rate: float = 0.05  # at the start; falls as a cosine
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    alpha_max: float = 4.0
-    num_alphas: int = 41
     out: Path = Path("runs/noisy_digits")
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.train_size // self.batch_size
 
 
 class Setting(NamedTuple):

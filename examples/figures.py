@@ -119,16 +119,31 @@ def alpha_and_psi(alphas: np.ndarray, psis: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def probed_loss(alphas: np.ndarray, losses: np.ndarray, found: np.ndarray, title: str) -> Figure:
-    """Draws losses of shape (epochs, alphas) over alpha at a few epochs, and what was found."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 2.4))
-    for epoch in np.unique(np.linspace(0, len(losses) - 1, 4).astype(int)):
-        color = plt.get_cmap("viridis")(0.85 * epoch / len(losses))
-        below = losses[epoch] - losses[epoch].max()
-        axes.plot(alphas, below, color=color, label=f"{epoch + 1}")
-        axes.plot(found[epoch], np.interp(found[epoch], alphas, below), "o", color=color)
-    axes.axvline(1.0, color=COLORS["sam"], linestyle="--", linewidth=1)
-    axes.set_title(title, fontsize=8)
-    axes.set(xlabel="$\\alpha$ (dot: $\\alpha^*$; dashed: SAM)", ylabel="probed loss - its maximum")
-    axes.legend(title="epoch", loc="lower left")
+SPLITS = {"train": ("#555555", "-"), "validation": ("#0072B2", "-"), "test": ("#D55E00", "-")}
+
+
+def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws the metrics of one run over epochs: losses, accuracies, and of XSAM alpha* and psi."""
+    rows = ["loss", "accuracy"] + (["alpha"] if "alpha" in history[-1] else [])
+    figure, grid = plt.subplots(len(rows), figsize=(WIDTH, 1.5 * len(rows)), sharex=True)
+    for axes, row in zip(grid, rows, strict=True):
+        for split, (color, style) in SPLITS.items():
+            records = [record for record in history if f"{split}_{row}" in record]
+            # A single value, such as the test's after the last epoch, would be no line.
+            marker = {"marker": "o"} if len(records) == 1 else {}
+            points = zip(*((r["epoch"], r[f"{split}_{row}"]) for r in records), strict=True)
+            if records:
+                axes.plot(*points, color=color, linestyle=style, label=split, **marker)
+        axes.set_ylabel({"loss": "loss", "accuracy": "accuracy (%)", "alpha": "$\\alpha^*$"}[row])
+        axes.margins(x=0.02)
+    if "alpha" in rows:
+        alphas, psis = ([record[name] for record in history] for name in ("alpha", "psi"))
+        epochs = [record["epoch"] for record in history]
+        axes.plot(epochs, alphas, color=COLORS["xsam"], label="$\\alpha^*$")
+        degrees = axes.twinx()
+        degrees.plot(epochs, np.degrees(psis), color=COLORS["sam"], linestyle="--", label="$\\psi$")
+        degrees.set_ylabel("$\\psi$ (°), dashed")
+    grid[0].legend()
+    grid[-1].set_xlabel("epoch")
+    figure.align_ylabels()
     return figure

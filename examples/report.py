@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from examples.config import Config, Setting
+from examples.image_classification.presets import DIGITS
 
 Results = dict[Setting, dict[str, np.ndarray]]  # what training one model returns, over seeds
 COLLAPSED = 20  # percent; guessing gives 10
@@ -34,8 +35,9 @@ def report(results: Results, chosen: dict[str, Setting], config: Config) -> None
         runs = results[setting]
         print(f"  {setting!s:{width}} {spread(runs['test'])}  {runs['gradients'].mean():4.2f}")
     if "xsam" in chosen:
-        probe = f"{config.num_alphas} forward passes once an epoch"
-        print(f"\n  XSAM's probes come on top: {probe}, {config.batches_per_epoch} steps")
+        probe = f"{DIGITS['num_alphas']} forward passes once an epoch"
+        steps = DIGITS["train_size"] // DIGITS["batch_size"]
+        print(f"\n  XSAM's probes come on top: {probe}, {steps} steps")
     print(end="\n" if len(chosen) > 1 else "")
     print_comparisons({name: results[setting]["test"] for name, setting in chosen.items()})
     for setting, runs in results.items():

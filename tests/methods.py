@@ -136,4 +136,24 @@ METHODS = {
     "sam where the gradient is long": Method(adaptive_sam, {"rho": 0.3}, counts_sharp_steps=True),
     "sam, recorded": Method(recorded_sam, {"rho": 0.3}),
 }
+# For what depends on how a method is built, not on what it computes: transformations of JAX and
+# Optax around it, and containers. A test in test_protocol.py holds that no kind of state lacks.
+REPRESENTATIVES = {
+    name: METHODS[name]
+    for name in (
+        "sam",  # no state; as all whose descent only adds gradients: slerp, wsam, gsam, msam, ...
+        "asam, two steps",  # an ascent that reads the parameters
+        "friendly_sam",  # an average in the ascent; as vasso and friendly_asam
+        "xsam, two steps",  # probes at once, in a conditional
+        "xsam, section, slope_max",  # probes one after the other, and further losses
+        "cr_sam",  # a gradient that waits for another
+        "gam",  # gradients at places of its own
+        "look_sam",  # a tree of parameters in the state, one conditional around the gradient
+        "esam",  # losses of samples, a draw for every leaf
+        "decoupled_wsam",  # an optimizer inside
+        "xsam at random",  # a conditional in a conditional
+        "sam where the gradient is long",  # a gate with a state
+        "sam, recorded",  # scalars of the descent in the state
+    )
+}
 NAMES = {n for n in (*xsam_jax.alias.__all__, *xsam_jax.wrappers.__all__) if n.islower()}

@@ -86,14 +86,6 @@ def ns(heading):
     return unchanged(heading)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    # Nearly all of the time goes into compiling programs that run for milliseconds.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

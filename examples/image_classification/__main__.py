@@ -1,0 +1,47 @@
+"""`python -m examples.image_classification --help`."""
+
+import sys
+
+from absl import logging
+
+from examples.image_classification.command_line import PROGRAM, read_config
+from examples.image_classification.config import run_folder
+from examples.image_classification.devices import initialize_distributed, is_main
+from examples.image_classification.progress import Stopped
+from examples.image_classification.run_folder import TrainingError
+from examples.image_classification.train import prepare, train_prepared
+
+STOPPED = 143  # as the shell says of a process that SIGTERM ended
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains; returns the exit status, and says in one line what was wrong."""
+    logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks of what is said in one line
+    try:
+        config = read_config(sys.argv[1:] if arguments is None else arguments)
+        if config.distributed:
+            initialize_distributed()
+        run = prepare(config)
+    except (ValueError, OSError) as error:
+        return _fail(2, error)
+    try:
+        history = train_prepared(run)
+    except TrainingError as error:
+        return _fail(1, error)
+    except Stopped as stopped:
+        return _fail(STOPPED, stopped)
+    if is_main():
+        last = history[-1]
+        accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
+        print(f"{run_folder(config)}: {', '.join(accuracies).replace('_accuracy', '')}")
+    return 0
+
+
+def _fail(status: int, error: Exception) -> int:
+    if is_main():
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

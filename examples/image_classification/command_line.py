@@ -1,0 +1,97 @@
+"""The command line of the trainer: an option for each field of `Config`."""
+
+import difflib
+import math
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tyro
+
+from examples.family import METHODS
+from examples.image_classification.config import Config
+from examples.image_classification.data import DATASETS
+from examples.image_classification.models import MODELS
+from examples.image_classification.presets import PRESETS, settings_for
+
+PROGRAM = "image_classification"
+CHOICES: dict[str, Iterable[str]] = {
+    "preset": PRESETS,
+    "dataset": DATASETS,
+    "model": MODELS,
+    "method": METHODS,
+}
+
+
+def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= low, f"at least {low}"
+
+
+def _share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
+    *((name, *_at_least(0)) for name in ("seed", "validation_size", "warmup_epochs")),
+    *((name, *_at_least(1)) for name in ("train_size", "ascent_steps", "probe_every", "epochs")),
+    *((name, *_at_least(1)) for name in ("batch_size", "steps_per_dispatch")),
+    *((name, *_at_least(1)) for name in ("checkpoint_every", "evaluate_every")),
+    *((name, *_at_least(0)) for name in ("weight_decay",)),
+    *((name, *_at_least(2)) for name in ("num_alphas",)),
+    *((name, _share, "at least 0 and below 1") for name in ("label_noise", "label_smoothing")),
+    ("momentum", _share, "at least 0 and below 1"),
+    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("learning_rate", "alpha_max")),
+    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("rho", "rho_max")),
+]
+
+
+def read_config(arguments: list[str]) -> Config:
+    """Reads the command line; the defaults depend on the preset, data set, model and method.
+
+    Raises:
+      ValueError: an argument is wrong.
+      SystemExit: the help or a list was asked for, or a value cannot be parsed.
+    """
+    # Twice: what is published for the choices is the default of all else.
+    asked = [argument for argument in arguments if argument not in ("-h", "--help")]
+    chosen = _parse(asked, Config())
+    for name, names in CHOICES.items():
+        if getattr(chosen, name) == "list":
+            print("\n".join(names))
+            sys.exit()
+        check_choice(name, getattr(chosen, name), names)
+    settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)
+    config = _parse(arguments, Config(**{**settings, "preset": chosen.preset}))
+    check(config)
+    return config
+
+
+def _parse(arguments: list[str], default: Config) -> Config:
+    return tyro.cli(Config, prog=PROGRAM, args=arguments, default=default)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where a value is out of its range."""
+    for name, valid, description in RANGES:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{name} must be {description}, got {value}")
+    if config.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"warmup_epochs {config.warmup_epochs} must be fewer than the {config.epochs} epochs"
+        )
+    if METHODS[config.method].scale is not None and config.rho is None:
+        raise ValueError(f"{config.method} needs --rho, the length of its ascent")
+    if config.method.startswith("xsam") and config.rho_max is None:
+        raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")
+
+
+def check_choice(name: str, value: str | None, names: Iterable[str]) -> None:
+    """Raises ValueError where the value is none of the names."""
+    names = list(names)
+    if value is None or value in names:
+        return
+    near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listed = f"--{name} list shows all {len(names)}" if len(names) > 30 else ", ".join(names)
+    raise ValueError(f"unknown {name} {value!r}; {hint}valid: {listed}")

@@ -1,0 +1,82 @@
+"""What the trainer trains, and the command line that sets it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains an image classifier, or goes on with a run that was interrupted."""
+
+    preset: str | None = None
+    """A published setting by name, in place of the defaults below; `--preset list` lists them."""
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012."""
+    model: str = "mlp"
+    """As listed by `--model list`."""
+    method: str = "xsam"
+    """As listed by `--method list`."""
+    seed: int = 0
+    """Of the weights, the order of the images, augmentation, and which labels are wrong."""
+
+    data_dir: Path | None = None
+    """Where the data lie; None is $TFDS_DATA_DIR, else the library's own folder."""
+    train_size: int | None = None
+    """Train on so many of the training images; None is all that are not for validation."""
+    validation_size: int = 0
+    """So many training images are for validation; the test images then wait for the last epoch."""
+    label_noise: float = 0.0
+    """Share of training labels replaced by another class, at random."""
+    augmentation: tuple[str, ...] = ()
+    """In this order: crop, flip, cutout, resized_crop, erasing."""
+
+    rho: float | None = None
+    """Length of one ascent step."""
+    rho_max: float | None = None
+    """Radius of XSAM's probes."""
+    ascent_steps: int = 1
+    """Ascent steps an update, each of length rho, where the method can take several."""
+    probe_every: int | None = None
+    """Steps between XSAM's probes; None is an epoch."""
+    alpha_max: float = 2.0
+    """XSAM probes alpha from 0 to this."""
+    num_alphas: int = 21
+    """So many values of alpha."""
+    method_args: dict[str, str] = field(default_factory=dict, hash=False)
+    """What else the method takes, as in `--method-args decay 0.6`."""
+
+    epochs: int = 60
+    batch_size: int = 64
+    """Of all devices together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The base optimizer: SGD with weight decay in the gradient, or AdamW."""
+    learning_rate: float = 0.05
+    """At its peak; falls to 0 as a cosine."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-3
+    label_smoothing: float = 0.0
+    bf16: bool = False
+    """Compute in bfloat16; parameters, statistics and losses stay in float32."""
+
+    distributed: bool = False
+    """Join the processes of a TPU pod slice or cluster (`jax.distributed.initialize`)."""
+    fsdp: bool = False
+    """Shard parameters and optimizer state over the devices, in place of a copy on each."""
+    steps_per_dispatch: int | None = None
+    """Steps in a compiled call; None is 1 on CPU, where convolutions in loops are slow, else 50."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the last epoch and SIGTERM save one, too."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+    out: Path | None = None
+    """Where the run is kept; None is runs/<preset, or dataset-model-method>/seed<seed>."""
+
+
+def run_folder(config: Config) -> Path:
+    """Returns the folder of a run."""
+    name = config.preset or f"{config.dataset}-{config.model}-{config.method}"
+    return config.out or Path("runs") / name / f"seed{config.seed}"

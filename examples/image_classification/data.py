@@ -1,0 +1,294 @@
+"""The data sets by name: where they are read from, how they are split, and label noise.
+
+`load(config)` has all of it. Whole data sets are `Images`, in memory as bytes; of ImageNet the
+splits are a `Stream` each, whose `batches` yields `Images`. Both have been subjected to the same
+splits and the same label noise, and have the same mean, standard deviation and classes around them.
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from examples.image_classification.config import Config
+from examples.image_classification.streaming import Images, Stream
+
+_NOISE = 0x6E6F697365  # "noise", lest wrong labels go along with the order of the images
+
+
+class Dataset(NamedTuple):
+    """Images to train on and images to test on.
+
+    Attributes:
+        train: `Images`, or a `Stream`.
+        test: `Images`, or a `Stream`.
+        mean: of pixels between 0 and 1, a number per channel.
+        std: of pixels between 0 and 1, a number per channel.
+        num_classes: the number of labels.
+        image_shape: height, width and channels.
+        validation: `Images`, or a `Stream`, or None without `validation_size`.
+    """
+
+    train: Any
+    test: Any
+    mean: np.ndarray
+    std: np.ndarray
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    validation: Any = None
+
+
+class Source(NamedTuple):
+    """What is known of a data set before it is read.
+
+    Attributes:
+        read: maps its name and the data directory to all training images and all test images.
+        num_classes: the number of labels.
+        image_shape: height, width and channels.
+        mean: what is subtracted from pixels between 0 and 1: that of the training images.
+        std: what they are divided by: their standard deviation, over all pixels.
+    """
+
+    read: Callable[[str, Path], tuple[Any, Any]]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load(config: Config) -> Dataset:
+    """Returns a data set as the config wants it: its size, validation images and label noise.
+
+    A fixed shuffle of the training images, the same for every seed, has the images to train on
+    at its head, so that a smaller `train_size` takes a part of a larger, and those to validate on
+    at its end. Only the images to train on have label noise, which depends on `config.seed`.
+
+    Args:
+        config: `dataset`, `data_dir`, `train_size`, `validation_size`, `label_noise` and `seed`.
+
+    Raises:
+        ValueError: if there is no such data set, or not as many images, or a size is no size.
+        FileNotFoundError: if the data are not where they were looked for.
+    """
+    if config.dataset not in DATASETS:
+        nearest = difflib.get_close_matches(config.dataset, DATASETS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"dataset is {config.dataset!r}; {hint}It is one of {', '.join(DATASETS)}")
+    source = DATASETS[config.dataset]
+    train, test = source.read(config.dataset, data_directory(config))
+    total = train.size if isinstance(train, Stream) else len(train.labels)
+    chosen, held_out = divide(total, config.train_size, config.validation_size)
+    shifts = noise(len(chosen), config.label_noise, source.num_classes, config.seed)
+    return Dataset(
+        train=train.select(chosen).shift_labels(shifts, source.num_classes),
+        test=test,
+        mean=np.array(source.mean, np.float32),
+        std=np.array(source.std, np.float32),
+        num_classes=source.num_classes,
+        image_shape=source.image_shape,
+        validation=train.select(held_out) if len(held_out) else None,
+    )
+
+
+def divide(
+    total: int, train_size: int | None, validation_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of the images to train on and of those to validate on."""
+    if validation_size < 0:
+        raise ValueError(f"validation_size must be at least 0, got {validation_size}")
+    left = total - validation_size
+    if left < 1:
+        raise ValueError(
+            f"validation_size must leave some of the {total} training images, got {validation_size}"
+        )
+    size = left if train_size is None else train_size
+    if not 1 <= size <= left:
+        beside = f" beside {validation_size} for validation" if validation_size else ""
+        raise ValueError(f"train_size must be between 1 and {left}{beside}, got {train_size}")
+    order = np.random.default_rng(0).permutation(total)
+    return order[:size], order[left:]
+
+
+def noise(size: int, rate: float, num_classes: int, seed: int) -> np.ndarray:
+    """Returns symmetric label noise: what to add to labels, modulo the number of classes.
+
+    Exactly `round(rate * size)` are not 0, and take a label to any of the others alike.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"label_noise must be between 0 and 1, got {rate}")
+    rng = np.random.default_rng((_NOISE, seed))
+    shifts = np.zeros(size, np.int32)
+    wrong = rng.choice(size, round(rate * size), replace=False)
+    shifts[wrong] = rng.integers(1, num_classes, wrong.size)
+    return shifts
+
+
+def data_directory(config: Config) -> Path:
+    """Returns where to look: `data_dir`, else `$TFDS_DATA_DIR`, else the default of TFDS."""
+    directory = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(directory).expanduser().resolve()
+
+
+# --- Where images come from ---
+
+
+def read_digits(name: str, directory: Path) -> tuple[Images, Images]:
+    """Reads the digits that scikit-learn has on board; 500 of a fixed shuffle are for the test."""
+    from sklearn.datasets import load_digits
+
+    del name, directory
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    pixels = np.rint(digits.images[order, ..., None] * (255 / 16)).astype(np.uint8)
+    labels = digits.target[order].astype(np.int32)
+    return Images(pixels[:-500], labels[:-500]), Images(pixels[-500:], labels[-500:])
+
+
+def read_tfds(name: str, directory: Path) -> tuple[Images, Images]:
+    """Reads all images of a data set that TensorFlow Datasets has prepared."""
+    version = _tfds_version(name, directory)
+    files = [path for path in version.iterdir() if path.is_file()]
+
+    def read(split: str) -> Images:
+        records = _tfds_records(version, split)
+        pixels = np.empty((len(records), *DATASETS[name].image_shape), np.uint8)
+        labels = np.empty(len(records), np.int32)
+        for start in range(0, len(records), 1000):
+            rows = range(start, min(start + 1000, len(records)))
+            for row, record in zip(rows, records.__getitems__(rows), strict=True):
+                pixels[row] = _decode(io.BytesIO(record["image"])).reshape(pixels.shape[1:])
+                labels[row] = record["label"]
+        return Images(pixels, labels)
+
+    train, test = (cached(f"{name}-{s}", files, partial(read, s)) for s in ("train", "test"))
+    return train, test
+
+
+def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
+    """Opens ImageNet as TensorFlow Datasets has prepared it; its validation images are the test."""
+    version = _tfds_version(name, directory)
+
+    def stream(split: str) -> Stream:
+        records = _tfds_records(version, split)
+        size, classes = len(records), DATASETS[name].num_classes
+        return Stream(records, np.arange(size), np.zeros(size, np.int32), classes)
+
+    return stream("train"), stream("validation")
+
+
+def read_tiny_imagenet(name: str, directory: Path) -> tuple[Images, Images]:
+    """Reads the folder that tiny-imagenet-200.zip has; its validation images are the test."""
+    folder = directory / "tiny-imagenet-200"
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.exists():
+        raise FileNotFoundError(
+            f"{name} is not in {directory}: there is no {annotations.relative_to(directory)}. "
+            "Unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, or pass --data-dir"
+        )
+    folders = sorted(path for path in (folder / "train").iterdir() if path.is_dir())
+    classes = {path.name: i for i, path in enumerate(folders)}
+
+    def train() -> Images:
+        paths = sorted((folder / "train").glob("*/images/*.JPEG"))
+        return _read_files([(path, classes[path.parent.parent.name]) for path in paths])
+
+    def validation() -> Images:
+        rows = (line.split("\t") for line in annotations.read_text().splitlines())
+        images = folder / "val" / "images"
+        return _read_files([(images / row[0], classes[row[1]]) for row in rows])
+
+    files = [annotations, *(path / "images" for path in folders)]
+    return cached(f"{name}-train", files, train), cached(f"{name}-test", files, validation)
+
+
+def _read_files(files: list[tuple[Path, int]]) -> Images:
+    pixels = np.stack([_decode(path, "RGB") for path, _ in files])
+    return Images(pixels, np.array([label for _, label in files], np.int32))
+
+
+def _decode(file: Any, mode: str | None = None) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert(mode))
+
+
+def _tfds_version(name: str, directory: Path) -> Path:
+    """Returns the folder of the newest version that can be read without TensorFlow."""
+    found = [
+        path.parent
+        for path in (directory / name).glob("*/dataset_info.json")
+        if json.loads(path.read_text()).get("fileFormat") == "array_record"
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"{name} is not in {directory} as array_record files. Pass --data-dir, or prepare it, "
+            "which needs the internet and tensorflow: "
+            "python -c 'import tensorflow_datasets as tfds; "
+            f'tfds.builder("{name}", data_dir="{directory}", file_format="array_record")'
+            ".download_and_prepare()'"
+        )
+    return max(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def _tfds_records(version: Path, split: str) -> Any:
+    """Opens a split, at random access, without decoding its images."""
+    import tensorflow_datasets as tfds  # takes a second
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return tfds.builder_from_directory(version).as_data_source(split=split, decoders=decoders)
+
+
+def cached(name: str, files: Iterable[Path], read: Callable[[], Images]) -> Images:
+    """Returns what `read` does, from the user's cache unless one of the files has changed.
+
+    It is read, too, where the cache can be neither read nor written.
+    """
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
+    key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xsam_jax"
+    paths = [folder / f"{name}-{key}-{field}.npy" for field in Images._fields]
+    try:
+        return Images(*(np.load(path, mmap_mode="r") for path in paths))
+    except (OSError, ValueError, EOFError):
+        print(f"decoding {name}, once: up to a minute", file=sys.stderr)
+        images = read()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            for path, array in zip(paths, images, strict=True):
+                np.save(Path(temporary) / path.name, array)
+                # Another process may be reading, or writing the same.
+                os.replace(Path(temporary) / path.name, path)
+    except OSError:
+        pass
+    return images
+
+
+# Means and standard deviations over all training pixels, as is customary; those of ImageNet are the
+# ones that torchvision's models expect.
+DATASETS: dict[str, Source] = {
+    "digits": Source(read_digits, 10, (8, 8, 1), (0.0,), (1.0,)),  # as they are, half of them zero
+    "cifar10": Source(
+        read_tfds, 10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    ),
+    "cifar100": Source(
+        read_tfds, 100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    ),
+    "mnist": Source(read_tfds, 10, (28, 28, 1), (0.1307,), (0.3081,)),
+    "fashion_mnist": Source(read_tfds, 10, (28, 28, 1), (0.2860,), (0.3530,)),
+    "tiny_imagenet": Source(
+        read_tiny_imagenet, 200, (64, 64, 3), (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+    ),
+    "imagenet2012": Source(
+        read_imagenet, 1000, (224, 224, 3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ),
+}

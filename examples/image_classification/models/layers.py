@@ -1,0 +1,126 @@
+"""What the convolutional networks are made of, with PyTorch's padding and initialization."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Uniform within 1/sqrt(inputs), which torch.nn.Linear draws from.
+TORCH_LINEAR = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class RunningStatistic(nnx.BatchStat):
+    """A statistic whose `[...] = value` asks for no sharding.
+
+    nnx compares the shardings of both values. That of a traced value is an error whose message
+    takes a search of the whole trace, so that tracing PyramidNet's SAM step took over four minutes.
+    """
+
+    def set_value(self, value: Any, **index: Any) -> None:
+        """Replaces the value, or the part of it that `index` names."""
+        whole = index.get("index") is ...
+        super().set_value(value, **({} if whole else index))
+
+
+def in_float32(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Keeps statistics, scale and bias in float32; nnx would round them to the compute dtype."""
+    del dtype, inexact
+    return arrays
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Makes layers that share random numbers and the dtype they compute in.
+
+    Attributes:
+        rngs: of the initial weights.
+        dtype: layers compute in it; their parameters are float32.
+        conv_init: draws the kernels of convolutions.
+    """
+
+    rngs: nnx.Rngs
+    dtype: Any = jnp.float32
+    conv_init: nnx.initializers.Initializer = HE_FAN_OUT
+
+    def conv(self, in_width: int, width: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
+        """Returns a convolution without bias, padded alike on all sides as in PyTorch.
+
+        Flax's "SAME" pads an even image on the right only where the stride is two.
+        """
+        return nnx.Conv(
+            in_width,
+            width,
+            (kernel, kernel),
+            strides=stride,
+            padding=kernel // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=self.conv_init,
+            rngs=self.rngs,
+        )
+
+    def norm(self, width: int) -> nnx.BatchNorm:
+        """Returns BatchNorm, whose output has the compute dtype."""
+        norm = nnx.BatchNorm(
+            width,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            promote_dtype=in_float32,
+            rngs=self.rngs,
+        )
+        norm.mean, norm.var = RunningStatistic(norm.mean[...]), RunningStatistic(norm.var[...])
+        return norm
+
+    def conv_norm(
+        self, in_width: int, width: int, kernel: int = 3, stride: int = 1
+    ) -> tuple[nnx.Conv, nnx.BatchNorm]:
+        """Returns a convolution and its BatchNorm."""
+        return self.conv(in_width, width, kernel, stride), self.norm(width)
+
+    def head(self, width: int, num_classes: int) -> nnx.Linear:
+        """Returns the last layer, which computes float32 logits whatever the compute dtype."""
+        return nnx.Linear(
+            width, num_classes, dtype=jnp.float32, kernel_init=TORCH_LINEAR, rngs=self.rngs
+        )
+
+
+def has_small_images(image_shape: Sequence[int]) -> bool:
+    """Returns whether a network keeps their resolution in its stem: CIFAR, Tiny-ImageNet."""
+    return max(image_shape[:2]) <= 64
+
+
+def imagenet_stem(layers: Layers, channels: int, width: int) -> nnx.Sequential:
+    """Returns the stem for large images, which quarters their resolution."""
+    return nnx.Sequential(
+        *layers.conv_norm(channels, width, kernel=7, stride=2), nnx.relu, max_pool_3x3
+    )
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Halves the resolution, taking maxima over 3 x 3 pixels."""
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Halves the resolution, rounding up: VGG halves 28 pixels five times."""
+    return nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+
+
+def average_pool_2x2(x: jax.Array) -> jax.Array:
+    """Halves the resolution, rounding up as a convolution of stride two does."""
+    return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Returns the mean of each channel, in float32 for the head."""
+    return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+
+def pad_channels(x: jax.Array, width: int) -> jax.Array:
+    """Appends channels of zeros up to `width`: what a shortcut without parameters adds."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))

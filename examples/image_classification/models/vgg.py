@@ -1,0 +1,50 @@
+"""VGG with BatchNorm (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556), as for CIFAR.
+
+One linear layer on the mean over pixels stands in for ImageNet's three. Convolutions start as He
+normal over the outputs, the head as torch.nn.Linear with a zero bias.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from examples.image_classification.models.layers import Layers, global_average_pool, max_pool_2x2
+
+
+class VGG(nnx.Module):
+    """Stages of 3 x 3 convolutions, each of which ends with max pooling.
+
+    The convolutions have no bias, which BatchNorm would subtract; counts elsewhere include it.
+
+    Args:
+        layers: makes the layers.
+        image_shape: height, width and channels.
+        num_classes: of the logits.
+        blocks: convolutions of each stage.
+        width: of the first stage; doubles from stage to stage, up to eight times.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        image_shape: Sequence[int],
+        num_classes: int,
+        blocks: Sequence[int] = (2, 2, 3, 3, 3),
+        width: int = 64,
+    ) -> None:
+        features: list[Any] = []
+        in_width = image_shape[-1]
+        for stage, number in enumerate(blocks):
+            out_width = width * min(2**stage, 8)
+            for _ in range(number):
+                features += [*layers.conv_norm(in_width, out_width), nnx.relu]
+                in_width = out_width
+            features.append(max_pool_2x2)
+        self.features = nnx.Sequential(*features)
+        self.head = layers.head(in_width, num_classes)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns float32 logits of images of shape (batch, height, width, channels)."""
+        return self.head(global_average_pool(self.features(images)))

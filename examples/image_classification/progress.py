@@ -1,0 +1,113 @@
+"""What a run shows while it goes on, and how it is told to stop."""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from examples.image_classification.devices import is_main
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REFRESH = 0.5  # seconds
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has saved its state."""
+
+
+class NotFinite(Exception):
+    """The loss or the update of a step is not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"not finite at step {step}")
+        self.step = step
+
+
+class Stop:
+    """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {name: signal.signal(name, self._receive) for name in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; all processes get the same answer."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+class Progress:
+    """A bar over the images of the whole run, which also looks out for numbers that are not finite.
+
+    The metrics of a call are read when the next one is under way, so that the device never waits.
+    Where stderr is no terminal there is no bar.
+    """
+
+    def __init__(self, total: int, done: int, batch_size: int, show: bool) -> None:
+        self._batch_size, self._done = batch_size, done
+        self._pending: tuple[Any, str] | None = None
+        self._shown = 0.0
+        self._bar = tqdm(
+            total=total * batch_size,
+            initial=done * batch_size,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=REFRESH,
+            disable=None if show and is_main() else True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.close()
+
+    def see(self, metrics: dict[str, jax.Array], epoch: str) -> None:
+        """Takes the metrics of a call, of any number of steps, and reads those of the last one.
+
+        Raises:
+          NotFinite: a loss or an update among those is not finite.
+        """
+        self.see_last()
+        self._pending = metrics, epoch
+
+    def see_last(self) -> None:
+        """Reads the metrics that are still to be read."""
+        if self._pending is None:
+            return
+        (metrics, epoch), self._pending = self._pending, None
+        losses = np.asarray(metrics["train_loss"])
+        finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["update_norm"]))
+        if not finite.all():
+            raise NotFinite(self._done + int(finite.argmin()))
+        self._done += len(losses)
+        now = time.monotonic()
+        if now - self._shown > REFRESH:
+            self._shown = now
+            accuracy = np.mean(np.asarray(metrics["train_accuracy"]))
+            self._bar.set_description(f"epoch {epoch}", refresh=False)
+            self._bar.set_postfix_str(f"loss {losses.mean():.3f}, accuracy {accuracy:.1f} %", False)
+        self._bar.update(len(losses) * self._batch_size)

@@ -1,0 +1,548 @@
+"""Settings by name against numbers typed from the papers' tables, and methods with arguments."""
+
+import collections
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import xsam_jax as sx
+from examples.family import METHODS, Training, find_method, make_method, method_arguments
+from examples.image_classification.config import Config
+from examples.image_classification.models import MODELS
+from examples.image_classification.presets import BASES, PRESETS, find_preset, settings_for
+
+CIFAR = ("crop", "flip", "cutout=0.5")
+
+# --- What every preset is ---
+
+
+def fits(value, kind):
+    """Returns whether a value is of an annotated type; an int is no float, and a bool no int."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return type(value) is tuple and all(fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return type(value) is dict and all(
+            fits(item, str) for pair in value.items() for item in pair
+        )
+    return any(fits(value, one) for one in arguments) if arguments else type(value) is kind
+
+
+TYPES = typing.get_type_hints(Config)
+
+
+def test_presets_fit_the_config():
+    # Nothing that was forgotten is left to the defaults of the trainer, which may change.
+    explicit = {"dataset", "model", "method", "augmentation", "epochs", "batch_size", "optimizer"}
+    explicit |= {"learning_rate", "weight_decay", "rho"}
+    for name, (source, settings) in PRESETS.items():
+        assert source
+        assert explicit <= set(settings), name
+        assert set(settings) <= set(TYPES), name
+        assert not [key for key, value in settings.items() if not fits(value, TYPES[key])], name
+        config = Config(**settings)
+        assert config.model in MODELS, name
+        assert (config.rho is None) == (config.method == "sgd"), name
+        assert (config.rho_max is not None) == config.method.startswith("xsam"), name
+        assert config.ascent_steps == 1 or METHODS[config.method].steps, name
+
+
+def test_fits_tells_types_apart():
+    assert fits(None, float | None)
+    assert not fits(1, float | None)
+    assert not fits(True, int)
+    assert not fits(["crop"], tuple[str, ...])
+    assert not fits({"alpha": 1.0}, dict[str, str])
+    assert not fits("adam", typing.Literal["sgd", "adamw"])
+
+
+def test_every_preset_makes_its_method():
+    key = jax.random.key(0)
+    for name, preset in PRESETS.items():
+        config = Config(**preset.settings)
+        search = {"probe_every": 3, "alpha_max": config.alpha_max, "num_alphas": config.num_alphas}
+        training = Training(config.rho_max, config.ascent_steps, search, optax.sgd(0.1), 0.1, key)
+        tx = make_method(config.method, config.rho, training, **config.method_args)
+        assert isinstance(tx, optax.GradientTransformation), name
+
+
+def test_names_say_what_is_trained():
+    for name, preset in PRESETS.items():
+        s = preset.settings
+        if name.startswith("demo-"):
+            assert name == f"demo-{s['method']}"
+        else:
+            prefix = "fsam-" if preset.source.startswith("F-SAM") else ""
+            stem = f"{prefix}{s['dataset']}-{s['model']}-{s['method']}"
+            assert name == stem or name.startswith(stem + "-"), name
+
+
+def test_tables_have_the_papers_number_of_rows():
+    counts = collections.Counter()
+    for preset in PRESETS.values():
+        paper, _, rest = preset.source.partition(" paper, ")
+        counts[paper, rest.split(";")[0].split(",")[0]] += 1
+    assert counts == {
+        ("XSAM", "table 5"): 3 * 3 * 4,
+        ("XSAM", "table 6"): 3 * 3,
+        ("XSAM", "table 7 and figure 4"): 5,
+        ("XSAM", "table 7 and figure 14a"): 5,
+        ("XSAM", "table 8"): 3 * 3,
+        ("XSAM", "table 12"): 3 * 4,  # beside those of table 8
+        ("XSAM", "table 4"): 6 * 3,
+        ("XSAM", "table 13"): 3 * 3,
+        ("XSAM", "table 14"): 3 * 3,
+        ("XSAM", "table 9"): 2 * 2,
+        ("XSAM", "tables 10 and 11"): 4 * 2,  # beside SAM and XSAM of table 5
+        ("XSAM", "figure 17"): 6,
+        ("F-SAM", "table 1"): 4 * 5,
+        ("F-SAM", "table 2"): 4 * 5,
+        ("F-SAM", "table 3"): 2 * 2,  # beside ASAM of tables 1 and 2
+        ("F-SAM", "table 4"): 4,
+        ("F-SAM", "table 6"): 4 * 3,
+        ("F-SAM", "figure 3"): 2 * 2 * 3,
+        ("F-SAM", "figure 4"): 3 * 3,
+        ("examples/01_noisy_digits.py, at one radius", ""): 3,
+    }
+
+
+# --- The numbers, as they stand in the papers ---
+
+PUBLISHED = {
+    # XSAM, table 5: one row of each model, and each dataset.
+    "cifar10-vgg11-xsam": {
+        "epochs": 200,
+        "batch_size": 125,
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.001,
+        "rho": 0.15,
+        "rho_max": 0.30,
+        "probe_every": None,
+        "alpha_max": 2.0,
+        "num_alphas": 21,
+        "augmentation": CIFAR,
+        "optimizer": "sgd",
+        "ascent_steps": 1,
+        "label_smoothing": 0.0,
+        "warmup_epochs": 0.0,
+    },
+    "cifar10-vgg11-slerp_sam": {"rho": 0.15, "method_args": {"alpha": "0.75"}},
+    "tiny_imagenet-vgg11-xsam": {
+        "rho": 0.20,
+        "rho_max": 1.20,
+        "augmentation": ("resized_crop=0.8", "flip", "erasing"),
+    },
+    "cifar10-resnet18-xsam": {"rho": 0.15, "rho_max": 0.25},
+    "cifar10-resnet18-slerp_sam": {"rho": 0.15, "method_args": {"alpha": "0.5"}},
+    "cifar100-resnet18-sgd": {"rho": None, "weight_decay": 0.001, "method_args": {}},
+    "cifar100-resnet18-sam": {"rho": 0.15, "batch_size": 125},
+    "cifar100-resnet18-xsam": {"rho": 0.15, "rho_max": 0.30},
+    "cifar100-resnet18-slerp_sam": {"method_args": {"alpha": "1.25"}},
+    "tiny_imagenet-resnet18-xsam": {"rho": 0.20, "rho_max": 0.25},
+    "cifar10-densenet121-xsam": {"rho": 0.05, "rho_max": 0.10},
+    "cifar100-densenet121-xsam": {"rho": 0.10, "rho_max": 0.20},
+    "tiny_imagenet-densenet121-xsam": {"rho": 0.20, "rho_max": 0.20},
+    "tiny_imagenet-densenet121-slerp_sam": {"rho": 0.20, "method_args": {"alpha": "0.75"}},
+    # Table 6 and figure 3b.
+    "cifar100-resnet18-xsam-rho0.1": {"rho": 0.10, "rho_max": 0.30},
+    "cifar100-resnet18-slerp_sam-rho0.1": {"method_args": {"alpha": "1.57"}},
+    "cifar100-resnet18-slerp_sam-rho0.3": {"rho": 0.30, "method_args": {"alpha": "0.92"}},
+    # Table 7.
+    "cifar100-resnet18-xsam-probe_every40": {"rho": 0.15, "rho_max": 0.30, "probe_every": 40},
+    "cifar100-resnet18-xsam-rho_max0.45": {"rho": 0.15, "rho_max": 0.45, "probe_every": None},
+    # Tables 8 and 12.
+    "cifar100-resnet18-xsam-k3-rho0.04": {"rho": 0.04, "rho_max": 0.30, "ascent_steps": 3},
+    "cifar100-resnet18-xsam-k3-rho0.08": {"rho": 0.08, "rho_max": 0.25, "ascent_steps": 3},
+    "cifar100-resnet18-xsam-k3-rho0.12": {"rho": 0.12, "rho_max": 0.20, "ascent_steps": 3},
+    "cifar100-resnet18-slerp_sam-k3-rho0.12": {
+        "ascent_steps": 3,
+        "method_args": {"alpha": "0.41", "between": "first"},
+    },
+    "cifar100-resnet18-lsam+-k3-rho0.04": {"rho": 0.04, "ascent_steps": 3},
+    # Tables 4, 13 and 14: rho is that of one step, divided by k.
+    "cifar100-resnet18-xsam-k2": {"rho": 0.075, "rho_max": 0.30, "ascent_steps": 2},
+    "cifar100-resnet18-sam-k4": {"rho": 0.0375, "ascent_steps": 4},
+    "cifar100-resnet18-msam+-k1": {"rho": 0.15, "method_args": {"at_least": "1"}},
+    "cifar100-densenet121-lsam-k4": {"rho": 0.025, "ascent_steps": 4},
+    "cifar10-resnet18-xsam-k4": {"rho": 0.0375, "rho_max": 0.25, "ascent_steps": 4},
+    # Table 9.
+    "imagenet2012-resnet50-xsam": {
+        "epochs": 90,
+        "batch_size": 512,
+        "learning_rate": 0.2,
+        "momentum": 0.9,
+        "weight_decay": 0.0001,
+        "label_smoothing": 0.0,
+        "rho": 0.05,
+        "rho_max": 0.3,
+        "augmentation": ("resized_crop", "flip"),
+    },
+    "cifar100-vit_ti-xsam": {
+        "optimizer": "adamw",
+        "epochs": 300,
+        "batch_size": 256,
+        "learning_rate": 0.001,
+        "weight_decay": 0.3,
+        "label_smoothing": 0.1,
+        "rho": 0.9,
+        "rho_max": 0.9,
+        "augmentation": ("crop", "flip"),
+    },
+    "cifar100-vit_ti-sam": {"optimizer": "adamw", "rho": 0.9},
+    # Tables 10 and 11: each method's official code.
+    "cifar100-resnet18-asam": {"rho": 1.0, "method_args": {"eta": "0.01", "biases": "False"}},
+    "cifar100-resnet18-xsam+asam": {"rho": 1.0, "rho_max": 0.30},
+    "cifar100-densenet121-xsam+asam": {"rho": 1.0, "rho_max": 0.20},
+    "cifar100-densenet121-vasso": {"rho": 0.2, "method_args": {"theta": "0.9"}},
+    "cifar100-resnet18-decoupled_wsam": {"rho": 0.05, "method_args": {"gamma": "0.9"}},
+    # Figure 17.
+    "cifar100-resnet18-xsam-scale-slope_max": {"method_args": {"scale": "slope_max"}},
+    # F-SAM, tables 1 to 3.
+    "fsam-cifar10-resnet18-sgd": {
+        "epochs": 200,
+        "batch_size": 128,
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "rho": None,
+        "augmentation": CIFAR,
+        "label_noise": 0.0,
+    },
+    "fsam-cifar10-resnet18-sam": {"rho": 0.1, "weight_decay": 0.001},
+    "fsam-cifar10-resnet18-asam": {"rho": 2.0, "method_args": {"eta": "0.0"}},
+    "fsam-cifar10-pyramidnet110-fisher_sam": {"rho": 0.1, "epochs": 300},
+    "fsam-cifar100-vgg16-friendly_sam": {
+        "rho": 0.2,
+        "weight_decay": 0.001,
+        "method_args": {"decay": "0.6", "sigma": "1.0"},
+    },
+    "fsam-cifar100-resnet18-friendly_sam": {"method_args": {"decay": "0.6", "sigma": "1.0"}},
+    "fsam-cifar100-wrn28_10-friendly_sam": {
+        "epochs": 200,
+        "method_args": {"decay": "0.9", "sigma": "1.0"},
+    },
+    "fsam-cifar10-pyramidnet110-friendly_sam": {
+        "rho": 0.1,
+        "epochs": 300,
+        "method_args": {"decay": "0.9", "sigma": "1.0"},
+    },
+    "fsam-cifar100-wrn28_10-asam": {"rho": 4.0},
+    "fsam-cifar100-resnet18-fisher_sam": {"rho": 0.1},
+    "fsam-cifar100-wrn28_10-friendly_asam": {
+        "rho": 4.0,
+        "method_args": {"decay": "0.9", "sigma": "1.0", "eta": "0.0"},
+    },
+    # Table 4.
+    "fsam-imagenet2012-resnet50-friendly_sam": {
+        "epochs": 90,
+        "batch_size": 128,
+        "learning_rate": 0.05,
+        "weight_decay": 0.0001,
+        "rho": 0.075,
+        "method_args": {"decay": "0.95", "sigma": "1.0"},
+        "augmentation": ("resized_crop", "flip"),
+    },
+    "fsam-imagenet2012-resnet50-asam": {"rho": 0.075, "weight_decay": 0.0001},
+    "fsam-imagenet2012-resnet50-sgd": {"rho": None, "weight_decay": 0.0001},
+    # Table 6: of so many new labels among ten, nine in ten are wrong.
+    "fsam-cifar10-resnet18-friendly_sam-noise0.8": {"rho": 0.1, "label_noise": 0.72},
+    "fsam-cifar10-resnet18-sam-noise0.2": {"label_noise": 0.18, "weight_decay": 0.001},
+    "fsam-cifar10-resnet18-sgd-noise0.7": {"label_noise": 0.63, "weight_decay": 0.0005},
+    # Figures 3 and 4.
+    "fsam-cifar100-resnet18-sam-rho0.4": {"rho": 0.4},
+    "fsam-cifar10-resnet18-friendly_sam-rho0.05": {"rho": 0.05},
+    "fsam-cifar100-resnet18-sgd-batch2048": {"batch_size": 2048, "learning_rate": 0.05},
+    "fsam-cifar100-resnet18-sam-batch512": {"batch_size": 512, "rho": 0.2},
+    # The demo.
+    "demo-sgd": {"rho": None, "label_noise": 0.4, "validation_size": 297, "train_size": 1000},
+    "demo-xsam": {"rho": 0.3, "rho_max": 0.6, "label_noise": 0.4, "alpha_max": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_preset_has_the_published_numbers(name):
+    config = dataclasses.asdict(Config(**PRESETS[name].settings))
+    assert {key: config[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_unknown_preset_names_the_nearest_three():
+    with pytest.raises(ValueError) as error:
+        find_preset("cifar100-resnet-xsam")
+    message = str(error.value)
+    assert (
+        "unknown preset 'cifar100-resnet-xsam'; the nearest are cifar100-resnet18-xsam" in message
+    )
+    assert message.count("cifar") == 1 + 3
+    assert message.endswith("--preset list shows all")
+    with pytest.raises(ValueError, match=r"^unknown preset '%'; --preset list shows all$"):
+        find_preset("%")
+
+
+# --- Where to start from ---
+
+
+def test_settings_of_a_preset_are_a_copy_of_its_own():
+    name = "cifar100-resnet18-slerp_sam"
+    settings = settings_for(name, "digits", "mlp", "sgd")
+    assert settings == PRESETS[name].settings
+    settings["method_args"]["alpha"] = "9"
+    assert settings_for(None, "cifar100", "resnet18", "slerp_sam") == PRESETS[name].settings
+    settings_for(None, "cifar100", "resnet18", "slerp_sam")["method_args"].clear()
+    assert PRESETS[name].settings["method_args"] == {"alpha": "1.25"}
+
+
+def test_settings_without_a_preset_are_those_of_the_dataset():
+    settings = settings_for(None, "cifar10", "wrn28_10", "gsam")
+    assert (settings["model"], settings["method"], settings["rho"]) == ("wrn28_10", "gsam", 0.15)
+    assert (settings["epochs"], settings["augmentation"]) == (200, CIFAR)
+    assert settings_for(None, "cifar10", "resnet18", "gam")["rho"] == 0.45  # not 3 * 0.15
+    assert settings_for(None, "imagenet2012", "resnet18", "xsam")["rho_max"] == 0.1
+    assert "flip" not in settings_for(None, "mnist", "mlp", "sam")["augmentation"]
+
+
+@pytest.mark.parametrize(
+    ("method", "rho", "rho_max"),
+    [
+        ("sgd", None, None),
+        ("sam", 0.3, None),
+        ("xsam", 0.3, 0.6),
+        ("wsam", 0.06, None),
+        ("asam", 3.0, None),
+        ("xsam+asam", 3.0, 0.6),
+    ],
+)
+def test_radius_without_a_preset_suits_the_method(method, rho, rho_max):
+    settings = settings_for(None, "digits", "mlp", method)
+    assert settings["rho"] == rho
+    assert settings.get("rho_max") == rho_max
+    assert settings["label_noise"] == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_dataset_has_settings(method):
+    for dataset in BASES:
+        for model in ("resnet18", "mlp"):
+            settings = settings_for(None, dataset, model, method)
+            assert all(fits(value, TYPES[key]) for key, value in settings.items())
+            config = Config(**settings)
+            assert (config.dataset, config.model, config.method) == (dataset, model, method)
+
+
+def test_datasets_are_those_of_the_config():
+    text = "digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012"
+    assert set(BASES) == set(text.split(", "))
+
+
+def test_settings_of_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="unknown preset"):
+        settings_for("demo", "digits", "mlp", "sam")
+    with pytest.raises(ValueError, match=r"unknown dataset 'cifar'; did you mean 'cifar1.*digits"):
+        settings_for(None, "cifar", "mlp", "sam")
+    with pytest.raises(ValueError, match=r"unknown method 'xsm'; did you mean 'xsam'\? There are"):
+        settings_for(None, "digits", "mlp", "xsm")
+
+
+# --- The methods and their arguments ---
+
+PARAMS = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
+SEARCH = {"probe_every": 1, "alpha_max": 3.2, "num_alphas": 9}
+KEY = jax.random.key(0)
+
+
+def value_fn(params):
+    return jnp.sum(jnp.array([1.0, 3.0]) * params["kernel"] ** 2) + 7 * params["bias"][0] ** 2
+
+
+def losses_fn(params):
+    return jnp.sin(params["kernel"][0] * jnp.arange(1.0, 5.0)) + params["bias"] ** 2
+
+
+def program(tx):
+    """Returns what the second of two updates computes, as text; compiling it would take a minute.
+
+    The second one sees what the first has left in the state.
+    """
+
+    def two_updates(params):
+        state, extra_args = tx.init(params), {"value_fn": value_fn, "losses_fn": losses_fn}
+        for _ in range(2):
+            grads = jax.grad(value_fn)(params)
+            updates, state = tx.update(grads, state, params, **extra_args)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    return str(jax.make_jaxpr(two_updates)(PARAMS))
+
+
+def training(steps=1, **search):
+    return Training(0.6, steps, SEARCH | search, optax.sgd(0.1), 0.1, KEY)
+
+
+def weights(params):
+    return {"kernel": True, "bias": False}
+
+
+def xsam_on(*ascent, **options):
+    return sx.xsam(None, 0.6, ascent=optax.chain(*ascent), **SEARCH, **options)
+
+
+radius, unit = sx.ascent.scale_by_radius(0.3), sx.ascent.normalize()
+direct = sx.ascent
+
+# Name, ascent steps, arguments as on a command line: the same by the library.
+OVERRIDDEN = [
+    ("gsam", 1, {"alpha": "0.1"}, lambda: sx.gsam(0.3, 0.1)),
+    ("xsam", 2, {"scale": "first"}, lambda: sx.xsam(0.3, 0.6, steps=2, scale="first", **SEARCH)),
+    ("slerp_sam", 1, {"alpha": "0.5"}, lambda: sx.slerp_sam(0.3, 0.5)),
+    (
+        "slerp_sam",
+        3,
+        {"alpha": "-0.5", "between": "first"},
+        lambda: sx.slerp_sam(0.3, -0.5, steps=3, between="first"),
+    ),
+    ("asam", 2, {"eta": "0.5"}, lambda: sx.asam(0.3, 0.5, steps=2)),
+    ("asam", 1, {"biases": "false"}, lambda: sx.asam(0.3, mask=weights)),
+    ("fisher_sam", 1, {"eta": "3"}, lambda: sx.fisher_sam(0.3, 3.0)),
+    (
+        "friendly_sam",
+        1,
+        {"decay": "0.6", "sigma": "0.5", "convention": "official"},
+        lambda: sx.friendly_sam(0.3, 0.6, 0.5, convention="official"),
+    ),
+    (
+        "friendly_asam",
+        1,
+        {"decay": "0.6", "sigma": "0.5", "eta": "0", "biases": "False"},
+        lambda: sx.friendly_asam(0.3, 0.6, 0.5, 0.0, mask=weights),
+    ),
+    ("vasso", 1, {"theta": "0.9"}, lambda: sx.vasso(0.3, 0.9)),
+    ("wsam", 1, {"gamma": "0.5"}, lambda: sx.wsam(0.3, 0.5)),
+    (
+        "decoupled_wsam",
+        1,
+        {"gamma": "0.6"},
+        lambda: sx.decoupled_wsam(optax.sgd(0.1), 0.1, 0.3, 0.6),
+    ),
+    (
+        "gradient_norm_penalty",
+        1,
+        {"alpha": "0.6", "convention": "official"},
+        lambda: sx.gradient_norm_penalty(0.3, 0.6, convention="official"),
+    ),
+    ("msam+", 1, {"at_least": "1"}, lambda: sx.msam(0.3, 1, include_first=True)),
+    ("msam+", 1, {}, lambda: sx.msam(0.3, 2, include_first=True)),
+    ("lsam", 3, {"at_least": "1"}, lambda: sx.lsam(0.3, 3)),
+    ("cr_sam", 1, {"gamma": "0.3", "beta": "0.2"}, lambda: sx.cr_sam(0.3, 0.3, 0.2)),
+    (
+        "gam",
+        1,
+        {"ratio": "3", "beta_0": "0.2", "beta_1": "0.3", "gamma": "0.4", "convention": "paper"},
+        lambda: sx.gam(0.3, 0.1, 0.2, 0.3, 0.4, convention="paper"),
+    ),
+    ("look_sam", 1, {"alpha": "0.3", "every": "2"}, lambda: sx.look_sam(0.3, 0.3, 2)),
+    (
+        "esam",
+        1,
+        {"beta": "0.3", "gamma": "0.75", "convention": "official"},
+        lambda: sx.esam(0.3, 0.3, 0.75, KEY, convention="official"),
+    ),
+    (
+        "xsam+asam",
+        2,
+        {"eta": "0.5", "biases": "false", "scale": "max"},
+        lambda: xsam_on(direct.scale_by_magnitude(0.5, mask=weights), radius, steps=2, scale="max"),
+    ),
+    (
+        "xsam+friendly_sam",
+        1,
+        {"decay": "0.6", "sigma": "0.5", "scale": "first"},
+        lambda: xsam_on(direct.subtract_ema(0.6, 0.5), unit, radius, scale="first"),
+    ),
+    (
+        "xsam+vasso",
+        1,
+        {"theta": "0.2", "scale": "first"},
+        lambda: xsam_on(direct.ema_of_gradients(0.2), unit, radius, scale="first"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "arguments", "make"), OVERRIDDEN)
+def test_arguments_reach_the_method(name, steps, arguments, make):
+    made = program(make_method(name, 0.3, training(steps), **arguments))
+    assert made == program(make())
+    if arguments and name != "lsam":  # at least one step changes nothing in three
+        assert made != program(make_method(name, 0.3, training(steps)))
+
+
+def test_every_row_with_arguments_is_overridden_above():
+    assert {name for name, *_ in OVERRIDDEN} >= {
+        name for name in METHODS if method_arguments(name)
+    } - {"msam", "lsam+"}  # as msam+ and lsam
+
+
+def test_section_search_reaches_xsam(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sx, "xsam", lambda *args, **options: seen.append(options["search"]))
+    for name in ("xsam", "xsam+asam", "xsam+vasso", "xsam+friendly_sam"):
+        make_method(name, 0.3, training(), search="section")
+    assert seen == ["section"] * 4
+
+
+def test_arguments_have_their_published_defaults():
+    assert method_arguments("sam") == {}
+    assert method_arguments("friendly_sam") == {"decay": 0.9, "sigma": 1.0, "convention": "paper"}
+    assert method_arguments("msam") == {"at_least": 2}
+
+
+def test_an_argument_changes_the_update():
+    params, grads = PARAMS, jax.grad(value_fn)(PARAMS)
+
+    def update(tx):
+        updates, _ = tx.update(grads, tx.init(params), params, value_fn=value_fn)
+        return np.concatenate([updates["bias"], updates["kernel"]])
+
+    expected = update(sx.gsam(0.3, 0.1))
+    np.testing.assert_array_equal(
+        update(make_method("gsam", 0.3, training(), alpha="0.1")), expected
+    )
+    np.testing.assert_array_equal(update(make_method("gsam", 0.3, training(), alpha=0.1)), expected)
+    assert np.max(np.abs(update(make_method("gsam", 0.3, training())) - expected)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "friendly_sam",
+            {"deacy": "0.6"},
+            r"^friendly_sam has no argument 'deacy'; did you mean 'decay'\? "
+            "There are decay, sigma, convention$",
+        ),
+        ("gsam", {"rho": "0.1"}, "^gsam has no argument 'rho'; There are alpha$"),
+        ("sam", {"alpha": "1"}, "^sam takes no arguments, but 'alpha' was given; leave it out$"),
+        ("gsam", {"alpha": "much"}, "^alpha must be a number, not 'much'$"),
+        ("look_sam", {"every": "2.5"}, "^every must be an integer, not '2.5'$"),
+        ("asam", {"biases": "no"}, "^biases must be true or false, not 'no'$"),
+        ("xsam", {"scale": "longest"}, "scale"),
+        ("gsm", {}, r"^unknown method 'gsm'; did you mean 'gsam'\? There are sgd, sam, xsam, "),
+        ("lbfgs", {}, r"^unknown method 'lbfgs'; There are sgd, .*, xsam\+vasso$"),
+    ],
+)
+def test_bad_arguments_are_errors_of_one_line(name, arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_method(name, 0.3, training(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_find_method_returns_the_row():
+    assert find_method("decoupled_wsam").has_base
+    assert find_method("sgd").scale is None

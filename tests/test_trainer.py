@@ -1,0 +1,508 @@
+"""The trainer: the same numbers however it is interrupted and divided, and clear errors."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from problems import x64 as x64_mode
+from test_models import SMALL
+
+from examples.image_classification import __main__ as entry
+from examples.image_classification import feed, steps
+from examples.image_classification.command_line import CHOICES, check, read_config
+from examples.image_classification.config import Config
+from examples.image_classification.data import load
+from examples.image_classification.devices import Devices
+from examples.image_classification.feed import Feed, Shape
+from examples.image_classification.models import make_model
+from examples.image_classification.optimizer import make_optimizer, make_schedule
+from examples.image_classification.presets import PRESETS, settings_for
+from examples.image_classification.progress import Stop, Stopped
+from examples.image_classification.run_folder import TrainingError
+from examples.image_classification.streaming import Images
+from examples.image_classification.train import train
+
+ROOT = Path(__file__).parents[1]
+CIFAR = Shape((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+COMMAND = [sys.executable, "-m", "examples.image_classification"]
+
+
+def digits(out, **changes):
+    """A run that takes a second."""
+    settings = settings_for(None, "digits", "mlp", "xsam") | {"num_alphas": 5, "epochs": 3}
+    return Config(**{**settings, "train_size": 320, "validation_size": 100, **changes}, out=out)
+
+
+def arguments(config):
+    """The command line that gives this configuration."""
+    default = Config(**settings_for(None, config.dataset, config.model, config.method))
+    words = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value != getattr(default, field.name):
+            words.append(f"--{field.name.replace('_', '-')}")
+            if value is not True:
+                words += value if isinstance(value, tuple) else [str(value)]
+    return words
+
+
+def environment(**variables):
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    # What this process compiles has to be what a subprocess compiles, bit for bit.
+    name = "jax_disable_most_optimizations"
+    quick = {name.upper(): str(jax.config.read(name))}
+    return os.environ | cache | quick | {"PYTHONPATH": str(ROOT)} | variables
+
+
+def start(config, before=(), extra=(), **variables):
+    return subprocess.Popen(
+        [*before, *COMMAND, *arguments(config), *extra],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def last_state(folder):
+    """The arrays of the last checkpoint."""
+    with ocp.CheckpointManager(Path(folder) / "checkpoints") as manager:
+        step = manager.latest_step()
+        return manager.restore(step, args=ocp.args.StandardRestore())
+
+
+def records(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(records):
+    """What a run measured, without how fast it was."""
+    timings = ("seconds", "images_per_second")
+    return [{name: r[name] for name in r if name not in timings} for r in records]
+
+
+def assert_bit_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts, long enough to be interrupted in the middle."""
+    config = digits(tmp_path_factory.mktemp("whole") / "run", epochs=40)
+    return config, train(config, show=False)
+
+
+# --- What it computes ---
+
+
+def test_it_learns(whole):
+    _, history = whole
+    assert history[-1]["test_accuracy"] > 80  # guessing gives 10
+    assert history[-1]["train_loss"] < 0.5 < history[0]["train_loss"]
+
+
+def test_a_run_leaves_metrics_events_a_checkpoint_and_a_picture(whole):
+    config, history = whole
+    assert records(config.out) == history
+    assert [record["epoch"] for record in history] == list(range(1, 41))
+    assert all(np.isfinite(list(record.values())).all() for record in history)
+    assert {"validation_accuracy", "alpha", "psi", "gradient_norm"} <= history[0].keys()
+    # The test images wait until the end where there are validation images.
+    assert ["test_accuracy" in record for record in history] == [False] * 39 + [True]
+    assert (config.out / "curves.png").stat().st_size > 10_000
+    assert list(config.out.glob("events.out.tfevents.*"))
+    saved = json.loads((config.out / "config.json").read_text())
+    assert saved["rho"] == config.rho
+    assert last_state(config.out)["step"] == 200
+
+
+def test_the_seed_decides_all(tmp_path):
+    configs = [digits(tmp_path / str(i), epochs=1, seed=i // 2) for i in range(3)]
+    first, again, other = (numbers(train(config, show=False)) for config in configs)
+    assert first == again
+    assert first[0]["train_loss"] != other[0]["train_loss"]
+    assert_bit_equal(*(last_state(config.out) for config in configs[:2]))
+
+
+def test_one_step_of_sam_by_hand(tmp_path):
+    # The whole data set is one batch, so that its order does not matter.
+    config = digits(
+        tmp_path / "run", method="sam", rho=0.1, train_size=64, validation_size=0, epochs=1
+    )
+    config = dataclasses.replace(config, label_smoothing=0.1, weight_decay=0.01)
+    data = load(config)
+    feed = Feed(data, config, Devices())
+    initial = steps.make_program(config, feed.shape).init(jax.random.key(config.seed)).params
+    (record,) = train(config, show=False)
+    final = last_state(config.out)["params"]
+
+    pixels = data.train.pixels.reshape(64, -1) / 255.0
+    pixels = (pixels - data.mean) / data.std
+    targets = 0.9 * np.eye(10)[data.train.labels] + 0.01
+
+    def loss_fn(params):
+        hidden = pixels
+        for name in ("first", "second", "head"):
+            hidden = hidden if name == "first" else jax.nn.relu(hidden)
+            hidden = hidden @ params[name]["kernel"] + params[name]["bias"]
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(hidden), axis=1))
+
+    def ascend(param, grad):
+        return param + 0.1 * grad / norm
+
+    with x64_mode(True):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(initial))
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in jax.tree.leaves(grads)))
+        sharp = jax.grad(loss_fn)(jax.tree.map(ascend, params, grads))
+        updates = jax.tree.map(lambda p, g: -0.05 * (g + 0.01 * p), params, sharp)
+        sharp_norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in jax.tree.leaves(sharp)))
+    np.testing.assert_allclose(record["train_loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(record["gradient_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(record["sharp_gradient_norm"], sharp_norm, rtol=1e-5)
+    assert record["gradients"] == 2
+    moved = jax.tree.map(np.subtract, final, params)
+    # Parameters of size 0.3 have a rounding error of 3e-8.
+    chex.assert_trees_all_close(moved, updates, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_learning_rate_rises_and_falls(warmup):
+    config = Config(epochs=10, learning_rate=0.4, warmup_epochs=warmup)
+    schedule = make_schedule(config, steps_per_epoch=5)
+    start = 5 * warmup
+    for step in range(51):
+        fall = 0.2 * (1 + math.cos(math.pi * (step - start) / (50 - start)))
+        expected = 0.4 * step / start if step < start else fall
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_adamw_decays_weights_outside_the_gradient():
+    config = Config(method="sgd", optimizer="adamw", weight_decay=0.3, learning_rate=0.01)
+    tx = make_optimizer(config, steps_per_epoch=10, key=jax.random.key(0))
+    params = {"w": jnp.array([1.0, -2.0])}
+    grads = {"w": jnp.array([0.5, 0.5])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # The first step of Adam is the sign of the gradient.
+    np.testing.assert_allclose(
+        updates["w"], -0.01 * (np.array([1, 1]) + 0.3 * params["w"]), rtol=1e-4
+    )
+
+
+# Of equal structure, cut: vgg16 and vgg11, resnet20 and resnet8, both vision transformers.
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"vgg16", "resnet20", "vit_s"}))
+def test_a_step_of_xsam_on_every_model(name, monkeypatch):
+    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL[name]))
+    config = Config(model=name, dataset="cifar10", rho=0.1, rho_max=0.2, num_alphas=2, bf16=True)
+    config = dataclasses.replace(config, batch_size=2)
+    program = steps.Program(config, CIFAR)
+    key = jax.random.key(0)
+    rng = np.random.default_rng(0)
+    # Compiling what draws the weights takes as long as all the rest.
+    state = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program.init, key)
+    )
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), state.params
+    )
+    statistics = jax.tree.map(np.ones_like, state.statistics)
+    state = state._replace(params=params, statistics=statistics)
+    pixels = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    arrays, row = Images(pixels, np.array([3, 7], np.int32)), np.array([0, 1], np.int32)
+    train_step = program.train_steps.lower(state, arrays, row[None], key).compile(QUICK)
+    new, metrics = train_step(state, arrays, row[None], key)
+    assert all(np.isfinite(value).all() for value in metrics.values()), metrics
+    assert metrics["gradients"] == 2
+    moved = jax.tree.map(lambda x, y: np.any(x != y), params, new.params)
+    assert np.mean(jax.tree.leaves(moved)) > 0.5  # what BatchNorm subtracts again may rest
+    for old, now in zip(*map(jax.tree.leaves, (statistics, new.statistics)), strict=True):
+        assert now.dtype == np.float32
+        assert np.any(old != now)
+    evaluate = program.evaluate.lower(new, arrays, row).compile(QUICK)
+    assert evaluate(new, arrays, np.array([0, -1], np.int32))["count"] == 1
+
+
+def test_bf16_is_in_what_is_computed_and_not_in_what_is_kept():
+    config = Config(model="resnet8", dataset="cifar10", method="sam", rho=0.1, batch_size=2)
+    texts = []
+    for bf16 in (False, True):
+        program = steps.Program(dataclasses.replace(config, bf16=bf16), CIFAR)
+        state = jax.eval_shape(program.init, jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+        arrays = Images(jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros(2, jnp.int32))
+        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), jax.random.key(0)
+        texts.append(program.train_steps.lower(*arguments).as_text())
+    convolutions = [re.findall(r"stablehlo.convolution.*-> tensor<[^>]*x(\w+)>", t) for t in texts]
+    assert [set(kinds) for kinds in convolutions] == [{"f32"}, {"bf16"}]
+
+
+# --- Interruptions ---
+
+
+def kill_when(process, config, lines):
+    """Kills the process at a random moment after so many epochs."""
+    deadline = time.monotonic() + 120
+    while not (config.out / "metrics.jsonl").exists() or len(records(config.out)) < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.uniform(0.0, 0.3))
+
+
+def test_a_run_that_was_killed_and_stopped_ends_bit_equal(whole, tmp_path):
+    config, history = whole
+    config = dataclasses.replace(config, out=tmp_path / "run")
+    process = start(config)
+    kill_when(process, config, lines=3)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed_at = len(records(config.out))
+
+    process = start(config)
+    kill_when(process, config, lines=killed_at + 3)
+    process.terminate()
+    _, printed = process.communicate()
+    assert process.returncode == 143, printed
+    step = int(re.search(r"stopped after step (\d+), which is saved", printed)[1])
+    assert step < 200
+    assert last_state(config.out)["step"] == step
+
+    assert numbers(train(config, show=False)) == numbers(history)
+    assert numbers(records(config.out)) == numbers(history)
+    assert_bit_equal(last_state(config.out), last_state(whole[0].out))
+
+
+def stop_at(last, config, monkeypatch):
+    """Trains up to a step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", lambda self, step: step == last)
+        with pytest.raises(Stopped, match=f"stopped after step {last}, which is saved"):
+            train(config, show=False)
+
+
+def test_a_stop_within_an_epoch_loses_nothing(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(whole[0], out=tmp_path / "run", steps_per_dispatch=2, epochs=2)
+    stop_at(7, config, monkeypatch)
+    stopped = train(config, show=False)
+    straight = train(dataclasses.replace(config, out=tmp_path / "straight"), show=False)
+    assert numbers(stopped) == numbers(straight)
+    assert_bit_equal(last_state(config.out), last_state(tmp_path / "straight"))
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    config, history = whole
+    assert train(config, show=False) == history
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None)
+    stop_at(10, config, monkeypatch)
+    before = last_state(config.out)
+    # The images of the rest of the run are broken.
+    monkeypatch.setattr(
+        steps.Program, "_images", lambda self, pixels: pixels * jnp.float32(jnp.inf)
+    )
+    steps._shared_program.cache_clear()
+    with pytest.raises(TrainingError) as caught:
+        train(config, show=False)
+    steps._shared_program.cache_clear()
+    rate = 0.05 * (1 + math.cos(math.pi * 10 / 15)) / 2
+    assert "step 10 is not finite" in str(caught.value)
+    assert f"learning rate {rate:.4g}" in str(caught.value)
+    assert f"the last good checkpoint is that of step 10 in {config.out}" in str(caught.value)
+    assert_bit_equal(last_state(config.out), before)
+    assert len(records(config.out)) == 2
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(whole, tmp_path, monkeypatch):
+    config, history = whole
+    config = dataclasses.replace(config, out=tmp_path / "run")
+    stop_at(10, config, monkeypatch)
+    # No file may get longer than 30 kB, as if there were no room.
+    full = ["bash", "-c", 'ulimit -f 30; exec "$@"', "bash"]
+    process = start(config, before=full)
+    _, printed = process.communicate()
+    assert process.returncode == 1, printed
+    # Threads of orbax may print after this line.
+    line = next(line for line in printed.splitlines() if "error: no checkpoint" in line)
+    assert f"(File too large); the last good checkpoint is that of step 10 in {config.out}" in line
+    assert last_state(config.out)["step"] == 10
+    assert numbers(train(config, show=False)) == numbers(history)
+    assert_bit_equal(last_state(config.out), last_state(whole[0].out))
+
+
+# --- Devices ---
+
+DIVIDED = """
+import sys
+from pathlib import Path
+from test_trainer import divided, train_narrow
+from examples.image_classification.train import train
+copies, sharded = divided(Path(sys.argv[1]))
+train_narrow(copies)
+train(sharded, show=False)
+"""
+
+
+def divided(folder):
+    """Runs of a few steps: a network with BatchNorm, and one whose parameters are sharded."""
+    common = {"train_size": 64, "validation_size": 0, "batch_size": 32, "num_alphas": 3}
+    copies = digits(folder / "copies", **common, model="resnet8", epochs=1)
+    sharded = digits(folder / "sharded", **common, fsdp=True, augmentation=("crop",), epochs=2)
+    return copies, sharded
+
+
+def train_narrow(config):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "make_model", functools.partial(make_model, width=4))
+        return train(config, show=False)
+
+
+def assert_equal_to_rounding(actual, expected):
+    for measured, wanted in zip(numbers(actual), numbers(expected), strict=True):
+        # Sums in another order, over a few steps.
+        chex.assert_trees_all_close(measured, wanted, rtol=2e-3)
+
+
+def test_eight_devices_compute_what_one_does(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", DIVIDED, str(tmp_path / "eight")],
+        env=environment(
+            JAX_NUM_CPU_DEVICES="8",
+            PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    copies, sharded = divided(tmp_path / "one")
+    assert_equal_to_rounding(records(tmp_path / "eight" / "copies"), train_narrow(copies))
+    assert_equal_to_rounding(records(tmp_path / "eight" / "sharded"), train(sharded, show=False))
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    _, config = divided(tmp_path / "two")
+    processes = [
+        start(
+            config,
+            extra=["--distributed"],
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert ["accuracy" in out or "%" in out for out, _ in printed] == [True, False]
+    _, alone = divided(tmp_path / "one")
+    assert_equal_to_rounding(records(config.out), train(alone, show=False))
+
+
+# --- What it says to bad values ---
+
+
+def fails(capsys, *words):
+    """Returns the one line that a wrong command line is answered with."""
+    assert entry.main(list(words)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ["--model", "resnet81"],
+            ["unknown model 'resnet81'", "'resnet8'", "densenet121", "vit_ti"],
+        ),
+        (["--dataset", "cifar11"], ["unknown dataset 'cifar11'", "'cifar10'", "imagenet2012"]),
+        (["--method", "xsan"], ["unknown method 'xsan'", "'xsam'", "friendly_sam", "xsam+asam"]),
+        (["--preset", "cifar10-resnet18-xsan"], ["'cifar10-resnet18-xsam'", "--preset list"]),
+        (["--method", "gsam", "--method-args", "alfa", "1"], ["'alfa'", "'alpha'"]),
+        (["--method", "gsam", "--method-args", "alpha", "x"], ["alpha must be a number", "'x'"]),
+        (["--augmentation", "crob"], ["'crob'", "'crop'"]),
+        (["--rho", "-1"], ["rho must be above 0, got -1"]),
+        (["--epochs", "0"], ["epochs must be at least 1, got 0"]),
+        (["--label-noise", "1"], ["label_noise must be at least 0 and below 1"]),
+        (["--warmup-epochs", "60"], ["warmup_epochs", "fewer than the 60 epochs"]),
+        (["--rho-max", "None"], ["xsam needs --rho-max"]),
+        (["--batch-size", "2000"], ["batch_size", "2000", "1000"]),
+        (["--train-size", "5000"], ["train_size", "5000"]),
+        (["--dataset", "cifar10", "--data-dir", "nowhere"], ["nowhere", "--data-dir", "download"]),
+    ],
+    ids=lambda words: " ".join(words) if words[0].startswith("--") else "",
+)
+def test_a_bad_value_is_one_line(capsys, monkeypatch, tmp_path, words, messages):
+    monkeypatch.chdir(tmp_path)
+    line = fails(capsys, *words)
+    assert line.startswith("image_classification: error: ")
+    for message in messages:
+        assert message in line
+    assert not list(tmp_path.iterdir())  # nothing is left of it
+
+
+def test_a_batch_that_the_devices_do_not_divide():
+    with pytest.raises(ValueError, match=r"batch_size 125 .* 8 devices: take 120 or 128"):
+        feed.check_batch_size(125, images=1000, devices=8)
+    with pytest.raises(ValueError, match=r"take 8$"):
+        feed.check_batch_size(5, images=1000, devices=8)
+
+
+def test_a_run_goes_on_with_its_own_configuration_only(whole, capsys):
+    config, _ = whole
+    line = fails(capsys, *arguments(dataclasses.replace(config, rho=0.2)))
+    assert f"{config.out} holds a run with rho 0.3, not 0.2" in line
+    assert "--out" in line
+    assert last_state(config.out)["step"] == 200
+
+
+@pytest.mark.parametrize("name", ["preset", "dataset", "model", "method"])
+def test_lists_can_be_asked_for(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        entry.main([f"--{name}", "list"])
+    assert not caught.value.code
+    assert len(capsys.readouterr().out.split()) == len(list(CHOICES[name]))
+
+
+def test_a_preset_gives_the_defaults_of_its_table_and_options_change_them():
+    config = read_config(["--preset", "cifar10-resnet18-xsam"])
+    assert (config.model, config.rho, config.rho_max, config.epochs) == (
+        "resnet18",
+        0.15,
+        0.25,
+        200,
+    )
+    same = read_config(["--dataset", "cifar10", "--model", "resnet18", "--method", "xsam"])
+    assert dataclasses.replace(same, preset=config.preset) == config
+    changed = read_config(["--preset", "cifar10-resnet18-xsam", "--rho", "0.2"])
+    assert changed == dataclasses.replace(config, rho=0.2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_command(name):
+    config = Config(**PRESETS[name].settings, preset=name)
+    check(config)
+    make_optimizer(config, steps_per_epoch=400, key=jax.random.key(0))
