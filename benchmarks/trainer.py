@@ -9,7 +9,7 @@ from benchmarks.measure import markdown, number, progress, seconds
 from benchmarks.tables import NUM_ALPHAS, Bench
 from examples.image_classification.config import Config
 from examples.image_classification.feed import Shape
-from examples.image_classification.steps import Program
+from examples.image_classification.steps import Inputs, Program
 from examples.image_classification.streaming import Images
 
 IMAGE = (32, 32, 3)
@@ -31,15 +31,15 @@ class _Training:
             jax.numpy.asarray(rng.integers(0, 10, steps * batch_size, np.int32)),
         )
         self._rows = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, 1, batch_size)
-        self._key = jax.random.key(0)
-        self._state = program.init(self._key)
+        self._inputs = Inputs.of(config)
+        self._state = program.init(self._inputs)
         state, arrays, rows = self._state, self._arrays, self._rows[0]
-        self._step = program.train_steps.lower(state, arrays, rows, self._key).compile()
+        self._step = program.train_steps.lower(state, arrays, rows, self._inputs).compile()
 
     def __call__(self, step: int) -> float:
         def run() -> Any:
             self._state, metrics = self._step(
-                self._state, self._arrays, self._rows[step], self._key
+                self._state, self._arrays, self._rows[step], self._inputs
             )
             return metrics
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from examples import figures
 from examples.config import Config, Setting, read_config, settings
 from examples.image_classification import config as trainer
+from examples.image_classification.devices import cache_compilations
 from examples.image_classification.presets import settings_for
 from examples.image_classification.train import train
 from examples.report import Results, choose, report, spread
@@ -89,6 +90,7 @@ def draw(results: Results, chosen: dict[str, Setting], config: Config) -> list[P
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     config = read_config(argv, __doc__.splitlines()[0])
+    cache_compilations()
     results = sweep(config)
     chosen = choose(results)
     report(results, chosen, config)

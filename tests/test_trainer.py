@@ -150,7 +150,7 @@ def test_one_step_of_sam_by_hand(tmp_path):
     config = dataclasses.replace(config, label_smoothing=0.1, weight_decay=0.01)
     data = load(config)
     feed = Feed(data, config, Devices())
-    initial = steps.make_program(config, feed.shape).init(jax.random.key(config.seed)).params
+    initial = steps.make_program(config, feed.shape).init(steps.Inputs.of(config)).params
     (record,) = train(config, show=False)
     final = last_state(config.out)["params"]
 
@@ -214,11 +214,11 @@ def test_a_step_of_xsam_on_every_model(name, monkeypatch):
     config = Config(model=name, dataset="cifar10", rho=0.1, rho_max=0.2, num_alphas=2, bf16=True)
     config = dataclasses.replace(config, batch_size=2)
     program = steps.Program(config, CIFAR)
-    key = jax.random.key(0)
+    inputs = steps.Inputs.of(config)
     rng = np.random.default_rng(0)
     # Compiling what draws the weights takes as long as all the rest.
     state = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program.init, key)
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program.init, inputs)
     )
     params = jax.tree.map(
         lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), state.params
@@ -227,8 +227,8 @@ def test_a_step_of_xsam_on_every_model(name, monkeypatch):
     state = state._replace(params=params, statistics=statistics)
     pixels = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     arrays, row = Images(pixels, np.array([3, 7], np.int32)), np.array([0, 1], np.int32)
-    train_step = program.train_steps.lower(state, arrays, row[None], key).compile(QUICK)
-    new, metrics = train_step(state, arrays, row[None], key)
+    train_step = program.train_steps.lower(state, arrays, row[None], inputs).compile(QUICK)
+    new, metrics = train_step(state, arrays, row[None], inputs)
     assert all(np.isfinite(value).all() for value in metrics.values()), metrics
     assert metrics["gradients"] == 2
     moved = jax.tree.map(lambda x, y: np.any(x != y), params, new.params)
@@ -245,10 +245,10 @@ def test_bf16_is_in_what_is_computed_and_not_in_what_is_kept():
     texts = []
     for bf16 in (False, True):
         program = steps.Program(dataclasses.replace(config, bf16=bf16), CIFAR)
-        state = jax.eval_shape(program.init, jax.random.key(0))
+        state = jax.eval_shape(program.init, steps.Inputs.of(config))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
         arrays = Images(jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros(2, jnp.int32))
-        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), jax.random.key(0)
+        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), steps.Inputs.of(config)
         texts.append(program.train_steps.lower(*arguments).as_text())
     convolutions = [re.findall(r"stablehlo.convolution.*-> tensor<[^>]*x(\w+)>", t) for t in texts]
     assert [set(kinds) for kinds in convolutions] == [{"f32"}, {"bf16"}]

@@ -6,7 +6,11 @@ from absl import logging
 
 from examples.image_classification.command_line import PROGRAM, read_config
 from examples.image_classification.config import run_folder
-from examples.image_classification.devices import initialize_distributed, is_main
+from examples.image_classification.devices import (
+    cache_compilations,
+    initialize_distributed,
+    is_main,
+)
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import TrainingError
 from examples.image_classification.train import prepare, train_prepared
@@ -19,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks of what is said in one line
     try:
         config = read_config(sys.argv[1:] if arguments is None else arguments)
+        cache_compilations()
         if config.distributed:
             initialize_distributed()
         run = prepare(config)

@@ -1,6 +1,7 @@
 """All devices as one mesh: where parameters and images lie."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -54,6 +55,13 @@ class Devices:
             return NamedSharding(self._mesh, P(*[None] * longest, "data"))
 
         return jax.tree.map(sharding, state)
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX is already told where to."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xsam_jax" / "compiled"))
 
 
 def initialize_distributed() -> None:

@@ -35,12 +35,25 @@ class State(NamedTuple):
     sums: Metrics
 
 
+class Inputs(NamedTuple):
+    """What is no part of the compiled program, so that runs which differ in it share one."""
+
+    key: jax.Array
+    rho: Any
+    rho_max: Any
+
+    @classmethod
+    def of(cls, config: Config) -> "Inputs":
+        """Returns those of a run."""
+        return cls(jax.random.key(config.seed), config.rho, config.rho_max)
+
+
 class Program:
-    """The compiled parts of a run; the seed is in the key that each is given.
+    """The compiled parts of a run.
 
     Attributes:
-      init: `init(key)` returns the state before the first step.
-      train_steps: `train_steps(state, arrays, rows, key)` takes a step for each of the rows, and
+      init: `init(inputs)` returns the state before the first step.
+      train_steps: `train_steps(state, arrays, rows, inputs)` takes a step for each of the rows, and
         returns the new state and the metrics of each step.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch, in evaluation mode.
     """
@@ -54,7 +67,7 @@ class Program:
         self._train_graph = nnx.graphdef(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)
-        abstract_state = jax.eval_shape(self._init, jax.random.key(0))
+        abstract_state = jax.eval_shape(self._init, Inputs.of(config))
         self._shardings = self._devices.shardings(abstract_state, config.fsdp)
         copy = self._devices.replicated
         self.init = jax.jit(self._init, out_shardings=self._shardings)
@@ -70,17 +83,18 @@ class Program:
             config.model, num_classes=shape.classes, image_shape=shape.image, rngs=rngs, dtype=dtype
         )
 
-    def _optimizer(self, key: jax.Array) -> optax.GradientTransformationExtraArgs:
-        key = jax.random.fold_in(key, 1)
-        return make_optimizer(self._config, self._shape.steps_per_epoch, key)
+    def _optimizer(self, inputs: Inputs) -> optax.GradientTransformationExtraArgs:
+        config = dataclasses.replace(self._config, rho=inputs.rho, rho_max=inputs.rho_max)
+        key = jax.random.fold_in(inputs.key, 1)
+        return make_optimizer(config, self._shape.steps_per_epoch, key)
 
-    def _init(self, key: jax.Array) -> State:
+    def _init(self, inputs: Inputs) -> State:
         # The default generator compiles for a second per shape on CPU, this one for a fifth of it.
-        seed = jax.random.bits(jax.random.fold_in(key, 0), (4,))
+        seed = jax.random.bits(jax.random.fold_in(inputs.key, 0), (4,))
         model = self._new_model(nnx.Rngs(jax.random.wrap_key_data(seed, impl="rbg")))
         params = nnx.as_pure(nnx.state(model, nnx.Param))
         statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-        opt_state = self._optimizer(key).init(params)
+        opt_state = self._optimizer(inputs).init(params)
         names = [*METRICS, *(name for name in OF_METHODS if _has(opt_state, name))]
         sums = {name: jnp.zeros(()) for name in names}
         return State(jnp.zeros((), jnp.int32), params, statistics, opt_state, sums)
@@ -89,9 +103,9 @@ class Program:
         mean, std = jnp.array(self._shape.mean), jnp.array(self._shape.std)
         return (pixels / jnp.float32(255) - mean) / std
 
-    def _train_step(self, state: State, batch: Images, key: jax.Array) -> tuple[State, Metrics]:
+    def _train_step(self, state: State, batch: Images, inputs: Inputs) -> tuple[State, Metrics]:
         batch = jax.lax.with_sharding_constraint(batch, self._devices.batch)
-        step_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
+        step_key = jax.random.fold_in(jax.random.fold_in(inputs.key, 2), state.step)
         images = self._augment(step_key, self._images(batch.pixels))
         classes = jax.nn.one_hot(batch.labels, self._shape.classes)
         classes = optax.smooth_labels(classes, self._config.label_smoothing)
@@ -110,7 +124,7 @@ class Program:
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         logits, statistics = aux
         counter = GradientCounter()
-        updates, opt_state = self._optimizer(key).update(
+        updates, opt_state = self._optimizer(inputs).update(
             grads,
             state.opt_state,
             state.params,
@@ -133,10 +147,10 @@ class Program:
         return State(state.step + 1, params, statistics, opt_state, sums), metrics
 
     def _train_steps(
-        self, state: State, arrays: Any, rows: Any, key: jax.Array
+        self, state: State, arrays: Any, rows: Any, inputs: Inputs
     ) -> tuple[State, Metrics]:
         def step(state: State, row: Any) -> tuple[State, Metrics]:
-            return self._train_step(state, Feed.batch(arrays, row), key)
+            return self._train_step(state, Feed.batch(arrays, row), inputs)
 
         if len(jax.tree.leaves(rows)[0]) > 1:
             return jax.lax.scan(step, state, rows)
@@ -171,4 +185,6 @@ def make_program(config: Config, shape: Shape) -> Program:
     general = dataclasses.replace(
         config, preset=None, seed=0, label_noise=0.0, data_dir=None, out=None
     )
+    # Any radius will do, but whether there is one does not.
+    general = dataclasses.replace(general, rho=config.rho and 1.0, rho_max=config.rho_max and 1.0)
     return _shared_program(general, shape)

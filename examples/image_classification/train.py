@@ -18,7 +18,7 @@ from examples.image_classification.feed import Feed
 from examples.image_classification.optimizer import make_optimizer, make_schedule
 from examples.image_classification.progress import NotFinite, Progress, Stop, Stopped
 from examples.image_classification.run_folder import RunFolder, TrainingError
-from examples.image_classification.steps import Program, State, make_program
+from examples.image_classification.steps import Inputs, Program, State, make_program
 
 Record = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Run(NamedTuple):
     feed: Feed
     program: Program
     folder: RunFolder
-    key: jax.Array
+    inputs: Inputs
 
 
 def train(config: Config, show: bool = True) -> list[Record]:
@@ -54,19 +54,19 @@ def train(config: Config, show: bool = True) -> list[Record]:
 
 def prepare(config: Config) -> Run:
     """Loads the data and opens the run's folder: what can go wrong for a wrong argument."""
-    key = jax.random.key(config.seed)
-    make_optimizer(config, steps_per_epoch=1, key=key)
+    inputs = Inputs.of(config)
+    make_optimizer(config, steps_per_epoch=1, key=inputs.key)
     feed = Feed(load(config), config, Devices())
     program = make_program(config, feed.shape)
-    return Run(config, feed, program, RunFolder(run_folder(config), config), key)
+    return Run(config, feed, program, RunFolder(run_folder(config), config), inputs)
 
 
 def train_prepared(run: Run, show: bool = True) -> list[Record]:
     """Trains; see `train`."""
-    config, feed, program, folder, key = run
+    config, feed, program, folder, inputs = run
     per_epoch = feed.shape.steps_per_epoch
     schedule = make_schedule(config, per_epoch)
-    state = folder.restore(program.init(key))
+    state = folder.restore(program.init(inputs))
     step = int(state.step)
     history = folder.history(step)
 
@@ -76,7 +76,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
             began, before, stopping = time.perf_counter(), step, False
             try:
                 for rows in feed.rows(epoch, first=step % per_epoch):
-                    state, metrics = program.train_steps(state, feed.arrays["train"], rows, key)
+                    state, metrics = program.train_steps(state, feed.arrays["train"], rows, inputs)
                     progress.see(metrics, f"{epoch + 1}/{config.epochs}")
                     step += len(metrics["train_loss"])
                     stopping = stop.requested(step)
