@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo two-minima test lint format bench clean
+.PHONY: help demo train two-minima test lint format bench clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (2 minutes)
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (3 minutes)
 	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
+
+train: $(VENV)/.examples  ## train any model on any data set with any method: docs/training.md, ARGS="--preset list"
+	$(BIN)/python -m examples.image_classification $(ARGS)
 
 two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
 	$(BIN)/python -m examples.02_two_minima $(ARGS)

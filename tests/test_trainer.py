@@ -24,14 +24,16 @@ from flax import nnx
 from problems import x64 as x64_mode
 from test_models import SMALL
 
+from examples.family import COMBINATIONS
 from examples.image_classification import __main__ as entry
 from examples.image_classification import feed, steps
+from examples.image_classification.augment import AUGMENTATIONS
 from examples.image_classification.command_line import CHOICES, check, read_config
 from examples.image_classification.config import Config
-from examples.image_classification.data import load
+from examples.image_classification.data import DATASETS, load
 from examples.image_classification.devices import Devices
 from examples.image_classification.feed import Feed, Shape
-from examples.image_classification.models import make_model
+from examples.image_classification.models import MODELS, make_model
 from examples.image_classification.optimizer import make_optimizer, make_schedule
 from examples.image_classification.presets import PRESETS, settings_for
 from examples.image_classification.progress import Stop, Stopped
@@ -485,6 +487,17 @@ def test_lists_can_be_asked_for(name, capsys):
         entry.main([f"--{name}", "list"])
     assert not caught.value.code
     assert len(capsys.readouterr().out.split()) == len(list(CHOICES[name]))
+
+
+def test_the_docs_name_all_there_is(whole):
+    docs = (ROOT / "docs" / "training.md").read_text()
+    names = [*MODELS, *DATASETS, *AUGMENTATIONS, *COMBINATIONS]
+    for name in {*names, *whole[1][-1]}:
+        name = re.sub("^(validation|test)_.*", r"\1_*", name)
+        assert f"`{name}`" in docs, name
+    published = [name for name in PRESETS if not name.startswith("demo-")]
+    for path in ("README.md", "CHANGELOG.md"):
+        assert f"{len(published)} settings" in (ROOT / path).read_text()
 
 
 def test_a_preset_gives_the_defaults_of_its_table_and_options_change_them():

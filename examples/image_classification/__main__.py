@@ -1,5 +1,6 @@
 """`python -m examples.image_classification --help`."""
 
+import os
 import sys
 
 from absl import logging
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         if config.distributed:
             initialize_distributed()
         run = prepare(config)
+    except BrokenPipeError:  # of a list that goes to `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         return _fail(2, error)
     try:

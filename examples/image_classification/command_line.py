@@ -57,7 +57,7 @@ def read_config(arguments: list[str]) -> Config:
     chosen = _parse(asked, Config())
     for name, names in CHOICES.items():
         if getattr(chosen, name) == "list":
-            print("\n".join(names))
+            print("\n".join(names), flush=True)
             sys.exit()
         check_choice(name, getattr(chosen, name), names)
     settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)

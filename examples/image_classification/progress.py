@@ -1,6 +1,7 @@
 """What a run shows while it goes on, and how it is told to stop."""
 
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -15,6 +16,7 @@ from examples.image_classification.devices import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REFRESH = 0.5  # seconds
+LINE_EVERY = 10.0
 
 
 class Stopped(Exception):
@@ -61,13 +63,14 @@ class Progress:
     """A bar over the images of the whole run, which also looks out for numbers that are not finite.
 
     The metrics of a call are read when the next one is under way, so that the device never waits.
-    Where stderr is no terminal there is no bar.
+    Where stderr is no terminal there are lines in place of the bar, at most one in ten seconds.
     """
 
     def __init__(self, total: int, done: int, batch_size: int, show: bool) -> None:
         self._batch_size, self._done = batch_size, done
         self._pending: tuple[Any, str] | None = None
-        self._shown = 0.0
+        self._shown = self._printed = 0.0
+        self._lines = show and is_main() and not sys.stderr.isatty()
         self._bar = tqdm(
             total=total * batch_size,
             initial=done * batch_size,
@@ -84,6 +87,17 @@ class Progress:
 
     def __exit__(self, *exception: Any) -> None:
         self._bar.close()
+
+    def say(self, record: dict[str, Any], epoch: str) -> None:
+        """Prints the metrics of an epoch, where there is no bar."""
+        now = time.monotonic()
+        if not self._lines or now - self._printed < LINE_EVERY:
+            return
+        self._printed = now
+        shown = {name: record[name] for name in record if name.endswith(("_loss", "_accuracy"))}
+        values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        rate = f"{record['images_per_second']:.0f} images/s"
+        print(f"epoch {epoch}: {values}, {rate}", file=sys.stderr, flush=True)
 
     def see(self, metrics: dict[str, jax.Array], epoch: str) -> None:
         """Takes the metrics of a call, of any number of steps, and reads those of the last one.

@@ -107,10 +107,11 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                         record |= evaluate(program, state, feed, split)
                 # Before the checkpoint: a record without one is written again, one lost is not.
                 folder.log(record)
+                progress.say(record, f"{epoch + 1}/{config.epochs}")
                 history.append(record)
                 if last or (epoch + 1) % config.checkpoint_every == 0:
                     folder.save(state, step, wait=last)
-            if stopping:
+            if stopping and step < total:
                 folder.save(state, step, wait=True)
                 raise Stopped(f"stopped after step {step}, which is saved in {folder.path}")
     if is_main():
