@@ -240,6 +240,10 @@ def test_a_step_of_xsam_on_every_model(name, monkeypatch):
         assert np.any(old != now)
     evaluate = program.evaluate.lower(new, arrays, row).compile(QUICK)
     assert evaluate(new, arrays, np.array([0, -1], np.int32))["count"] == 1
+    # By the running statistics, an image's loss does not depend on what is beside it.
+    rows = [np.array(row, np.int32) for row in ([0, 0], [1, 1], [0, 1])]
+    first, second, both = (evaluate(new, arrays, row)["loss"] for row in rows)
+    np.testing.assert_allclose((first + second) / 2, both, rtol=1e-3)
 
 
 def test_bf16_is_in_what_is_computed_and_not_in_what_is_kept():

@@ -59,7 +59,7 @@ class Devices:
 
 def cache_compilations() -> None:
     """Keeps compiled programs in the user's cache, unless JAX is already told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(folder / "xsam_jax" / "compiled"))
 

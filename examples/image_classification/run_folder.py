@@ -15,7 +15,16 @@ from examples.image_classification.config import Config
 from examples.image_classification.devices import is_main
 
 # These change neither what is computed nor what is measured, up to rounding.
-MAY_CHANGE = ("preset", "data_dir", "out", "distributed", "fsdp", "checkpoint_every")
+MAY_CHANGE = (
+    "preset",
+    "data_dir",
+    "out",
+    "distributed",
+    "fsdp",
+    "steps_per_dispatch",
+    "checkpoint_every",
+    "evaluate_every",
+)
 
 
 class TrainingError(Exception):
