@@ -139,11 +139,13 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     if "alpha" in rows:
         alphas, psis = ([record[name] for record in history] for name in ("alpha", "psi"))
         epochs = [record["epoch"] for record in history]
-        axes.plot(epochs, alphas, color=COLORS["xsam"], label="$\\alpha^*$")
+        marker = {"marker": "o"} if len(history) == 1 else {}
+        axes.plot(epochs, alphas, color=COLORS["xsam"], **marker)
         degrees = axes.twinx()
-        degrees.plot(epochs, np.degrees(psis), color=COLORS["sam"], linestyle="--", label="$\\psi$")
+        degrees.plot(epochs, np.degrees(psis), color=COLORS["sam"], linestyle="--", **marker)
         degrees.set_ylabel("$\\psi$ (°), dashed")
     grid[0].legend()
     grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()
     return figure

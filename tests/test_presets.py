@@ -183,7 +183,7 @@ PUBLISHED = {
         "label_smoothing": 0.0,
         "rho": 0.05,
         "rho_max": 0.3,
-        "augmentation": ("resized_crop", "flip"),
+        "augmentation": (),
     },
     "cifar100-vit_ti-xsam": {
         "optimizer": "adamw",
@@ -248,7 +248,7 @@ PUBLISHED = {
         "weight_decay": 0.0001,
         "rho": 0.075,
         "method_args": {"decay": "0.95", "sigma": "1.0"},
-        "augmentation": ("resized_crop", "flip"),
+        "augmentation": (),
     },
     "fsam-imagenet2012-resnet50-asam": {"rho": 0.075, "weight_decay": 0.0001},
     "fsam-imagenet2012-resnet50-sgd": {"rho": None, "weight_decay": 0.0001},

@@ -1,6 +1,7 @@
 """`python -m examples.image_classification --help`."""
 
 import os
+import signal
 import sys
 
 from absl import logging
@@ -15,8 +16,6 @@ from examples.image_classification.devices import (
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import TrainingError
 from examples.image_classification.train import prepare, train_prepared
-
-STOPPED = 143  # as the shell says of a process that SIGTERM ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,12 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         return _fail(2, error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     try:
         history = train_prepared(run)
     except TrainingError as error:
         return _fail(1, error)
     except Stopped as stopped:
-        return _fail(STOPPED, stopped)
+        if is_main():
+            print(f"{PROGRAM}: {stopped}", file=sys.stderr)
+        return 128 + stopped.number  # as the shell says of a process that the signal ended
     if is_main():
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]

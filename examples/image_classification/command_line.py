@@ -1,5 +1,6 @@
 """The command line of the trainer: an option for each field of `Config`."""
 
+import dataclasses
 import difflib
 import math
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from examples.family import METHODS
+from examples.family import METHODS, method_arguments
 from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS
 from examples.image_classification.models import MODELS
@@ -57,13 +58,29 @@ def read_config(arguments: list[str]) -> Config:
     chosen = _parse(asked, Config())
     for name, names in CHOICES.items():
         if getattr(chosen, name) == "list":
-            print("\n".join(names), flush=True)
+            print("\n".join(describe(name, choice) for choice in names), flush=True)
             sys.exit()
         check_choice(name, getattr(chosen, name), names)
     settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)
+    # A default that is no empty dictionary would give each of its keys an option of its own.
+    published = settings.pop("method_args", {})
     config = _parse(arguments, Config(**{**settings, "preset": chosen.preset}))
+    if config.method == settings["method"]:
+        merged = {**published, **config.method_args}
+        config = dataclasses.replace(config, method_args=merged)
     check(config)
+    check_used(config, arguments)
     return config
+
+
+def describe(kind: str, name: str) -> str:
+    """Returns a name with what is to be known of it."""
+    if kind == "preset":
+        return f"{name:52} {PRESETS[name].source}"
+    if kind == "method":
+        takes = " ".join(f"{key} {value}" for key, value in method_arguments(name).items())
+        return f"{name:24} {f'--method-args {takes}' if takes else ''}".rstrip()
+    return name
 
 
 def _parse(arguments: list[str], default: Config) -> Config:
@@ -84,6 +101,20 @@ def check(config: Config) -> None:
         raise ValueError(f"{config.method} needs --rho, the length of its ascent")
     if config.method.startswith("xsam") and config.rho_max is None:
         raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")
+
+
+def check_used(config: Config, arguments: list[str]) -> None:
+    """Raises ValueError where an option was given that the method does not look at."""
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+    method = METHODS[config.method]
+    unused = {
+        "--rho": method.scale is None,
+        "--rho-max": not config.method.startswith("xsam"),
+        "--ascent-steps": not method.steps,
+    }
+    for option, is_unused in unused.items():
+        if is_unused and option in given:
+            raise ValueError(f"{config.method} does not use {option}: leave it out")
 
 
 def check_choice(name: str, value: str | None, names: Iterable[str]) -> None:

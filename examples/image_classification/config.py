@@ -10,7 +10,7 @@ class Config:
     """Trains an image classifier, or goes on with a run that was interrupted."""
 
     preset: str | None = None
-    """A published setting by name, in place of the defaults below; `--preset list` lists them."""
+    """A published setting by name, for other defaults below; `--preset list` lists them."""
     dataset: str = "digits"
     """digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012."""
     model: str = "mlp"
@@ -29,7 +29,9 @@ class Config:
     label_noise: float = 0.0
     """Share of training labels replaced by another class, at random."""
     augmentation: tuple[str, ...] = ()
-    """In this order: crop, flip, cutout, resized_crop, erasing."""
+    """In the order given: crop, flip, cutout, resized_crop, erasing; cutout=0.5 for half of the
+    images, resized_crop=0.8 for parts of at least that area. ImageNet's are cropped and flipped
+    already."""
 
     rho: float | None = None
     """Length of one ascent step."""
@@ -44,7 +46,7 @@ class Config:
     num_alphas: int = 21
     """So many values of alpha."""
     method_args: dict[str, str] = field(default_factory=dict, hash=False)
-    """What else the method takes, as in `--method-args decay 0.6`."""
+    """What else the method takes, as in `--method-args decay 0.6`; see `--method list`."""
 
     epochs: int = 60
     batch_size: int = 64
@@ -74,6 +76,14 @@ class Config:
     """Epochs between evaluations."""
     out: Path | None = None
     """Where the run is kept; None is runs/<preset, or dataset-model-method>/seed<seed>."""
+
+    def __post_init__(self) -> None:
+        """Makes paths of strings, and names of a string with names."""
+        if isinstance(self.augmentation, str):
+            object.__setattr__(self, "augmentation", tuple(self.augmentation.split()))
+        for name in ("data_dir", "out"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
 
 
 def run_folder(config: Config) -> Path:

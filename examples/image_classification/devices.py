@@ -59,9 +59,10 @@ class Devices:
 
 def cache_compilations() -> None:
     """Keeps compiled programs in the user's cache, unless JAX is already told where to."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    option = "jax_compilation_cache_dir"
+    if getattr(jax.config, option) is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xsam_jax" / "compiled"))
+        jax.config.update(option, str(folder / "xsam_jax" / "compiled"))
 
 
 def initialize_distributed() -> None:

@@ -14,7 +14,7 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     """Returns the learning rate: a linear rise, then a cosine down to zero."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
-    cosine = optax.cosine_decay_schedule(config.learning_rate, total - warmup)
+    cosine = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     if not warmup:
         return cosine
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)

@@ -20,7 +20,11 @@ LINE_EVERY = 10.0
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has saved its state."""
+    """The run was told to stop by a signal, and has saved its state."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class NotFinite(Exception):
@@ -32,14 +36,22 @@ class NotFinite(Exception):
 
 
 class Stop:
-    """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts at once."""
+    """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts at once.
+
+    Of several processes JAX itself takes the SIGTERM of any, and agrees on a step with the others.
+
+    Attributes:
+      number: the signal that came.
+    """
 
     def __init__(self) -> None:
         self._received = False
+        self.number = int(signal.SIGTERM)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             self._previous = {name: signal.signal(name, self._receive) for name in SIGNALS}
         return self
 
@@ -50,7 +62,7 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = True
+        self._received, self.number = True, number
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; all processes get the same answer."""

@@ -4,6 +4,7 @@ All randomness is a function of the seed and the step, and all else that a step 
 a run that was killed goes on from its last checkpoint as if nothing had happened.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +56,8 @@ def train(config: Config, show: bool = True) -> list[Record]:
 def prepare(config: Config) -> Run:
     """Loads the data and opens the run's folder: what can go wrong for a wrong argument."""
     inputs = Inputs.of(config)
-    make_optimizer(config, steps_per_epoch=1, key=inputs.key)
     feed = Feed(load(config), config, Devices())
+    make_optimizer(config, feed.shape.steps_per_epoch, inputs.key)
     program = make_program(config, feed.shape)
     return Run(config, feed, program, RunFolder(run_folder(config), config), inputs)
 
@@ -71,6 +72,8 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     history = folder.history(step)
 
     total = config.epochs * per_epoch
+    if show and is_main() and step < total:
+        print(summary(run, state), file=sys.stderr, flush=True)
     with folder, Stop() as stop, Progress(total, step, config.batch_size, show) as progress:
         for epoch in range(step // per_epoch, config.epochs):
             began, before, stopping = time.perf_counter(), step, False
@@ -113,10 +116,26 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     folder.save(state, step, wait=last)
             if stopping and step < total:
                 folder.save(state, step, wait=True)
-                raise Stopped(f"stopped after step {step}, which is saved in {folder.path}")
+                raise Stopped(
+                    f"stopped after step {step}, which is saved in {folder.path}; the same command "
+                    "goes on",
+                    stop.number,
+                )
     if is_main():
         draw(history, folder.path)
     return history
+
+
+def summary(run: Run, state: State) -> str:
+    """Says what is trained, before the first step compiles."""
+    config, shape = run.config, run.feed.shape
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return (
+        f"{config.method}, {config.model} ({size:,} parameters), {config.dataset}: {config.epochs} "
+        f"epochs of {shape.steps_per_epoch} steps, {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}, from step {int(state.step)}, in {run.folder.path}\n"
+        "The first step compiles."
+    )
 
 
 def evaluate(program: Program, state: State, feed: Feed, split: str) -> Record:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 CIFAR = ("crop", "flip", "cutout=0.5")  # half of the images, as in the official codes
-IMAGENET = ("resized_crop", "flip")
+IMAGENET = ()  # random resized crops and flips are made where it is decoded
 
 
 class Preset(NamedTuple):
