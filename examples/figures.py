@@ -146,6 +146,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         degrees.set_ylabel("$\\psi$ (°), dashed")
     grid[0].legend()
     grid[-1].set_xlabel("epoch")
-    grid[-1].xaxis.get_major_locator().set_params(integer=True)
+    if len(history) == 1:
+        grid[-1].set_xticks([history[0]["epoch"]])
     figure.align_ylabels()
     return figure

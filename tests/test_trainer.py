@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import math
 import os
@@ -18,28 +19,32 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from PIL import Image
 from problems import x64 as x64_mode
 from test_models import SMALL
 
 from examples.family import COMBINATIONS
 from examples.image_classification import __main__ as entry
 from examples.image_classification import feed, steps
+from examples.image_classification import train as trainer
 from examples.image_classification.augment import AUGMENTATIONS
-from examples.image_classification.command_line import CHOICES, check, read_config
-from examples.image_classification.config import Config
-from examples.image_classification.data import DATASETS, load
+from examples.image_classification.command_line import CHOICES, read_config
+from examples.image_classification.config import Config, check
+from examples.image_classification.data import DATASETS, Dataset, load
 from examples.image_classification.devices import Devices
 from examples.image_classification.feed import Feed, Shape
 from examples.image_classification.models import MODELS, make_model
-from examples.image_classification.optimizer import make_optimizer, make_schedule
-from examples.image_classification.presets import PRESETS, settings_for
+from examples.image_classification.optimizer import keep_norm, make_optimizer, make_schedule
+from examples.image_classification.presets import PRESETS, configure, settings_for
 from examples.image_classification.progress import Stop, Stopped
 from examples.image_classification.run_folder import TrainingError
-from examples.image_classification.streaming import Images
+from examples.image_classification.streaming import Images, Stream
 from examples.image_classification.train import train
+from xsam_jax import xsam
 
 ROOT = Path(__file__).parents[1]
 CIFAR = Shape((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
@@ -134,6 +139,29 @@ def test_a_run_leaves_metrics_events_a_checkpoint_and_a_picture(whole):
     saved = json.loads((config.out / "config.json").read_text())
     assert saved["rho"] == config.rho
     assert last_state(config.out)["step"] == 200
+    rate = 0.05 * (1 + math.cos(math.pi * 4 / 200)) / 2  # of the fifth step, the epoch's last
+    np.testing.assert_allclose(history[0]["learning_rate"], rate, rtol=1e-5)
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_told(tmp_path):
+    config = digits(tmp_path, method="sgd", rho=None, rho_max=None, epochs=5)
+    history = train(dataclasses.replace(config, evaluate_every=2, checkpoint_every=3), show=False)
+    evaluated = ["validation_loss" in record for record in history]
+    assert evaluated == [False, True, False, True, True]
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == [15, 25]  # five steps an epoch
+
+
+def test_every_step_augments_anew(tmp_path):
+    losses = {}
+    for names in ((), ("cutout",)):
+        # One batch, whose order does not matter, and weights that stay.
+        config = digits(tmp_path / str(names), method="sgd", rho=None, rho_max=None)
+        config = dataclasses.replace(config, train_size=64, learning_rate=1e-9, augmentation=names)
+        losses[names] = [record["train_loss"] for record in train(config, show=False)]
+    np.testing.assert_allclose(losses[()], losses[()][0], rtol=1e-5)
+    values = [*losses["cutout",], losses[()][0]]
+    assert np.min(np.diff(np.sort(values))) > 1e-4
 
 
 def test_the_seed_decides_all(tmp_path):
@@ -184,6 +212,38 @@ def test_one_step_of_sam_by_hand(tmp_path):
     moved = jax.tree.map(np.subtract, final, params)
     # Parameters of size 0.3 have a rounding error of 3e-8.
     chex.assert_trees_all_close(moved, updates, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("probe_every", "expected"), [(None, 5), (3, 3)])
+def test_xsam_probes_once_an_epoch_or_as_told(probe_every, expected):
+    config = digits(None, probe_every=probe_every, alpha_max=1.5)
+    search = {"probe_every": expected, "alpha_max": 1.5, "num_alphas": 5}
+    schedule = optax.cosine_decay_schedule(0.05, 15)
+    base = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9))
+    ours = make_optimizer(config, 5, jax.random.key(0))
+    theirs = optax.chain(xsam(0.3, 0.6, **search), keep_norm(), base)
+
+    def program(tx):
+        def update(params):
+            return tx.update(params, tx.init(params), params, value_fn=lambda p: jnp.sum(p**4))
+
+        return str(jax.make_jaxpr(update)(jnp.ones(3)))
+
+    assert program(ours) == program(theirs)
+
+
+def test_the_seed_reaches_random_methods():
+    config = digits(None, method="esam", rho_max=None)
+    program = steps.Program(config, CIFAR._replace(image=(8, 8, 1), mean=(0.0,), std=(1.0,)))
+    params = jnp.arange(1.0, 9.0)
+
+    def update(seed):
+        tx = program._optimizer(steps.Inputs.of(dataclasses.replace(config, seed=seed)))
+        functions = {"value_fn": lambda p: jnp.sum(p**4), "losses_fn": lambda p: p**4}
+        return tx.update(params, tx.init(params), params, **functions)[0]
+
+    np.testing.assert_array_equal(update(0), update(0))
+    assert np.any(update(0) != update(1))
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -314,6 +374,30 @@ def test_a_stop_within_an_epoch_loses_nothing(whole, tmp_path, monkeypatch):
     assert_bit_equal(last_state(config.out), last_state(tmp_path / "straight"))
 
 
+def test_images_that_are_decoded_while_training_resume_too(tmp_path, monkeypatch):
+    def png(seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed % 5, 24, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        return {"image": file.getvalue(), "label": seed % 10}
+
+    splits = [
+        Stream([png(i) for i in range(n)], np.arange(n), np.zeros(n, np.int32), 10, side=16)
+        for n in (20, 10)
+    ]
+    data = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
+    monkeypatch.setattr(trainer, "load", lambda config: data)
+    config = digits(tmp_path / "straight", method="sgd", rho=None, rho_max=None, batch_size=4)
+    config = dataclasses.replace(config, epochs=2, steps_per_dispatch=2)
+    straight = train(config, show=False)
+    assert [record["step"] for record in straight] == [5, 10]
+    assert straight[0]["train_loss"] != straight[1]["train_loss"]
+    resumed = dataclasses.replace(config, out=tmp_path / "resumed")
+    stop_at(2, resumed, monkeypatch)
+    assert numbers(train(resumed, show=False)) == numbers(straight)
+    assert_bit_equal(last_state(resumed.out), last_state(config.out))
+
+
 def test_a_finished_run_is_not_trained_again(whole):
     config, history = whole
     assert train(config, show=False) == history
@@ -339,6 +423,40 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
     assert len(records(config.out)) == 2
 
 
+def test_an_update_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    make = steps.make_optimizer
+    spoil = optax.scale_by_schedule(lambda count: jnp.where(count == 14, jnp.inf, 1.0))
+    monkeypatch.setattr(
+        steps, "make_optimizer", lambda *arguments: optax.chain(make(*arguments), spoil)
+    )
+    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None, label_smoothing=0.01)
+    with pytest.raises(TrainingError, match=r"step 14 is not finite.* that of step 10 "):
+        train(config, show=False)
+    assert last_state(config.out)["step"] == 10
+    steps._shared_program.cache_clear()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    config = digits(tmp_path, method="sgd", rho=None, rho_max=None)
+    train(config, show=False)
+    for path in (tmp_path / "checkpoints" / "15").rglob("*"):
+        if path.is_file() and "ocdbt" in str(path):
+            path.write_bytes(b"")
+    with pytest.raises(
+        TrainingError, match=r"checkpoints/15 cannot be read .*: delete it to go on"
+    ):
+        train(config, show=False)
+
+
+def test_a_disk_too_full_for_metrics_ends_the_run(tmp_path):
+    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None, epochs=40)
+    config = dataclasses.replace(config, checkpoint_every=40)
+    process = start(config, before=["bash", "-c", 'ulimit -f 2; exec "$@"', "bash"])
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 1, printed
+    assert "error: metrics could not be written (" in printed
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(whole, tmp_path, monkeypatch):
     config, history = whole
     config = dataclasses.replace(config, out=tmp_path / "run")
@@ -361,11 +479,16 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(whole, tmp_path, monk
 DIVIDED = """
 import sys
 from pathlib import Path
-from test_trainer import divided, train_narrow
-from examples.image_classification.train import train
+import jax
+import pytest
+from test_trainer import Devices, divided, stop_at, train_narrow
 copies, sharded = divided(Path(sys.argv[1]))
 train_narrow(copies)
-train(sharded, show=False)
+leaf = jax.ShapeDtypeStruct((10, 256), "float32")
+for fsdp in (False, True):
+    print(Devices().shardings(leaf, fsdp).shard_shape(leaf.shape))
+with pytest.MonkeyPatch.context() as patch:
+    stop_at(2, sharded, patch)
 """
 
 
@@ -402,7 +525,11 @@ def test_eight_devices_compute_what_one_does(tmp_path):
     assert process.returncode == 0, process.stderr
     copies, sharded = divided(tmp_path / "one")
     assert_equal_to_rounding(records(tmp_path / "eight" / "copies"), train_narrow(copies))
-    assert_equal_to_rounding(records(tmp_path / "eight" / "sharded"), train(sharded, show=False))
+    # Sharded over eight devices this one stops after its first epoch, and goes on with one.
+    assert process.stdout.split("\n")[:2] == ["(10, 256)", "(10, 32)"]
+    resumed = dataclasses.replace(sharded, out=tmp_path / "eight" / "sharded")
+    assert records(resumed.out)[-1]["step"] == 2
+    assert_equal_to_rounding(train(resumed, show=False), train(sharded, show=False))
 
 
 def start_two(config):
@@ -541,6 +668,14 @@ def test_arguments_of_a_method_change_those_of_its_preset():
     changed = read_config([*preset, "--method-args", "decay", "0.7", "sigma", "0.5"])
     assert changed.method_args == {"decay": "0.7", "sigma": "0.5"}
     assert read_config([*preset, "--method", "sam"]).method_args == {}
+
+
+def test_python_has_the_defaults_of_the_command_line():
+    assert configure("cifar10-resnet18-sam") == read_config(["--preset", "cifar10-resnet18-sam"])
+    options = ["--method", "gsam", "--epochs", "3"]
+    assert configure(method="gsam", epochs=3) == read_config(options)
+    changed = read_config(["--preset", "cifar10-resnet18-sam", "--model", "vgg11"])
+    assert changed.preset is None  # it is another run
 
 
 def test_paths_may_be_strings(tmp_path):

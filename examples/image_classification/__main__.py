@@ -36,13 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     try:
         history = train_prepared(run)
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         return _fail(1, error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Stopped as stopped:
         if is_main():
             print(f"{PROGRAM}: {stopped}", file=sys.stderr)
         return 128 + stopped.number  # as the shell says of a process that the signal ended
-    if is_main():
+    if is_main() and history:
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
         print(f"{run_folder(config)}: {', '.join(accuracies).replace('_accuracy', '')}")

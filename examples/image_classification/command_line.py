@@ -2,10 +2,8 @@
 
 import dataclasses
 import difflib
-import math
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import tyro
 
@@ -22,28 +20,6 @@ CHOICES: dict[str, Iterable[str]] = {
     "model": MODELS,
     "method": METHODS,
 }
-
-
-def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value >= low, f"at least {low}"
-
-
-def _share(value: float) -> bool:
-    return 0 <= value < 1
-
-
-RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    *((name, *_at_least(0)) for name in ("seed", "validation_size", "warmup_epochs")),
-    *((name, *_at_least(1)) for name in ("train_size", "ascent_steps", "probe_every", "epochs")),
-    *((name, *_at_least(1)) for name in ("batch_size", "steps_per_dispatch")),
-    *((name, *_at_least(1)) for name in ("checkpoint_every", "evaluate_every")),
-    *((name, *_at_least(0)) for name in ("weight_decay",)),
-    *((name, *_at_least(2)) for name in ("num_alphas",)),
-    *((name, _share, "at least 0 and below 1") for name in ("label_noise", "label_smoothing")),
-    ("momentum", _share, "at least 0 and below 1"),
-    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("learning_rate", "alpha_max")),
-    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("rho", "rho_max")),
-]
 
 
 def read_config(arguments: list[str]) -> Config:
@@ -68,7 +44,8 @@ def read_config(arguments: list[str]) -> Config:
     if config.method == settings["method"]:
         merged = {**published, **config.method_args}
         config = dataclasses.replace(config, method_args=merged)
-    check(config)
+    if any(getattr(config, name) != settings[name] for name in ("dataset", "model", "method")):
+        config = dataclasses.replace(config, preset=None)  # it is another run, in another folder
     check_used(config, arguments)
     return config
 
@@ -85,22 +62,6 @@ def describe(kind: str, name: str) -> str:
 
 def _parse(arguments: list[str], default: Config) -> Config:
     return tyro.cli(Config, prog=PROGRAM, args=arguments, default=default)
-
-
-def check(config: Config) -> None:
-    """Raises ValueError where a value is out of its range."""
-    for name, valid, description in RANGES:
-        value = getattr(config, name)
-        if value is not None and not valid(value):
-            raise ValueError(f"{name} must be {description}, got {value}")
-    if config.warmup_epochs >= config.epochs:
-        raise ValueError(
-            f"warmup_epochs {config.warmup_epochs} must be fewer than the {config.epochs} epochs"
-        )
-    if METHODS[config.method].scale is not None and config.rho is None:
-        raise ValueError(f"{config.method} needs --rho, the length of its ascent")
-    if config.method.startswith("xsam") and config.rho_max is None:
-        raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")
 
 
 def check_used(config: Config, arguments: list[str]) -> None:

@@ -1,8 +1,12 @@
 """What the trainer trains, and the command line that sets it."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from examples.family import find_method
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,43 @@ def run_folder(config: Config) -> Path:
     """Returns the folder of a run."""
     name = config.preset or f"{config.dataset}-{config.model}-{config.method}"
     return config.out or Path("runs") / name / f"seed{config.seed}"
+
+
+def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= low, f"at least {low}"
+
+
+def _share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
+    *((name, *_at_least(0)) for name in ("seed", "validation_size", "warmup_epochs")),
+    *((name, *_at_least(1)) for name in ("train_size", "ascent_steps", "probe_every", "epochs")),
+    *((name, *_at_least(1)) for name in ("batch_size", "steps_per_dispatch")),
+    *((name, *_at_least(1)) for name in ("checkpoint_every", "evaluate_every")),
+    *((name, *_at_least(0)) for name in ("weight_decay",)),
+    *((name, *_at_least(2)) for name in ("num_alphas",)),
+    *((name, _share, "at least 0 and below 1") for name in ("label_noise", "label_smoothing")),
+    ("momentum", _share, "at least 0 and below 1"),
+    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("learning_rate", "alpha_max")),
+    *((n, lambda value: 0 < value < math.inf, "above 0") for n in ("rho", "rho_max")),
+]
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where a value is out of its range."""
+    for name, valid, description in RANGES:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{name} must be {description}, got {value}")
+    if config.seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {config.seed}")
+    if config.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"warmup_epochs {config.warmup_epochs} must be fewer than the {config.epochs} epochs"
+        )
+    if find_method(config.method).scale is not None and config.rho is None:
+        raise ValueError(f"{config.method} needs --rho, the length of its ascent")
+    if config.method.startswith("xsam") and config.rho_max is None:
+        raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")

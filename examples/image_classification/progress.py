@@ -62,6 +62,7 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        print("stopping after this call; Ctrl-C again to quit at once", file=sys.stderr)
         self._received, self.number = True, number
 
     def requested(self, step: int) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from examples.image_classification.config import Config
 from examples.image_classification.devices import is_main
+from examples.image_classification.progress import Stopped
 
 # These change neither what is computed nor what is measured, up to rounding.
 MAY_CHANGE = (
@@ -42,6 +43,8 @@ class RunFolder:
     def __init__(self, path: Path, config: Config) -> None:
         """Opens a new folder, or that of an earlier run with the same configuration."""
         self.path = path.absolute()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: give another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
@@ -53,12 +56,14 @@ class RunFolder:
         """Writes the configuration beside the run; of one that is to go on, it is the same."""
         path = self.path / "config.json"
         if self._last_good is not None:
+            if not path.exists():
+                raise ValueError(f"{path} is missing beside checkpoints: give another --out")
             old = json.loads(path.read_text())
             for name in new:
                 if name not in MAY_CHANGE and old.get(name) != new[name]:
                     raise ValueError(
                         f"{self.path} holds a run with {name} {old.get(name)}, not {new[name]}: "
-                        "give this one another --out, or delete that folder"
+                        f"go on with {old.get(name)}, or give this one another --out"
                     )
         elif is_main():
             write_atomically(path, json.dumps(new, indent=1) + "\n")
@@ -68,6 +73,9 @@ class RunFolder:
     @property
     def last_good(self) -> str:
         """The last checkpoint, in words."""
+        with suppress(Exception):  # what went wrong is about to be said
+            self._manager.wait_until_finished()
+        self._last_good = self._manager.latest_step()
         if self._last_good is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is that of step {self._last_good} in {self.path}"
@@ -76,28 +84,30 @@ class RunFolder:
         """Returns the last state saved, placed like `state`; or that, where there is none."""
         if self._last_good is None:
             return state
-        return self._manager.restore(self._last_good, args=ocp.args.StandardRestore(state))
+        try:
+            return self._manager.restore(self._last_good, args=ocp.args.StandardRestore(state))
+        except Exception as error:
+            path = self.path / "checkpoints" / str(self._last_good)
+            raise TrainingError(
+                f"{path} cannot be read ({_reason(error)}): delete it to go on from the one before"
+            ) from error
 
     def save(self, state: Any, step: int, wait: bool = False) -> None:
         """Saves the state, in the background; with `wait` it is there when this returns."""
-        with self._failures(step):
+        with self._failures(f"no checkpoint could be written at step {step} or before"):
             self._manager.wait_until_finished()
-            self._last_good = self._manager.latest_step()
-            if step != self._last_good:
+            if step != self._manager.latest_step():
                 self._manager.save(step, args=ocp.args.StandardSave(state))
             if wait:
                 self._manager.wait_until_finished()
-                self._last_good = self._manager.latest_step()
 
     @contextmanager
-    def _failures(self, step: int) -> Iterator[None]:
+    def _failures(self, what: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).split(" [os_error")[0].rsplit(": ", 1)[-1].splitlines()[0]
             raise TrainingError(
-                f"no checkpoint could be written at step {step} or before ({reason}); "
-                f"{self.last_good}. Make room and run the same command again"
+                f"{what} ({_reason(error)}); {self.last_good}. Make room, then run the same command"
             ) from error
 
     # --- Metrics ---
@@ -109,29 +119,37 @@ class RunFolder:
         records = [json.loads(line) for line in lines if line.endswith("}")]
         kept = [record for record in records if record["step"] <= step]
         if is_main():
-            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-            self._events = SummaryWriter(str(self.path), purge_step=step + 1)
+            with self._failures("metrics could not be written"):
+                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+                self._events = SummaryWriter(str(self.path), purge_step=step + 1, flush_secs=10)
         return kept
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line of metrics."""
         if not is_main():
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        with self._failures("metrics could not be written"), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         assert self._events is not None
         for name, value in record.items():
             self._events.add_scalar(name, value, record["step"])
-        self._events.flush()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         """Waits for what is being written."""
-        if self._events is not None:
+        # On a full disk the thread that writes events is dead, and would be waited for.
+        if self._events is not None and (kind is None or issubclass(kind, Stopped)):
             self._events.close()
-        self._manager.close()
+        with suppress(Exception) if kind is not None else nullcontext():
+            self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """Returns the end of a long message of orbax, where it says what was wrong."""
+    return (str(error).split(" [os_error")[0].rsplit(": ", 1)[-1].splitlines() or [repr(error)])[0]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from examples import figures
-from examples.image_classification.config import Config, run_folder
+from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
 from examples.image_classification.devices import Devices, is_main
 from examples.image_classification.feed import Feed
@@ -56,6 +56,7 @@ def train(config: Config, show: bool = True) -> list[Record]:
 def prepare(config: Config) -> Run:
     """Loads the data and opens the run's folder: what can go wrong for a wrong argument."""
     inputs = Inputs.of(config)
+    check(config)
     feed = Feed(load(config), config, Devices())
     make_optimizer(config, feed.shape.steps_per_epoch, inputs.key)
     program = make_program(config, feed.shape)
@@ -72,8 +73,9 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     history = folder.history(step)
 
     total = config.epochs * per_epoch
-    if show and is_main() and step < total:
-        print(summary(run, state), file=sys.stderr, flush=True)
+    if show and is_main():
+        said = summary(run, state) if step < total else f"{folder.path} is finished"
+        print(said, file=sys.stderr, flush=True)
     with folder, Stop() as stop, Progress(total, step, config.batch_size, show) as progress:
         for epoch in range(step // per_epoch, config.epochs):
             began, before, stopping = time.perf_counter(), step, False
@@ -121,7 +123,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     "goes on",
                     stop.number,
                 )
-    if is_main():
+    if is_main() and history:
         draw(history, folder.path)
     return history
 

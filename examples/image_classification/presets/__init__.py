@@ -5,10 +5,11 @@ import difflib
 from typing import Any
 
 from examples.family import find_method
+from examples.image_classification.config import Config
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
 
-__all__ = ["BASES", "PRESETS", "Preset", "find_preset", "settings_for"]
+__all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
 
 # As in examples/01_noisy_digits.py, without its wrong labels.
 DIGITS: dict[str, Any] = {
@@ -104,3 +105,29 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
     if method.startswith("xsam"):
         settings["rho_max"] = 2 * rho
     return copy.deepcopy(settings)
+
+
+def configure(
+    preset: str | None = None,
+    *,
+    dataset: str = "digits",
+    model: str = "mlp",
+    method: str = "xsam",
+    **changes: Any,
+) -> Config:
+    """Returns a configuration with the defaults of the command line.
+
+    Args:
+      preset: a name of `PRESETS`; without one, see `settings_for`.
+      dataset: without a preset, what to train on.
+      model: without a preset, what to train.
+      method: without a preset, how.
+      **changes: fields of `Config` to change.
+
+    Example:
+      >>> configure("cifar10-resnet18-sam", epochs=10).rho
+      0.15
+      >>> configure(method="gsam", seed=3).epochs
+      60
+    """
+    return Config(**settings_for(preset, dataset, model, method) | {"preset": preset} | changes)
