@@ -1,5 +1,6 @@
 """Small smooth problems with known structure, as JAX losses of pytrees."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -104,6 +105,7 @@ network = Problem("network", network_loss, network_params)
 PROBLEMS = [quadratic, rosenbrock, network]
 
 
+@functools.cache
 def flatten(
     problem: Problem,
 ) -> tuple[
