@@ -4,7 +4,6 @@ Arguments beside the radius are published ones, or the library's defaults; the d
 but the radius. Each is a keyword argument of its row, which callers may set to something else.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import optax
 
 import xsam_jax as sx
+from examples.names import hint
 from xsam_jax import ascent
 
 
@@ -198,7 +198,7 @@ def find_method(name: str) -> Method:
       ValueError: there is none; the message names the nearest and lists all.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {_hint(name, list(METHODS))}")
+        raise ValueError(f"unknown method {name!r}; {hint(name, list(METHODS))}")
     return METHODS[name]
 
 
@@ -232,14 +232,9 @@ def make_method(
         if not defaults:
             raise ValueError(f"{name} takes no arguments, but {key!r} was given; leave it out")
         if key not in defaults:
-            raise ValueError(f"{name} has no argument {key!r}; {_hint(key, list(defaults))}")
+            raise ValueError(f"{name} has no argument {key!r}; {hint(key, list(defaults))}")
     values = {key: _read(key, value, defaults[key]) for key, value in arguments.items()}
     return METHODS[name].make(rho, training, **values)
-
-
-def _hint(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"There are {', '.join(names)}"
 
 
 def _read(name: str, value: Any, default: Any) -> Any:

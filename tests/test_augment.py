@@ -259,6 +259,6 @@ sys.stdout.buffer.write(np.asarray(result).tobytes())
 
 def test_an_unknown_augmentation_is_an_error():
     with pytest.raises(
-        ValueError, match=r"augmentation is 'cutuot'; did you mean 'cutout'\?.*eras"
+        ValueError, match=r"unknown augmentation 'cutuot'; did you mean 'cutout'\?.*eras"
     ):
         make_augmentation(["crop", "cutuot"])

@@ -140,7 +140,7 @@ def test_corruption_grows_with_the_image(name):
     ("arguments", "message"),
     [
         ((natural(1), "gausian_blur", 1), "did you mean 'gaussian_blur'.*speckle_noise"),
-        ((natural(1), "xyz", 1), "no 'xyz'; known are gaussian_noise"),
+        ((natural(1), "xyz", 1), "unknown corruption 'xyz'; valid: gaussian_noise"),
         ((natural(1), "frost", 1), "needs photographs"),
         ((natural(1), "snow", 0), "severity.*got 0"),
         ((natural(1), "snow", 6), "severity.*got 6"),

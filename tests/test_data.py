@@ -101,7 +101,9 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_an_unknown_dataset_is_an_error():
-    with pytest.raises(ValueError, match=r"dataset is 'cifar-10'; did you mean 'cifar10'\?.*mnist"):
+    with pytest.raises(
+        ValueError, match=r"unknown dataset 'cifar-10'; did you mean 'cifar10'\?.*mnist"
+    ):
         load(Config(dataset="cifar-10"))
 
 

@@ -346,7 +346,7 @@ def test_settings_of_unknown_names_are_errors():
         settings_for("demo", "digits", "mlp", "sam")
     with pytest.raises(ValueError, match=r"unknown dataset 'cifar'; did you mean 'cifar1.*digits"):
         settings_for(None, "cifar", "mlp", "sam")
-    with pytest.raises(ValueError, match=r"unknown method 'xsm'; did you mean 'xsam'\? There are"):
+    with pytest.raises(ValueError, match=r"unknown method 'xsm'; did you mean 'xsam'\? valid:"):
         settings_for(None, "digits", "mlp", "xsm")
 
 
@@ -525,16 +525,16 @@ def test_an_argument_changes_the_update():
             "friendly_sam",
             {"deacy": "0.6"},
             r"^friendly_sam has no argument 'deacy'; did you mean 'decay'\? "
-            "There are decay, sigma, convention$",
+            "valid: decay, sigma, convention$",
         ),
-        ("gsam", {"rho": "0.1"}, "^gsam has no argument 'rho'; There are alpha$"),
+        ("gsam", {"rho": "0.1"}, "^gsam has no argument 'rho'; valid: alpha$"),
         ("sam", {"alpha": "1"}, "^sam takes no arguments, but 'alpha' was given; leave it out$"),
         ("gsam", {"alpha": "much"}, "^alpha must be a number, not 'much'$"),
         ("look_sam", {"every": "2.5"}, "^every must be an integer, not '2.5'$"),
         ("asam", {"biases": "no"}, "^biases must be true or false, not 'no'$"),
         ("xsam", {"scale": "longest"}, "scale"),
-        ("gsm", {}, r"^unknown method 'gsm'; did you mean 'gsam'\? There are sgd, sam, xsam, "),
-        ("lbfgs", {}, r"^unknown method 'lbfgs'; There are sgd, .*, xsam\+vasso$"),
+        ("gsm", {}, r"^unknown method 'gsm'; did you mean 'gsam'\? valid: sgd, sam, xsam, "),
+        ("lbfgs", {}, r"^unknown method 'lbfgs'; valid: sgd, .*, xsam\+vasso$"),
     ],
 )
 def test_bad_arguments_are_errors_of_one_line(name, arguments, message):

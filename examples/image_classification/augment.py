@@ -4,13 +4,14 @@ Every image is augmented by its own draws from the key of the batch, whichever d
 Zero is the mean, since images come normalized.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+
+from examples.names import hint
 
 Augmentation = Callable[..., jax.Array]  # of a key and images
 
@@ -41,9 +42,7 @@ def make_augmentation(names: Sequence[str]) -> Augmentation:
 def _find(text: str) -> Augmentation:
     name, _, number = text.partition("=")
     if name not in AUGMENTATIONS:
-        nearest = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"augmentation is {name!r}; {hint}It is any of {', '.join(AUGMENTATIONS)}")
+        raise ValueError(f"unknown augmentation {name!r}; {hint(name, AUGMENTATIONS)}")
     if not number:
         return AUGMENTATIONS[name]
     if name not in WITH_NUMBER:

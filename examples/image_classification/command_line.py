@@ -1,7 +1,6 @@
 """The command line of the trainer: an option for each field of `Config`."""
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Iterable
 
@@ -12,6 +11,7 @@ from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS
 from examples.image_classification.models import MODELS
 from examples.image_classification.presets import PRESETS, settings_for
+from examples.names import hint
 
 PROGRAM = "image_classification"
 CHOICES: dict[str, Iterable[str]] = {
@@ -80,10 +80,5 @@ def check_used(config: Config, arguments: list[str]) -> None:
 
 def check_choice(name: str, value: str | None, names: Iterable[str]) -> None:
     """Raises ValueError where the value is none of the names."""
-    names = list(names)
-    if value is None or value in names:
-        return
-    near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    listed = f"--{name} list shows all {len(names)}" if len(names) > 30 else ", ".join(names)
-    raise ValueError(f"unknown {name} {value!r}; {hint}valid: {listed}")
+    if value is not None and value not in names:
+        raise ValueError(f"unknown {name} {value!r}; {hint(value, names)} (--{name} list)")

@@ -5,7 +5,6 @@ splits are a `Stream` each, whose `batches` yields `Images`. Both have been subj
 splits and the same label noise, and have the same mean, standard deviation and classes around them.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -22,6 +21,7 @@ from PIL import Image
 
 from examples.image_classification.config import Config
 from examples.image_classification.streaming import Images, Stream
+from examples.names import hint
 
 _NOISE = 0x6E6F697365  # "noise", lest wrong labels go along with the order of the images
 
@@ -81,9 +81,7 @@ def load(config: Config) -> Dataset:
         FileNotFoundError: if the data are not where they were looked for.
     """
     if config.dataset not in DATASETS:
-        nearest = difflib.get_close_matches(config.dataset, DATASETS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"dataset is {config.dataset!r}; {hint}It is one of {', '.join(DATASETS)}")
+        raise ValueError(f"unknown dataset {config.dataset!r}; {hint(config.dataset, DATASETS)}")
     source = DATASETS[config.dataset]
     train, test = source.read(config.dataset, data_directory(config))
     total = train.size if isinstance(train, Stream) else len(train.labels)

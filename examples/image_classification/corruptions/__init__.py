@@ -16,12 +16,11 @@ differ, values are rounded in place of cut off, filters are SciPy's and Pillow's
 the drops of `spatter` is approximate.
 """
 
-import difflib
-
 import numpy as np
 
 from examples.image_classification.corruptions import blur, digital, noise, weather
 from examples.image_classification.corruptions.pixels import Corruption
+from examples.names import hint
 
 CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     "noise": {
@@ -76,7 +75,8 @@ def corrupt(
     """
     functions = {key: value for group in CORRUPTIONS.values() for key, value in group.items()}
     if name not in functions:
-        raise ValueError(f"name: there is no {name!r}; {_hint(name, list(functions))}")
+        why = "it needs photographs, and is left out" if name == "frost" else hint(name, functions)
+        raise ValueError(f"unknown corruption {name!r}; {why}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
     if images.dtype != np.uint8:
@@ -94,11 +94,3 @@ def corrupt(
         part = slice(start, start + CHUNK)
         result[part] = functions[name](images[part], severity, rng)
     return result
-
-
-def _hint(name: str, names: list[str]) -> str:
-    if name == "frost":
-        return "it needs photographs, and is left out"
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}known are {', '.join(names)}"

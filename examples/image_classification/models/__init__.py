@@ -1,6 +1,5 @@
 """The networks that the papers train, by name: `make_model("resnet18", ...)`."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from examples.image_classification.models.resnet import ResNet, ZeroPadding, bot
 from examples.image_classification.models.vgg import VGG
 from examples.image_classification.models.vit import ViT
 from examples.image_classification.models.wide_resnet import WideResNet
+from examples.names import hint
 
 # Called with layers, image_shape, num_classes, and what of the network is to be smaller.
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -60,7 +60,5 @@ def make_model(
         ValueError: if there is no such network, or its patches do not tile the image.
     """
     if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"model is {name!r}; {hint}It is one of {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; {hint(name, MODELS)}")
     return MODELS[name](Layers(rngs, dtype), image_shape, num_classes, **cut)

@@ -8,6 +8,7 @@ from examples.family import find_method
 from examples.image_classification.config import Config
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
+from examples.names import hint
 
 __all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
 
@@ -68,8 +69,8 @@ def find_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=3)
-        hint = f"the nearest are {', '.join(near)}; " if near else ""
-        raise ValueError(f"unknown preset {name!r}; {hint}--preset list shows all")
+        nearest = f"the nearest are {', '.join(near)}; " if near else ""
+        raise ValueError(f"unknown preset {name!r}; {nearest}--preset list shows all")
     return PRESETS[name]
 
 
@@ -96,9 +97,7 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
     if (name := f"{dataset}-{model}-{method}") in xsam.PRESETS:
         return copy.deepcopy(xsam.PRESETS[name].settings)
     if dataset not in BASES:
-        near = difflib.get_close_matches(dataset.lower(), BASES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown dataset {dataset!r}; {hint}There are {', '.join(BASES)}")
+        raise ValueError(f"unknown dataset {dataset!r}; {hint(dataset, BASES)}")
     settings = {"dataset": dataset, "model": model, "method": method} | BASES[dataset]
     rho = settings["rho"]
     settings["rho"] = None if scale is None else round(scale * rho, 6)
