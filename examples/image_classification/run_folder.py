@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -121,7 +122,10 @@ class RunFolder:
         if is_main():
             with self._failures("metrics could not be written"):
                 write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-                self._events = SummaryWriter(str(self.path), purge_step=step + 1, flush_secs=10)
+                # A full disk ends the thread that writes events; a short queue would then block.
+                self._events = SummaryWriter(
+                    str(self.path), purge_step=step + 1, max_queue=10**9, flush_secs=10
+                )
         return kept
 
     def log(self, record: dict[str, Any]) -> None:
@@ -149,7 +153,8 @@ class RunFolder:
 
 def _reason(error: Exception) -> str:
     """Returns the end of a long message of orbax, where it says what was wrong."""
-    return (str(error).split(" [os_error")[0].rsplit(": ", 1)[-1].splitlines() or [repr(error)])[0]
+    text = re.split(r" \[(?:os_error|tensorstore)", str(error))[0]
+    return (text.rsplit(": ", 1)[-1].splitlines() or [repr(error)])[0]
 
 
 def write_atomically(path: Path, text: str) -> None:
