@@ -25,6 +25,7 @@ from examples.image_classification.models.wide_resnet import PreActivationBlock
 SMALL = {
     "mlp": {"width": 8},
     "resnet8": {"width": 4},
+    "resnet8_half": {"width": 4},
     "resnet20": {"blocks": (1, 1, 1), "width": 4},
     "resnet18": {"blocks": (1, 1, 1, 1), "width": 4},
     "resnet50": {"blocks": (1, 1, 1, 1), "width": 4},
@@ -129,6 +130,8 @@ PUBLISHED = [
     ("resnet20", 10, CIFAR, 269_722, (14_256 * 32**2 + 50_688 * 16**2 + 202_752 * 8**2) / 1e6),
     # Two blocks a stage less.
     ("resnet8", 10, CIFAR, 269_722 - sum(2 * (2 * 9 * w**2 + 4 * w) for w in (16, 32, 64)), None),
+    # The same at half the resolution; 3 x 3 weights by pixels.
+    ("resnet8_half", 10, CIFAR, 75_290, 9 * (560 * 16**2 + 1536 * 8**2 + 6144 * 4**2) / 1e6),
     ("resnet18", *KUANGLIU, 11_173_962, 556.65),
     ("resnet50", *KUANGLIU, 23_520_842, 1304.71),
     # Less the biases that BatchNorm subtracts.

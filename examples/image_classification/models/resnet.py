@@ -88,6 +88,7 @@ class ResNet(nnx.Module):
         width: of the stem, and of the 3 x 3 convolutions in the first stage.
         branch: `basic` or `bottleneck`.
         shortcut: `projection` or `ZeroPadding`, where a block changes the shape.
+        stem_stride: of the 3 x 3 convolution of small images.
     """
 
     def __init__(
@@ -99,10 +100,12 @@ class ResNet(nnx.Module):
         width: int = 64,
         branch: Callable[..., nnx.Module] = basic,
         shortcut: Callable[..., nnx.Module] = projection,
+        stem_stride: int = 1,
     ) -> None:
         channels = image_shape[-1]
         if has_small_images(image_shape):
-            self.stem = nnx.Sequential(*layers.conv_norm(channels, width), nnx.relu)
+            stem = layers.conv_norm(channels, width, stride=stem_stride)
+            self.stem = nnx.Sequential(*stem, nnx.relu)
         else:
             self.stem = imagenet_stem(layers, channels, width)
         expansion = 4 if branch is bottleneck else 1
