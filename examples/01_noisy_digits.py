@@ -26,7 +26,8 @@ from examples.image_classification import config as trainer
 from examples.image_classification.devices import cache_compilations
 from examples.image_classification.presets import settings_for
 from examples.image_classification.train import train
-from examples.report import Results, choose, report, spread
+from examples.report import Results, choose, report
+from examples.statistics import spread
 
 
 def run(setting: Setting, seed: int, config: Config) -> dict[str, Any]:
@@ -80,12 +81,18 @@ def draw(results: Results, chosen: dict[str, Setting], config: Config) -> list[P
             for method in chosen
         }
         rings = {method: setting.rho for method, setting in chosen.items()}
-        pictures["accuracy_over_rho"] = figures.accuracy_over_rho(tests, rings)
+        many = len(chosen) > figures.FEW
+        pictures["accuracy_over_rho"] = (
+            figures.accuracy_in_panels(tests, rings)
+            if many
+            else figures.accuracy_over("$\\rho$", tests, rings)
+        )
     if "xsam" in chosen:
-        best = chosen["xsam"]
-        runs = results[best]
-        title = f"XSAM, $\\rho$ = {best.rho:g}, $\\rho_m$ = {best.rho_max:g}"
-        pictures["alpha_and_psi"] = figures.alpha_and_psi(runs["alpha"], runs["psi"], title)
+        runs, label = results[chosen["xsam"]], str(chosen["xsam"])
+        epochs = np.arange(1, config.epochs + 1)
+        pictures["alpha_and_psi"] = figures.alpha_and_psi(
+            {label: (epochs, runs["alpha"])}, {label: (epochs, runs["psi"])}
+        )
     return [figures.save(picture, config.out / name) for name, picture in pictures.items()]
 
 

@@ -1,6 +1,7 @@
 """The pictures of the examples: column width, one colour per method."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 # Apart for the colour-blind too.
-COLORS = {"sgd": "#555555", "sam": "#0072B2", "xsam": "#D55E00"}
-FURTHER = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of other methods, in their order
+COLORS = {
+    "sgd": "#555555",
+    "sam": "#0072B2",
+    "xsam": "#D55E00",
+    "friendly_sam": "#009E73",
+    "asam": "#CC79A7",
+    "xsam+asam": "#E69F00",
+}
+OTHER = "#56B4E9"
+FEW = 7  # lines in one picture
+FEW_LETTERS = 22  # of labels side by side
 MARKERS = "osD^v<>"
+STYLES = ("-", "--", ":", "-.")
 WIDTH = 3.3  # inches, a column
 
 plt.rcParams.update({"font.size": 8, "legend.frameon": False, "lines.markersize": 4})
@@ -35,35 +46,63 @@ def band(axes: Any, x: Any, values: np.ndarray, color: str, **style: Any) -> Non
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by method and rho
+def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Returns color and line style of labels, which begin with a method's name.
+
+    Several of one color differ in their style.
+    """
+    chosen: dict[str, tuple[str, str]] = {}
+    for label in labels:
+        color = COLORS.get(re.split("[ ,]", label)[0].lower(), OTHER)
+        taken = sum(other == color for other, _ in chosen.values())
+        chosen[label] = color, STYLES[taken % len(STYLES)]
+    return chosen
 
 
-def accuracy_over_rho(tests: Tests, chosen: Mapping[str, float | None]) -> Figure:
-    """Draws test accuracies over rho: in one picture, or of many methods in a panel each."""
-    others = [method for method in tests if method not in COLORS]
-    if len(others) > len(FURTHER):
-        return _accuracy_in_panels(tests, chosen)
-    colors = COLORS | dict(zip(others, FURTHER, strict=False))
+Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by label and setting
+
+
+def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = None) -> Figure:
+    """Draws test accuracies over a setting, a number or a word.
+
+    Args:
+      name: of the setting.
+      tests: by the label of a line, which begins with its method, and by the setting; one whose
+        setting is None is a level across the picture.
+      chosen: which setting of a line gets a ring.
+    """
     figure, axes = plt.subplots(figsize=(WIDTH, 2.4))
-    for method, marker in zip(tests, MARKERS, strict=False):
-        if method == "sgd":
-            values = tests[method][None]
-            axes.axhline(values.mean(), color=colors[method], linestyle="--", label="SGD")
-            axes.axhspan(values.min(), values.max(), color=colors[method], alpha=0.2, lw=0)
+    values = [value for line in tests.values() for value in line if value is not None]
+    words = any(isinstance(value, str) for value in values)
+    places = {value: place if words else value for place, value in enumerate(dict.fromkeys(values))}
+    markers = iter(MARKERS * len(tests))
+    for label, (color, style) in looks(tests).items():
+        line = {places[value]: tests[label][value] for value in tests[label] if value is not None}
+        text = label.upper() if label in COLORS else label
+        if None in tests[label]:
+            level = tests[label][None]
+            axes.axhline(level.mean(), color=color, linestyle="--", label=text)
+            axes.axhspan(level.min(), level.max(), color=color, alpha=0.2, lw=0)
+        elif words:
+            means = [of_seeds.mean() for of_seeds in line.values()]
+            ends = np.abs([(v.min() - v.mean(), v.max() - v.mean()) for v in line.values()]).T
+            axes.errorbar(list(line), means, ends, fmt=next(markers), color=color, label=text)
         else:
-            _curve(axes, tests[method], chosen[method], colors[method], marker)
-            axes.lines[-2].set_label(method.upper())
-    grids = {tuple(of_rho) for method, of_rho in tests.items() if method != "sgd"}
-    axes.set(xlabel="$\\rho$ (ring: chosen on validation; band: all seeds)")
-    axes.set(ylabel="test accuracy (%)", xscale="log", ylim=(_lowest(tests) - 3, 100))
-    if len(grids) == 1:
-        _ticks(axes, *grids)
-    axes.legend(loc="lower left")
+            ring = places[chosen[label]] if chosen else None
+            _curve(axes, line, ring, color, linestyle=style, marker=next(markers), label=text)
+    seeds = "bar: all seeds" if words else "band: all seeds"
+    axes.set_xlabel(f"{name} ({'ring: chosen on validation; ' if chosen else ''}{seeds})")
+    axes.set_ylabel("test accuracy (%)")
+    if not words and min(values) > 0 and max(values) >= 4 * min(values):
+        axes.set_xscale("log")
+    if len(places) <= FEW:
+        _ticks(axes, places)
+    axes.legend(loc="best", fontsize=7)
     return figure
 
 
-def _accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Figure:
-    """Draws each method over its own rho, beside what SGD and SAM reach at their best."""
+def accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Figure:
+    """Draws each of many methods over its own rho, beside what SGD and SAM reach at their best."""
     methods = [method for method in tests if method != "sgd"]
     columns = 4
     rows = -(-len(methods) // columns)
@@ -75,10 +114,10 @@ def _accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Fig
             if base in tests:
                 level = tests[base][chosen[base]].mean()
                 axes.axhline(level, color=COLORS[base], linestyle=style, linewidth=1)
-        _curve(axes, tests[method], chosen[method], COLORS.get(method, FURTHER[0]), "o")
+        _curve(axes, tests[method], chosen[method], COLORS.get(method, OTHER), marker="o")
         axes.set_title(method, fontsize=8, pad=3)
         axes.set(xscale="log", ylim=(max(_lowest(tests), 60) - 3, 100))
-        _ticks(axes, list(tests[method]), fontsize=6)
+        _ticks(axes, {rho: rho for rho in tests[method]}, fontsize=6)
     figure.supxlabel(
         "$\\rho$ (ring: chosen on validation; band: all seeds; dashed: SGD, dotted: SAM, chosen)",
         fontsize=8,
@@ -89,14 +128,16 @@ def _accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Fig
 
 
 def _curve(
-    axes: Any, of_rho: Mapping[Any, np.ndarray], chosen: float | None, color: str, marker: str
+    axes: Any, line: Mapping[Any, np.ndarray], ring: float | None, color: str, **style: Any
 ) -> None:
-    band(axes, list(of_rho), np.stack(list(of_rho.values()), axis=1), color, marker=marker)
-    axes.plot(chosen, of_rho[chosen].mean(), "o", ms=8, mfc="none", color=color)
+    band(axes, list(line), np.stack(list(line.values()), axis=1), color, **style)
+    if ring is not None:
+        axes.plot(ring, line[ring].mean(), "o", ms=8, mfc="none", color=color)
 
 
-def _ticks(axes: Any, rhos: Sequence[float], **style: Any) -> None:
-    axes.set_xticks(rhos, [f"{rho:g}" for rho in rhos], **style)
+def _ticks(axes: Any, places: Mapping[Any, float], **style: Any) -> None:
+    texts = [value if isinstance(value, str) else f"{value:g}" for value in places]
+    axes.set_xticks(list(places.values()), texts, **style)
     axes.minorticks_off()
 
 
@@ -104,18 +145,63 @@ def _lowest(tests: Tests) -> float:
     return min(values.mean() for of_rho in tests.values() for values in of_rho.values())
 
 
-def alpha_and_psi(alphas: np.ndarray, psis: np.ndarray, title: str) -> Figure:
-    """Draws alpha* and the angle psi, of shape (seeds, epochs), over training."""
-    figure, (upper, lower) = plt.subplots(2, figsize=(WIDTH, 3.2), sharex=True)
-    epochs = np.arange(1, alphas.shape[1] + 1)
-    band(upper, epochs, alphas, COLORS["xsam"])
-    band(lower, epochs, np.degrees(psis), COLORS["xsam"])
-    upper.axhline(1.0, color=COLORS["sam"], linestyle="--", label="$\\alpha$ = 1 is SAM")
-    upper.legend(loc="upper right")
-    upper.set_title(title, fontsize=8)
-    upper.set_ylabel("direction $\\alpha^*$")
-    lower.set(xlabel="epoch", ylabel="angle $\\psi$ between\\nascent and gradient (°)")
+Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]  # epochs and (seeds, epochs), by label
+
+
+def over_epochs(panels: Mapping[str, Curves]) -> Figure:
+    """Draws curves over epochs, in panels with these names of their y axes."""
+    height = 2.4 if len(panels) == 1 else 1.5 * len(panels)
+    figure, grid = plt.subplots(len(panels), figsize=(WIDTH, height), sharex=True, squeeze=False)
+    for (title, curves), axes in zip(panels.items(), grid[:, 0], strict=True):
+        for label, (color, style) in looks(curves).items():
+            epochs, values = curves[label]
+            marker = "o" if len(epochs) == 1 else ""
+            band(axes, epochs, values, color, linestyle=style, label=label, marker=marker)
+        axes.set_ylabel(title)
+        axes.margins(x=0.02)
+    grid[-1, 0].set_xlabel("epoch (band: all seeds)")
+    # Above, where no curve can be.
+    columns = 1 if max(map(len, grid[0, 0].get_legend_handles_labels()[1])) > FEW_LETTERS else 2
+    grid[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=7)
     figure.align_ylabels()
+    return figure
+
+
+def alpha_and_psi(alphas: Curves, psis: Curves) -> Figure:
+    """Draws alpha*, the angle psi (given in radians), and the angle of the direction alpha* psi."""
+    degrees = {label: (epochs, np.degrees(values)) for label, (epochs, values) in psis.items()}
+    turned = {
+        label: (epochs, alphas[label][1] * values) for label, (epochs, values) in degrees.items()
+    }
+    figure = over_epochs(
+        {"$\\alpha^*$": alphas, "$\\psi$ (°)": degrees, "$\\alpha^* \\psi$ (°)": turned}
+    )
+    first = figure.axes[0]
+    first.axhline(1.0, color=COLORS["sam"], linestyle="--", linewidth=1)
+    first.annotate(
+        "SAM",
+        (1, 1),
+        xycoords=("axes fraction", "data"),
+        color=COLORS["sam"],
+        xytext=(-2, 2),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+    )
+    return figure
+
+
+def epoch_times(seconds: Mapping[str, np.ndarray], base: str) -> Figure:
+    """Draws the time of an epoch by label, of each seed, divided by the median of one label's."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.5 + 0.25 * len(seconds)))
+    for row, (label, (color, _)) in enumerate(looks(seconds).items()):
+        ratios = seconds[label] / np.median(seconds[base])
+        axes.barh(row, np.median(ratios), color=color, alpha=0.6)
+        axes.plot(ratios, np.full(len(ratios), row), "k.", ms=3)
+    axes.axvline(1.0, color="k", linewidth=0.5)
+    axes.set_yticks(range(len(seconds)), list(seconds), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"time of an epoch / that of {base}\n(dots: seeds)", fontsize=7)
     return figure
 
 

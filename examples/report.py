@@ -1,12 +1,12 @@
 """What the demo on noisy digits found, in words: a choice on validation, and tables."""
 
 import itertools
-import math
 
 import numpy as np
 
 from examples.config import Config, Setting
 from examples.image_classification.presets import DIGITS
+from examples.statistics import difference, spread
 
 Results = dict[Setting, dict[str, np.ndarray]]  # what training one model returns, over seeds
 COLLAPSED = 20  # percent; guessing gives 10
@@ -56,22 +56,6 @@ def print_comparisons(tests: dict[str, np.ndarray]) -> None:
         base = "sam" if "sam" in tests else next(iter(tests))
         pairs = [(base, name) for name in tests if name != base]
     for one, other in pairs:
-        print(f"  {other.upper()} - {one.upper()}: {compare(tests[other], tests[one])}")
+        print(f"  {other.upper()} - {one.upper()}: {difference(tests[other], tests[one])}")
     if len(tests) > FEW:
         print("  of 20 equal methods one differs by two standard errors by chance")
-
-
-def compare(first: np.ndarray, second: np.ndarray) -> str:
-    """Says by how much the means differ; by less than two standard errors is a tie."""
-    difference = first.mean() - second.mean()
-    if len(first) == 1:
-        return f"{difference:+.1f}, of a single seed"
-    error = math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / len(first))
-    verdict = ": tie" if abs(difference) <= 2 * error else ""
-    return f"{difference:+.1f}, standard error {error:.1f}{verdict}"
-
-
-def spread(values: np.ndarray) -> str:
-    """Returns the mean over seeds, and the standard deviation where there are several."""
-    deviation = f" ± {np.std(values, ddof=1):4.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):5.1f}{deviation}"

@@ -26,7 +26,7 @@ from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config
 from examples.image_classification.devices import cache_compilations
 from examples.image_classification.progress import Stopped
-from examples.image_classification.run_folder import TrainingError
+from examples.image_classification.run_folder import Diverged, TrainingError
 from examples.image_classification.train import train
 
 
@@ -62,7 +62,7 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
 
     Raises:
       ValueError: an option is wrong, or the folder holds other runs.
-      TrainingError: a loss was not finite, or a checkpoint could not be written.
+      TrainingError: a checkpoint could not be written.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
     for point in points:  # what is wrong is said before hours of training
@@ -89,11 +89,14 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
 
 
 def _train(config: Config, bar: tqdm) -> float:
-    """Trains, and returns the validation accuracy, or 0 where there are no such images."""
+    """Trains, and returns the validation accuracy; 0 without such images, -1 if it diverges."""
     name = "/".join(config.out.parts[-2:]) if config.out else ""
     bar.set_description(name)
-    accuracy = train(config, show=False)[-1].get("validation_accuracy", 0.0)
-    said = f", validation {accuracy:.2f} %" if config.validation_size else ""
+    try:
+        accuracy = train(config, show=False)[-1].get("validation_accuracy", 0.0)
+        said = f", validation {accuracy:.2f} %" if config.validation_size else ""
+    except Diverged as error:  # the worst of all, and no reason to leave out the rest
+        accuracy, said = -1.0, f": {error}"
     bar.update()
     bar.write(f"{name}{said}", sys.stderr)
     return accuracy

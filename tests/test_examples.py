@@ -18,6 +18,7 @@ import pytest
 from examples import config as command_line
 from examples import report
 from examples.family import FAMILY, Training
+from examples.statistics import difference
 from xsam_jax import alias, slerp_sam, wrappers
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +176,7 @@ def test_digits_draws_a_panel_for_each_of_many_methods():
     tests = {name: {0.1: np.array([90.0, 91.0]), 0.2: np.array([93.0, 9.0])} for name in FAMILY}
     tests["sgd"] = {None: np.array([80.0, 81.0])}
     rings = dict.fromkeys(FAMILY, 0.1) | {"sgd": None}
-    figure = digits.figures.accuracy_over_rho(tests, rings)
+    figure = digits.figures.accuracy_in_panels(tests, rings)
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == [name for name in FAMILY if name != "sgd"]
     for axes in panels:
@@ -194,9 +195,9 @@ def test_digits_chooses_on_validation():
 def test_digits_calls_two_standard_errors_a_difference():
     # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
     values = np.array([0.0, 1.0, 1.0, 2.0])
-    assert report.compare(values + 1.1, values).endswith("0.6: tie")
-    assert report.compare(values + 1.2, values).endswith("0.6")
-    assert report.compare(values - 1.2, values).endswith("0.6")
+    assert difference(values + 1.1, values).endswith("0.6: tie")
+    assert difference(values + 1.2, values).endswith("0.6")
+    assert difference(values - 1.2, values).endswith("0.6")
 
 
 def test_digits_are_trained_on_as_the_settings_say(tmp_path):

@@ -52,12 +52,17 @@ class Feed:
             tuple(map(float, data.std)),
             _size(self._splits["train"]) // config.batch_size,
         )
-        self.arrays = {name: self._arrays(images) for name, images in self._splits.items()}
+        self.arrays = {name: self.place(images) for name, images in self._splits.items()}
 
-    def _arrays(self, images: Images | Stream) -> Images | None:
+    def place(self, images: Images | Stream) -> Images | None:
+        """Returns images on all devices; None of those that are decoded."""
         if isinstance(images, Stream):
             return None
         return Images(*(self._devices.place(array, self._devices.replicated) for array in images))
+
+    def images(self, split: str) -> Images | Stream:
+        """Returns the images of a split, on the host."""
+        return self._splits[split]
 
     def held_out(self, last: bool) -> list[str]:
         """Returns what to evaluate on: where there are validation images, the test waits."""
@@ -99,7 +104,11 @@ class Feed:
 
     def evaluation_rows(self, split: str) -> Iterator[Any]:
         """Yields the rows of a split in order, the last one filled up."""
-        images, count = self._splits[split], self._devices.count
+        return self.rows_in_order(self._splits[split])
+
+    def rows_in_order(self, images: Images | Stream) -> Iterator[Any]:
+        """Yields the rows of any images in order, the last one filled up."""
+        count = self._devices.count
         limit = STREAMED_EVALUATION_BATCH if isinstance(images, Stream) else EVALUATION_BATCH
         size = math.ceil(min(_size(images), limit) / count) * count
         if isinstance(images, Stream):

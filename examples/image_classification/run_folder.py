@@ -33,6 +33,25 @@ class TrainingError(Exception):
     """What ends a run, in one line."""
 
 
+class Diverged(TrainingError):
+    """The loss or an update was not finite: the same command would end in the same way."""
+
+
+def read_config_file(path: Path) -> Config:
+    """Returns the configuration of the run in a folder, wherever the folder is now.
+
+    Raises:
+      ValueError: there is none, or it is of another version.
+    """
+    try:
+        settings = json.loads((path / "config.json").read_text())
+        return Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
+    except FileNotFoundError:
+        raise ValueError(f"{path} holds no run: there is no config.json") from None
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from error
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -82,7 +101,11 @@ class RunFolder:
         return f"the last good checkpoint is that of step {self._last_good} in {self.path}"
 
     def restore(self, state: Any) -> Any:
-        """Returns the last state saved, placed like `state`; or that, where there is none."""
+        """Returns the last state saved, placed like `state`; or that, where there is none.
+
+        Raises:
+          TrainingError: what was saved cannot be read.
+        """
         if self._last_good is None:
             return state
         try:

@@ -52,9 +52,12 @@ class Program:
     """The compiled parts of a run.
 
     Attributes:
+      abstract_state: shapes, types and places of the state, to restore it by.
       init: `init(inputs)` returns the state before the first step.
       train_steps: `train_steps(state, arrays, rows, inputs)` takes a step for each of the rows, and
         returns the new state and the metrics of each step.
+      predict: `predict(state, arrays, row)` returns logits and labels of one batch, in evaluation
+        mode; a label is -1 where the batch was only filled up.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch, in evaluation mode.
     """
 
@@ -69,11 +72,17 @@ class Program:
         self._eval_graph = nnx.graphdef(model)
         abstract_state = jax.eval_shape(self._init, Inputs.of(config))
         self._shardings = self._devices.shardings(abstract_state, config.fsdp)
+        self.abstract_state = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract_state,
+            self._shardings,
+        )
         copy = self._devices.replicated
         self.init = jax.jit(self._init, out_shardings=self._shardings)
         self.train_steps = jax.jit(
             self._train_steps, donate_argnums=0, out_shardings=(self._shardings, copy)
         )
+        self.predict = jax.jit(self._predict, out_shardings=copy)
         self.evaluate = jax.jit(self._evaluate, out_shardings=copy)
 
     def _new_model(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -158,15 +167,18 @@ class Program:
         state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], rows))
         return state, jax.tree.map(lambda leaf: leaf[None], metrics)
 
-    def _evaluate(self, state: State, arrays: Any, row: Any) -> Metrics:
+    def _predict(self, state: State, arrays: Any, row: Any) -> tuple[jax.Array, jax.Array]:
         batch = jax.lax.with_sharding_constraint(Feed.batch(arrays, row), self._devices.batch)
         model = nnx.merge(self._eval_graph, state.params, state.statistics)
-        logits = model(self._images(batch.pixels))
-        counted = batch.labels >= 0  # the last batch is filled up with -1
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return model(self._images(batch.pixels)), batch.labels
+
+    def _evaluate(self, state: State, arrays: Any, row: Any) -> Metrics:
+        logits, labels = self._predict(state, arrays, row)
+        counted = labels >= 0  # the last batch is filled up with -1
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
             "loss": jnp.sum(jnp.where(counted, losses, 0.0)),
-            "accuracy": 100.0 * jnp.sum(logits.argmax(axis=-1) == batch.labels),
+            "accuracy": 100.0 * jnp.sum(logits.argmax(axis=-1) == labels),
             "count": jnp.sum(counted),
         }
 

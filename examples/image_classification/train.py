@@ -18,7 +18,7 @@ from examples.image_classification.devices import Devices, is_main
 from examples.image_classification.feed import Feed
 from examples.image_classification.optimizer import make_optimizer, make_schedule
 from examples.image_classification.progress import NotFinite, Progress, Stop, Stopped
-from examples.image_classification.run_folder import RunFolder, TrainingError
+from examples.image_classification.run_folder import Diverged, RunFolder
 from examples.image_classification.steps import Inputs, Program, State, make_program
 
 Record = dict[str, Any]
@@ -47,7 +47,7 @@ def train(config: Config, show: bool = True) -> list[Record]:
     Raises:
       ValueError: an argument is wrong, or the folder holds another run.
       OSError: the data are not where they were looked for, or the folder cannot be written.
-      TrainingError: the loss was not finite, or a checkpoint could not be written.
+      TrainingError: the loss was not finite (`Diverged`), or a checkpoint could not be written.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
     return train_prepared(prepare(config), show)
@@ -89,7 +89,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                         break
                 progress.see_last()
             except NotFinite as error:
-                raise TrainingError(
+                raise Diverged(
                     f"the loss or the update of step {error.step} is not finite, at learning rate "
                     f"{float(schedule(error.step)):.4g}; {folder.last_good}. Try a lower "
                     "--learning-rate or --rho, with another --out"

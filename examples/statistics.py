@@ -1,0 +1,22 @@
+"""What several seeds say: a mean with its spread, a difference with its error."""
+
+import math
+
+import numpy as np
+
+
+def spread(values: np.ndarray, digits: int = 1) -> str:
+    """Returns the mean over seeds, and the standard deviation where there are several."""
+    width = digits + 4
+    deviation = f" ± {np.std(values, ddof=1):{width - 1}.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{width}.{digits}f}{deviation}"
+
+
+def difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
+    """Says by how much the means differ; by less than two standard errors is a tie."""
+    by = first.mean() - second.mean()
+    if min(len(first), len(second)) == 1:
+        return f"{by:+.{digits}f}, of a single seed"
+    error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
+    verdict = ": tie" if abs(by) <= 2 * error else ""
+    return f"{by:+.{digits}f}, standard error {error:.{digits}f}{verdict}"
