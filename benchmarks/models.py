@@ -1,4 +1,7 @@
-"""The models that the benchmarks train one step of: an MLP, a small ResNet and a small ViT."""
+"""The models that the benchmarks train one step of: an MLP, a ResNet and a ViT.
+
+`tiny` is for tests, `full` for a CPU; `large` is for a GPU: ResNet-18 and ViT-Ti, as on CIFAR.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-SIZES = ("tiny", "full")
+SIZES = ("tiny", "full", "large")
 CLASSES = 10
 
 
@@ -134,9 +137,11 @@ def random_batch(number: int, side: int) -> Batch:
 
 
 def mlp(size: str = "full") -> Problem:
-    """Returns an MLP 512 wide on 125 images."""
+    """Returns an MLP 512 wide on 125 images, large 2,048 wide."""
     if size == "tiny":
         return classification("mlp", MLP((32, 32)), random_batch(4, side=8))
+    if size == "large":
+        return classification("mlp", MLP((2048, 2048, 2048)), random_batch(125, side=32))
     return classification("mlp", MLP((512, 512, 512)), random_batch(125, side=32))
 
 
@@ -144,13 +149,19 @@ def resnet(size: str = "full") -> Problem:
     """Returns a ResNet with BatchNorm on 125 images."""
     if size == "tiny":
         return classification("resnet", ResNet((4, 8), blocks=1), random_batch(4, side=8))
+    if size == "large":
+        network = ResNet((64, 128, 256, 512), blocks=2)
+        return classification("resnet", network, random_batch(125, side=32))
     return classification("resnet", ResNet((16, 32, 64), blocks=2), random_batch(125, side=32))
 
 
 def vit(size: str = "full") -> Problem:
-    """Returns a ViT with patches of 4 x 4 pixels on 64 images."""
+    """Returns a ViT with patches of 4 x 4 pixels on 64 images, large on 256."""
     if size == "tiny":
         return classification("vit", ViT(16, blocks=1, heads=2, patch=4), random_batch(4, side=8))
+    if size == "large":
+        network = ViT(192, blocks=12, heads=3, patch=4)
+        return classification("vit", network, random_batch(256, side=32))
     return classification("vit", ViT(128, blocks=5, heads=4, patch=4), random_batch(64, side=32))
 
 

@@ -26,9 +26,9 @@ from xsam_jax import sam, xsam
 NUM_ALPHAS = 21
 HORIZONS = (100, 400)
 PROBE_BATCH_SIZES: tuple[int | None, ...] = (1, 4, None)
-ASCENT_STEPS = {"tiny": (1, 2), "full": (1, 2, 4, 8)}
+ASCENT_STEPS = {"tiny": (1, 2), "full": (1, 2, 4, 8), "large": (1, 2, 4, 8)}
 # The tiny models are there to see that everything runs, soon.
-COMPILER_OPTIONS = {"tiny": {"xla_backend_optimization_level": 0}, "full": {}}
+COMPILER_OPTIONS = {"tiny": {"xla_backend_optimization_level": 0}, "full": {}, "large": {}}
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
 
     Attributes:
       names: the models.
-      size: "tiny" or "full".
+      size: "tiny", "full" or "large".
       rounds: the number of pairs by model, for the step time; longer runs take a part of them.
       compiler_options: what XLA is told.
     """

@@ -13,9 +13,13 @@ from examples.image_classification.steps import Inputs, Program
 from examples.image_classification.streaming import Images
 
 IMAGE = (32, 32, 3)
-STEPS = {"tiny": 4, "full": 400}
-HORIZONS = {"tiny": (2, 4), "full": (100, 400)}
-BATCHES = {"tiny": {"mlp": 4}, "full": {"mlp": 125, "resnet8": 32}}  # an epoch takes minutes
+STEPS = {"tiny": 4, "full": 400, "large": 400}
+HORIZONS = {"tiny": (2, 4), "full": (100, 400), "large": (100, 400)}
+BATCHES = {  # on CPU an epoch takes minutes
+    "tiny": {"mlp": 4},
+    "full": {"mlp": 125, "resnet8": 32},
+    "large": {"mlp": 125, "resnet18": 125},
+}
 
 
 class _Training:

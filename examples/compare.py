@@ -59,6 +59,9 @@ def rows(comparison: Comparison) -> list[Row]:
         base = comparison.base(member)
         time = np.median(member.epoch_seconds())
         row[f"epoch / {BASE}'s"] = float(time / np.median(base.epoch_seconds())) if base else None
+        if any("peak_memory_mb" in g.runs[0].metrics[-1] for g in groups):
+            row["images/s"] = float(np.median(member.curves("images_per_second")[1]))
+            row["peak MB"] = float(member.last("peak_memory_mb").max())
         made.append(row)
     return made
 
@@ -75,7 +78,9 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, np.ndarray):
         return spread(value).strip()
-    return f"{value:.3g}" if isinstance(value, float) else show(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return show(value)
 
 
 def write_csv(table: Sequence[Row], path: Path) -> None:

@@ -51,7 +51,7 @@ def make_point(setting: str, each: str) -> Point:
     parts = []
     for option in re.split(r"(?:^|\s)--", setting)[1:]:
         key, *values = shlex.split(option)
-        shown = "" if key in ("method", "method-args") else key.replace("-", "_")
+        shown = "" if key in ("method", "method-args", "preset") else key.replace("-", "_")
         parts.append(shown + "-".join(values))
     name = "-".join(parts) or "default"
     return Point(name, shlex.split(each) + shlex.split(setting))

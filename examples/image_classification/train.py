@@ -105,6 +105,9 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     "images_per_second": (step - before) * config.batch_size / seconds,
                     "seconds": seconds,
                 }
+                # Of the whole process so far; CPUs do not say.
+                if memory := jax.local_devices()[0].memory_stats():
+                    record["peak_memory_mb"] = memory["peak_bytes_in_use"] / 1e6
                 state = state._replace(sums=jax.tree.map(jax.numpy.zeros_like, state.sums))
                 last = epoch + 1 == config.epochs
                 if last or (epoch + 1) % config.evaluate_every == 0:

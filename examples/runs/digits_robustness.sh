@@ -16,13 +16,12 @@ sweep rho "--method sgd" "--method sam --rho "{0.05,0.1,0.2,0.3,0.5,0.7} \
 # Fifteen steps are an epoch, 900 all of training.
 sweep probe_every "$sam" "$xsam --rho-max 0.6 --probe-every "{1,5,15,75,300,900}
 sweep rho_max "$sam" "$xsam --rho-max "{0.3,0.45,0.6,0.75,0.9}
-for k in 1 2 4; do
-  rho=$(echo "scale=3; 0.3 / $k" | bc)
-  steps="--rho $rho --ascent-steps $k"
-  sums="--method-args at_least 1"
-  sweep ascent_steps "$steps --method sam" "$steps --method xsam --rho-max 0.6" \
-        "$steps --method lsam $sums" "$steps --method lsam+ $sums" \
-        "$steps --method msam $sums" "$steps --method msam+ $sums"
+# The radius of one step divided by their number; sums of one gradient, where k is 1.
+for steps in "--ascent-steps 1 --rho 0.3" "--ascent-steps 2 --rho 0.15" "--ascent-steps 4 --rho 0.075"; do
+  sum="--method-args at_least 1"
+  sweep ascent_steps "--method sam $steps" "--method xsam $steps --rho-max 0.6" \
+        "--method lsam $steps $sum" "--method lsam+ $steps $sum" \
+        "--method msam $steps $sum" "--method msam+ $steps $sum"
 done
 sweep scale "$sam" "$xsam --rho-max 0.6 --method-args scale "{first,last,mean,max,slope,slope_max}
 
