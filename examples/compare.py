@@ -191,8 +191,8 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
 VALIDATION, TEST = "validation_accuracy", "test_accuracy"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Compares runs; returns the exit status."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     description, _, more = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
         "compare",
@@ -205,7 +205,12 @@ def main(argv: list[str] | None = None) -> int:
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="of runs, or with runs below")
     add("--over", metavar="SETTING", help="show all values of this setting, and draw over it")
     add("--out", type=Path, metavar="DIR", help="for table and figures [FOLDER/comparison]")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compares runs; returns the exit status."""
+    args = parse_arguments(argv)
     try:
         compare(args.folders, args.over, args.out or _common(args.folders) / "comparison")
     except (ValueError, OSError) as error:

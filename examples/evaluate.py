@@ -169,8 +169,8 @@ def _grouped(by_name: dict[str, float]) -> dict[str, float]:
     return by_name | groups | {"corrupted": float(np.mean(list(by_name.values())))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Evaluates; returns the exit status."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     description, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "evaluate",
@@ -184,7 +184,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--corruptions", action="store_true", help="also on corrupted images, which takes minutes")
     add("--images", type=_count, metavar="N", help="only the first so many test images")
     add("--data-dir", type=Path, metavar="DIR", help="where the data lie [where they were]")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluates; returns the exit status."""
+    args = parse_arguments(argv)
     logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line
     cache_compilations()
     try:

@@ -23,7 +23,7 @@ from absl import logging
 from tqdm import tqdm
 
 from examples.image_classification.command_line import read_config
-from examples.image_classification.config import Config
+from examples.image_classification.config import Config, check
 from examples.image_classification.devices import cache_compilations
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged, TrainingError
@@ -65,8 +65,14 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
       TrainingError: a checkpoint could not be written.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
+    names = [point.name for point in points]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the setting {repeated[0]!r} is there twice")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, got {' '.join(map(str, seeds))}")
     for point in points:  # what is wrong is said before hours of training
         config = point.config(seeds[0], out)
+        check(config)
         if tune is not None and not config.validation_size:
             raise ValueError("--tune needs validation images: add --validation-size to --each")
     methods = {point.config(seeds[0], out).method for point in points}
@@ -102,9 +108,9 @@ def _train(config: Config, bar: tqdm) -> float:
     return accuracy
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a sweep; returns the exit status."""
-    description, _, more = __doc__.partition("\n\n")
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    description, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "sweep",
         description=description,
@@ -118,7 +124,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds [0]")
     add("--tune", type=int, metavar="N", help="choose with this seed first")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a sweep; returns the exit status."""
+    args = parse_arguments(argv)
     logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line
     cache_compilations()
     points = [make_point(setting, args.each) for setting in args.settings]
