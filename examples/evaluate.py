@@ -182,7 +182,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="of runs, or with runs below")
     add("--corruptions", action="store_true", help="also on corrupted images, which takes minutes")
-    add("--images", type=_count, metavar="N", help="only the first so many test images")
+    add("--images", type=_count, metavar="N", help="corrupt only the first so many test images")
     add("--data-dir", type=Path, metavar="DIR", help="where the data lie [where they were]")
     return parser.parse_args(argv)
 
@@ -225,7 +225,7 @@ def run(
     with tqdm(runs, "restoring", unit="run", disable=None) as bar:
         for one in bar:
             networks.append(restore(one.path, data_dir))
-            tests.append(_first(networks[-1].feed.images("test"), limit))
+            tests.append(networks[-1].feed.images("test"))
     results = [evaluate(*pair) for pair in zip(networks, tests, strict=True)]
     if corruptions:
         for dataset in dict.fromkeys(one.settings["dataset"] for one in runs):
@@ -233,6 +233,7 @@ def run(
             images = tests[rows[0]]
             if isinstance(images, Stream):
                 raise ValueError(f"{dataset} is decoded while it is read, and cannot be corrupted")
+            images = Images(images.pixels[:limit], images.labels[:limit])
             total = len(SEVERITIES) * sum(map(len, CORRUPTIONS.values()))
             with tqdm(total=total, desc=dataset, disable=None) as bar:
 
@@ -242,20 +243,12 @@ def run(
 
                 found = evaluate_corrupted([networks[i] for i in rows], images, advance)
             for i, more in zip(rows, found, strict=True):
-                results[i] |= more
+                results[i] |= more | {"corrupted_images": len(images.labels)}
     shown = ("test_accuracy", "test_ece", *(CORRUPTIONS if corruptions else ()))
     for one, result in zip(runs, results, strict=True):
         write_atomically(one.path / "evaluation.json", json.dumps(result, indent=1) + "\n")
         numbers = ", ".join(f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown)
         print(f"{one.path}: {numbers}")
-
-
-def _first(images: Images | Stream, limit: int | None) -> Images | Stream:
-    if limit is None:
-        return images
-    if isinstance(images, Stream):
-        raise ValueError("--images is for data sets that are not decoded while they are read")
-    return Images(images.pixels[:limit], images.labels[:limit])
 
 
 if __name__ == "__main__":

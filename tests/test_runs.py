@@ -359,14 +359,12 @@ def test_an_evaluation_finds_what_the_trainer_found(swept, capsys):
     assert "| test | ECE | noise | blur | weather | digital | all corruptions |" in header
 
 
-def test_an_evaluation_of_some_images(swept, tmp_path, capsys):
+def test_an_evaluation_of_some_corrupted_images(swept):
     out, _ = swept
-    assert evaluate.main([str(out), "--images", "40"]) == 0
+    assert evaluate.main([str(out), "--corruptions", "--images", "40"]) == 0
     found = read_runs([out])[0][0].evaluation
-    assert found["images"] == 40
-    assert found["test_accuracy"] in 2.5 * np.arange(41)
-    # The run's own accuracy is that of all images.
-    assert group(read_runs([out])[0])[0].last("test_accuracy")[0] in 0.2 * np.arange(501)
+    assert (found["images"], found["corrupted_images"]) == (500, 40)
+    assert found["fog"] in 0.5 * np.arange(201)  # of 40 images at five severities
 
 
 def test_an_evaluation_says_what_is_wrong(tmp_path, capsys):
