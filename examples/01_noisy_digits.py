@@ -27,7 +27,7 @@ from examples.image_classification.devices import cache_compilations
 from examples.image_classification.presets import settings_for
 from examples.image_classification.train import train
 from examples.report import Results, choose, report
-from examples.statistics import spread
+from examples.seeds import spread
 
 
 def run(setting: Setting, seed: int, config: Config) -> dict[str, Any]:

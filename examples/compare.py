@@ -8,12 +8,14 @@ which are read where they are given themselves). Runs that differ in the seed al
 the settings that one method was tuned by (radii, ascent steps, XSAM's search, arguments of the
 method, learning rate, weight decay) the one with the best validation accuracy is chosen (*), and
 only its test accuracy is shown; `--over rho` makes no choice of rho, and draws accuracy over it.
+Other figures are of the choice alone. A tie is a difference of at most two standard errors; with
+two or three seeds a slightly larger one is weak evidence, too.
 Accuracies are those after the last epoch, in percent, mean ± standard deviation over seeds.
 """
 
 import argparse
 import csv
-import os
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +25,8 @@ import numpy as np
 
 from examples import figures
 from examples.names import hint
-from examples.records import BASE, Comparison, Group, group, read_runs, short, show
-from examples.statistics import difference, spread
+from examples.records import Comparison, Run, Settings, group, read_runs, short, show
+from examples.seeds import difference, spread
 
 METRICS = {  # what a run ends with, and how the table calls it
     "validation_accuracy": "validation",
@@ -36,6 +38,9 @@ METRICS = {  # what a run ends with, and how the table calls it
     "digital": "digital",
     "corrupted": "all corruptions",
 }
+VALIDATION, TEST = "validation_accuracy", "test_accuracy"
+NAMES = {"rho": "$\\rho$", "rho_max": "$\\rho_m$", "probe_every": "steps between probes"}
+EDGES = ("rho", "rho_max", "learning_rate", "weight_decay")
 Row = dict[str, Any]
 
 
@@ -50,20 +55,29 @@ def rows(comparison: Comparison) -> list[Row]:
     for member in groups:
         star = " *" if member in chosen and len(chosen) < len(groups) else ""
         row: Row = {"method": member.method + star}
-        row |= {short(name): member.settings.get(name) for name in comparison.names}
+        row |= {short(n): _setting(member.settings, n) for n in comparison.names}
         row["seeds"] = len(member.runs)
         for name in metrics:
             shown = member.has(name) and (member in chosen or name.startswith("validation"))
             row[METRICS[name]] = member.last(name) if shown else None
         row["gradients"] = float(member.last("gradients").mean())
         base = comparison.base(member)
-        time = np.median(member.epoch_seconds())
-        row[f"epoch / {BASE}'s"] = float(time / np.median(base.epoch_seconds())) if base else None
+        time = float(np.median(member.epoch_seconds()))
+        row["epoch (s)"] = time
+        if any(g.method == comparison.against for g in groups):
+            ratio = time / float(np.median(base.epoch_seconds())) if base else None
+            row[f"epoch / {comparison.against}'s"] = ratio
         if any("peak_memory_mb" in g.runs[0].metrics[-1] for g in groups):
             row["images/s"] = float(np.median(member.curves("images_per_second")[1]))
-            row["peak MB"] = float(member.last("peak_memory_mb").max())
+            row["peak MB of the process"] = float(member.last("peak_memory_mb").max())
         made.append(row)
     return made
+
+
+def _setting(settings: Settings, name: str) -> Any:
+    """Returns a number, a text, or None where the method has no such setting."""
+    value = settings.get(name)
+    return show(value) if name in settings and not isinstance(value, int | float) else value
 
 
 def markdown(table: Sequence[Row]) -> str:
@@ -94,7 +108,7 @@ def write_csv(table: Sequence[Row], path: Path) -> None:
                 cells[f"{name} mean"] = None if value is None else value.mean()
                 cells[f"{name} std"] = value.std(ddof=1) if several else None
             else:
-                cells[name] = show(value) if isinstance(value, list) else value
+                cells[name] = value
         flat.append(cells)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(flat[0]))
@@ -106,14 +120,18 @@ def write_csv(table: Sequence[Row], path: Path) -> None:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Says of each chosen group by how much its test accuracy differs from SAM's."""
-    lines = []
+    """Says of each chosen group by how much its test accuracy differs from that of its base."""
+    lines: list[str] = []
+    against = comparison.against
+    if not any(member.method == against for member in comparison.chosen):
+        return lines
     for member in comparison.chosen:
         base = comparison.base(member)
-        if base is None or base is member or not (member.has(TEST) and base.has(TEST)):
-            continue
-        by = difference(member.last(TEST), base.last(TEST))
-        lines.append(f"{comparison.label(member)} - {comparison.label(base)}: {by}")
+        if base is None:
+            lines.append(f"{comparison.label(member)}: no single {against} was trained alike")
+        elif base is not member and member.has(TEST) and base.has(TEST):
+            by = difference(member.last(TEST), base.last(TEST))
+            lines.append(f"{comparison.label(member)} - {comparison.label(base)}: {by}")
     return lines
 
 
@@ -124,12 +142,13 @@ def searches(comparison: Comparison) -> list[str]:
         if not member.method.startswith("xsam"):
             continue
         alphas, psis = (member.curves(name)[1] for name in ("alpha", "psi"))
-        half = alphas.shape[1] // 2
+        half, end = alphas.shape[1] // 2, member.settings["alpha_max"]
         parts = [f"alpha {alphas.mean():.2f} ({alphas[:, half:].mean():.2f} in the second half)"]
         parts += [f"psi {np.degrees(psis.mean()):.0f}°"]
-        for end, name in ((member.settings["alpha_max"], "alpha_max"), (0.0, "0")):
-            share = np.mean(np.abs(alphas - end) < 1e-6)
-            parts += [f"at {name} in {100 * share:.0f} % of the epochs"]
+        for place, name in ((end, "alpha_max"), (0.0, "0")):
+            # The mean over an epoch is a sum of float32, divided.
+            share = np.mean(np.abs(alphas - place) < 1e-3 * end)
+            parts += [f"throughout at {name} in {100 * share:.0f} % of the epochs"]
         lines.append(f"{comparison.label(member)}: {', '.join(parts)}")
     return lines
 
@@ -138,22 +157,59 @@ def edges(comparison: Comparison) -> list[str]:
     """Says which chosen radius or learning rate is the smallest or largest that was tried."""
     lines = []
     for member in comparison.chosen:
-        for name in ("rho", "learning_rate"):
-            if name == comparison.over:
-                continue
-            alike = [g for g in comparison.groups if g.method == member.method]
-            tried = sorted({g.settings[name] for g in alike if g.settings[name] is not None})
+        rivals = comparison.candidates(member)
+        if sum(rival in comparison.chosen for rival in rivals) > 1:
+            continue  # none was chosen
+        for name in set(EDGES) & member.settings.keys() - {comparison.over}:
+            tried = sorted({rival.settings[name] for rival in rivals})
             if len(tried) > 2 and member.settings[name] in (tried[0], tried[-1]):
                 lines.append(f"{comparison.label(member)}: {name} is at the edge of what was tried")
+    return sorted(lines)
+
+
+def corrupted(comparison: Comparison) -> list[str]:
+    """Says on how many images the accuracies under corruption are."""
+    counts = {n for g in comparison.groups for n in g.last("corrupted_images") if n > 0}
+    text = " or ".join(f"{count:g}" for count in sorted(counts))
+    return [f"corruptions of the first {text} test images"] if counts else []
+
+
+def shared(comparison: Comparison) -> list[str]:
+    """Says what all runs have in common, then what those of some methods have."""
+    lines = []
+    methods = tuple(dict.fromkeys(member.method for member in comparison.groups))
+    for having, settings in sorted(comparison.shared.items(), key=lambda item: -len(item[0])):
+        who = "All" if set(having) == set(methods) else ", ".join(having)
+        values = (f"{short(name)} {show(value)}" for name, value in settings.items())
+        lines.append(f"{who}: {', '.join(values)}.")
     return lines
 
 
 # --- Figures ---
 
 
+def lines_over(comparison: Comparison, over: str) -> dict[str, dict[Any, np.ndarray]]:
+    """Returns the test accuracies by what else sets a line apart, and by the setting.
+
+    The setting is None of a method that does not have it.
+    """
+    members = [member for member in comparison.chosen if member.has(TEST)]
+    # At each place is what was chosen there; where nothing was, each candidate is a line.
+    for without in ([over, *comparison.tuned], [over]):
+        places = [(comparison.label(m, without), _setting(m.settings, over)) for m in members]
+        if len(set(places)) == len(places):
+            break
+    lines: dict[str, dict[Any, np.ndarray]] = {}
+    for (label, place), member in zip(places, members, strict=True):
+        lines.setdefault(label, {})[place] = member.last(TEST)
+    return lines
+
+
 def draw(comparison: Comparison, out: Path) -> list[Path]:
     """Writes the figures for which there are numbers, of the chosen groups alone."""
-    best = Comparison(comparison.chosen)  # of all values of `over`, the best
+    best = Comparison(
+        comparison.chosen, against=comparison.against
+    )  # of all values of `over`, the best
     groups = {best.label(member): member for member in best.chosen}
 
     def curves(name: str) -> figures.Curves:
@@ -173,27 +229,20 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
     }
     if alphas := curves("alpha"):
         pictures["alpha_and_psi"] = figures.alpha_and_psi(alphas, curves("psi"))
-    base = next((label for label, g in groups.items() if g.method == BASE), None)
+    base = next((label for label, g in groups.items() if g.method == comparison.against), None)
     if base and len(groups) > 1:
         seconds = {label: member.epoch_seconds() for label, member in groups.items()}
         pictures["time_per_epoch"] = figures.epoch_times(seconds, base)
     if over := comparison.over:
-        lines: dict[str, dict[Any, np.ndarray]] = {}
-        for member in comparison.chosen:
-            # A line has one value of `over` beside the next, each with what was chosen there.
-            label = comparison.label(member, but=[over, *comparison.tuned])
-            lines.setdefault(label, {})[member.settings.get(over)] = member.last(TEST)
-        name = {"rho": "$\\rho$", "rho_max": "$\\rho_m$"}.get(over, short(over))
+        name = NAMES.get(over, short(over))
+        lines = lines_over(comparison, over)
         pictures[f"accuracy_over_{short(over)}"] = figures.accuracy_over(name, lines)
     return [figures.save(picture, out / name) for name, picture in pictures.items()]
 
 
-VALIDATION, TEST = "validation_accuracy", "test_accuracy"
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    description, _, more = __doc__.partition("\n\n")
+    description, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "compare",
         description=description,
@@ -204,7 +253,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="of runs, or with runs below")
     add("--over", metavar="SETTING", help="show all values of this setting, and draw over it")
-    add("--out", type=Path, metavar="DIR", help="for table and figures [FOLDER/comparison]")
+    add("--against", default="sam", metavar="METHOD", help="what others are compared to [sam]")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="for table and figures [comparison in the first of them]",
+    )
     return parser.parse_args(argv)
 
 
@@ -212,60 +267,53 @@ def main(argv: list[str] | None = None) -> int:
     """Compares runs; returns the exit status."""
     args = parse_arguments(argv)
     try:
-        compare(args.folders, args.over, args.out or _common(args.folders) / "comparison")
-    except (ValueError, OSError) as error:
+        runs, unfinished = read_runs(args.folders)
+        comparison = _comparison(runs, args.over, args.against)
+    except ValueError as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 2
+    lines = [markdown(rows(comparison)), ""]
+    found = [f(comparison) for f in (differences, searches, edges, corrupted)]
+    lines += [
+        f"* {line}" for line in (*itertools.chain(*found), *(f"left out: {x}" for x in unfinished))
+    ]
+    hours = sum(sum(r["seconds"] for r in run.metrics) for run in runs) / 3600
+    lines += [
+        "",
+        f"{len(runs)} runs, {hours:.2f} hours of training. {' '.join(shared(comparison))}",
+    ]
+    text = "\n".join(lines)
+    print(text)
+    out = args.out or args.folders[0] / "comparison"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(text + "\n")
+        write_csv(rows(comparison), out / "table.csv")
+        pictures = draw(comparison, out)
+    except OSError as error:
+        print(f"compare: error: {error}", file=sys.stderr)
+        return 1
+    print("\nwrote", out / "table.md", out / "table.csv", *pictures, sep="\n  ")
     return 0
 
 
-def compare(folders: Sequence[Path], over: str | None, out: Path) -> None:
-    """Prints and writes the table and the figures.
-
-    Raises:
-      ValueError: a folder holds no finished run, or no runs differ in `over`.
-      OSError: nothing can be written to `out`.
-    """
-    runs, unfinished = read_runs(folders)
-    for line in unfinished:
-        print(f"left out: {line}", file=sys.stderr)
+def _comparison(runs: Sequence[Run], over: str | None, against: str) -> Comparison:
     if not runs:
         raise ValueError("none of the runs is finished")
     groups = group(runs)
-    names = Comparison(groups).names
-    if over is not None and over not in names:
-        over = next((name for name in names if short(name) == over), over)
-        if over not in names:
-            differ = hint(over, names) if names else "in nothing but the method"
-            raise ValueError(f"the runs do not differ in {over!r}; {differ}")
-    comparison = Comparison(groups, over)
-    out.mkdir(parents=True, exist_ok=True)
-    table = rows(comparison)
-    lines = [markdown(table), ""]
-    lines += [f"* {line}" for line in differences(comparison)]
-    lines += [f"* {line}" for line in (*searches(comparison), *edges(comparison))]
-    hours = sum(sum(r["seconds"] for r in run.metrics) for run in runs) / 3600
-    lines += ["", f"{len(runs)} runs, {hours:.2f} hours of training. {_common_settings(groups)}"]
-    text = "\n".join(lines)
-    print(text)
-    (out / "table.md").write_text(text + "\n")
-    write_csv(table, out / "table.csv")
-    pictures = draw(comparison, out)
-    print("\nwrote", out / "table.md", out / "table.csv", *pictures, sep="\n  ")
-
-
-def _common_settings(groups: Sequence[Group]) -> str:
-    """Says what all runs share."""
-    differ = Comparison(groups).names
-    shared = {name: groups[0].settings[name] for name in groups[0].settings if name not in differ}
-    if len({member.method for member in groups}) > 1:
-        del shared["method"]
-    shown = {name: value for name, value in shared.items() if value is not None}
-    return "All have " + ", ".join(f"{short(n)} {show(value)}" for n, value in shown.items()) + "."
-
-
-def _common(folders: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    methods = list(dict.fromkeys(member.method for member in groups))
+    if against not in methods and against != "sam":
+        raise ValueError(f"there is no run of {against!r}; {hint(against, methods)}")
+    plain = Comparison(groups, None, against)
+    if over is None:
+        return plain
+    over = over.replace("-", "_")
+    for name in plain.names:
+        if over in (name, short(name)):
+            return Comparison(groups, name, against)
+    names = list(map(short, plain.names))
+    differ = hint(over, names) if names else "they differ in nothing but the method and the seed"
+    raise ValueError(f"the runs do not differ in {over!r}; {differ}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from examples.image_classification.data import load
 from examples.image_classification.devices import Devices, cache_compilations
 from examples.image_classification.feed import Feed
 from examples.image_classification.run_folder import (
+    EVALUATION,
     RunFolder,
     TrainingError,
     read_config_file,
@@ -37,7 +38,7 @@ from examples.image_classification.run_folder import (
 )
 from examples.image_classification.steps import Program, State, make_program
 from examples.image_classification.streaming import Images, Stream
-from examples.records import read_runs
+from examples.records import Run, read_runs
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks
@@ -47,9 +48,9 @@ class Trained(NamedTuple):
     """A network after training.
 
     Attributes:
-      feed: the data it was trained on.
+      feed: the data set, and the way to the devices.
       program: its compiled parts.
-      state: as of the last checkpoint.
+      state: as of the last checkpoint, without that of the optimizer.
     """
 
     feed: Feed
@@ -78,28 +79,22 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
       TrainingError: the checkpoint cannot be read.
     """
     config = read_config_file(folder)
-    data_dir = data_dir or config.data_dir
-    sizes = config.train_size, config.validation_size, config.batch_size
-    feed = _feed(config.dataset, data_dir, *sizes)
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"{folder} has no checkpoint")
+    names = ("dataset", "data_dir", "train_size", "validation_size", "batch_size")
+    of_data = {name: getattr(config, name) for name in names}
+    feed = _feed(**of_data | {"data_dir": data_dir or config.data_dir})
     program = make_program(config, feed.shape)
     with RunFolder(folder, config) as opened:
         state = opened.restore(program.abstract_state)
     if state is program.abstract_state:
         raise ValueError(f"{folder} has no checkpoint")
-    return Trained(feed, program, state)
+    return Trained(feed, program, state._replace(opt_state=None))
 
 
 @functools.lru_cache(maxsize=2)
-def _feed(
-    dataset: str, data_dir: Path | None, train_size: int, validation_size: int, batch_size: int
-) -> Feed:
-    config = Config(
-        dataset=dataset,
-        data_dir=data_dir,
-        train_size=train_size,
-        validation_size=validation_size,
-        batch_size=batch_size,
-    )
+def _feed(**of_data: Any) -> Feed:
+    config = Config(**of_data)
     return Feed(load(config), config, Devices())
 
 
@@ -216,39 +211,57 @@ def run(
       OSError: the data are not there.
       TrainingError: a checkpoint cannot be read.
     """
-    runs, unfinished = read_runs(folders)
-    for line in unfinished:
-        print(f"left out: {line}", file=sys.stderr)
+    runs, left_out = read_runs(folders)
     if not runs:
         raise ValueError("none of the runs is finished")
-    networks, tests = [], []
-    with tqdm(runs, "restoring", unit="run", disable=None) as bar:
+    networks: list[tuple[Run, Trained]] = []
+    with tqdm(runs, "evaluating", unit="run", disable=None) as bar:
         for one in bar:
-            networks.append(restore(one.path, data_dir))
-            tests.append(networks[-1].feed.images("test"))
-    results = [evaluate(*pair) for pair in zip(networks, tests, strict=True)]
-    if corruptions:
-        for dataset in dict.fromkeys(one.settings["dataset"] for one in runs):
-            rows = [i for i, one in enumerate(runs) if one.settings["dataset"] == dataset]
-            images = tests[rows[0]]
-            if isinstance(images, Stream):
-                raise ValueError(f"{dataset} is decoded while it is read, and cannot be corrupted")
-            images = Images(images.pixels[:limit], images.labels[:limit])
-            total = len(SEVERITIES) * sum(map(len, CORRUPTIONS.values()))
-            with tqdm(total=total, desc=dataset, disable=None) as bar:
+            try:
+                network = restore(one.path, data_dir)
+            except (ValueError, TrainingError) as error:
+                left_out.append(str(error))
+                continue
+            if int(network.state.step) != one.metrics[-1]["step"]:
+                left_out.append(f"the checkpoint of {one.path} is not that of its last epoch")
+                continue
+            if corruptions and isinstance(network.feed.images("test"), Stream):
+                raise ValueError(
+                    f"{one.path}: its images, decoded as they are read, stay as they are"
+                )
+            networks.append((one, network))
+            _write(one, evaluate(network, network.feed.images("test")))
+    for dataset in dict.fromkeys(one.settings["dataset"] for one, _ in networks if corruptions):
+        alike = [pair for pair in networks if pair[0].settings["dataset"] == dataset]
+        images = alike[0][1].feed.images("test")
+        assert isinstance(images, Images)
+        images = Images(images.pixels[:limit], images.labels[:limit])
+        total = len(SEVERITIES) * sum(map(len, CORRUPTIONS.values()))
+        with tqdm(total=total, desc=f"{dataset}, corrupted", disable=None) as bar:
 
-                def advance(name: str, bar: Any = bar) -> None:
-                    bar.set_postfix_str(name, refresh=False)
-                    bar.update()
+            def advance(name: str, bar: Any = bar) -> None:
+                bar.set_postfix_str(name, refresh=False)
+                bar.update()
 
-                found = evaluate_corrupted([networks[i] for i in rows], images, advance)
-            for i, more in zip(rows, found, strict=True):
-                results[i] |= more | {"corrupted_images": len(images.labels)}
-    shown = ("test_accuracy", "test_ece", *(CORRUPTIONS if corruptions else ()))
-    for one, result in zip(runs, results, strict=True):
-        write_atomically(one.path / "evaluation.json", json.dumps(result, indent=1) + "\n")
+            found = evaluate_corrupted([network for _, network in alike], images, advance)
+        for (one, _), result in zip(alike, found, strict=True):
+            _write(one, result | {"corrupted_images": len(images.labels)})
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not networks:
+        raise ValueError("none of the runs could be evaluated")
+    for one, _ in networks:
+        result = json.loads((one.path / EVALUATION).read_text())
+        shown = [n for n in ("test_accuracy", "test_ece", *CORRUPTIONS) if n in result]
         numbers = ", ".join(f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown)
         print(f"{one.path}: {numbers}")
+
+
+def _write(run: Run, result: dict[str, float]) -> None:
+    """Adds to what was found before."""
+    path = run.path / EVALUATION
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, json.dumps(before | result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

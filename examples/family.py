@@ -233,11 +233,16 @@ def make_method(
             raise ValueError(f"{name} takes no arguments, but {key!r} was given; leave it out")
         if key not in defaults:
             raise ValueError(f"{name} has no argument {key!r}; {hint(key, list(defaults))}")
-    values = {key: _read(key, value, defaults[key]) for key, value in arguments.items()}
+    values = {key: read_argument(key, value, defaults[key]) for key, value in arguments.items()}
     return METHODS[name].make(rho, training, **values)
 
 
-def _read(name: str, value: Any, default: Any) -> Any:
+def read_argument(name: str, value: Any, default: Any) -> Any:
+    """Returns an argument that may be text as what its default is: a word, a truth, a number.
+
+    Raises:
+      ValueError: the text cannot be read.
+    """
     if not isinstance(value, str) or isinstance(default, str):
         return value
     if isinstance(default, bool):

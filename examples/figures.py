@@ -1,5 +1,6 @@
 """The pictures of the examples: column width, one colour per method."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ COLORS = {
     "asam": "#CC79A7",
     "xsam+asam": "#E69F00",
 }
-OTHER = "#56B4E9"
+FURTHER = ("#56B4E9", "#F0E442", "#882255", "#44AA99")  # of other methods, in their order
 FEW = 7  # lines in one picture
 FEW_LETTERS = 22  # of labels side by side
 MARKERS = "osD^v<>"
@@ -51,12 +52,20 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
 
     Several of one color differ in their style.
     """
+    colors, further = dict(COLORS), itertools.cycle(FURTHER)
     chosen: dict[str, tuple[str, str]] = {}
     for label in labels:
-        color = COLORS.get(re.split("[ ,]", label)[0].lower(), OTHER)
+        method = re.split("[ ,]", label)[0].lower()
+        color = colors.setdefault(method, "") or next(further)
+        colors[method] = color
         taken = sum(other == color for other, _ in chosen.values())
         chosen[label] = color, STYLES[taken % len(STYLES)]
     return chosen
+
+
+def said(label: str) -> str:
+    """Returns a label as pictures have it, with its method in capitals."""
+    return re.sub("^[^ ,]+", lambda match: match[0].upper(), label)
 
 
 Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by label and setting
@@ -72,30 +81,27 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
       chosen: which setting of a line gets a ring.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 2.4))
-    values = [value for line in tests.values() for value in line if value is not None]
+    values = list(dict.fromkeys(v for line in tests.values() for v in line if v is not None))
     words = any(isinstance(value, str) for value in values)
-    places = {value: place if words else value for place, value in enumerate(dict.fromkeys(values))}
+    places = {value: place if words else value for place, value in enumerate(values)}
     markers = iter(MARKERS * len(tests))
     for label, (color, style) in looks(tests).items():
         line = {places[value]: tests[label][value] for value in tests[label] if value is not None}
-        text = label.upper() if label in COLORS else label
+        look = {"linestyle": "none" if words else style, "marker": next(markers)}
         if None in tests[label]:
             level = tests[label][None]
-            axes.axhline(level.mean(), color=color, linestyle="--", label=text)
+            axes.axhline(level.mean(), color=color, linestyle="--", label=said(label))
             axes.axhspan(level.min(), level.max(), color=color, alpha=0.2, lw=0)
-        elif words:
-            means = [of_seeds.mean() for of_seeds in line.values()]
-            ends = np.abs([(v.min() - v.mean(), v.max() - v.mean()) for v in line.values()]).T
-            axes.errorbar(list(line), means, ends, fmt=next(markers), color=color, label=text)
-        else:
+        if line:
             ring = places[chosen[label]] if chosen else None
-            _curve(axes, line, ring, color, linestyle=style, marker=next(markers), label=text)
+            bars = words or len(line) == 1
+            _curve(axes, line, ring, color, bars, label=said(label), **look)
     seeds = "bar: all seeds" if words else "band: all seeds"
     axes.set_xlabel(f"{name} ({'ring: chosen on validation; ' if chosen else ''}{seeds})")
     axes.set_ylabel("test accuracy (%)")
     if not words and min(values) > 0 and max(values) >= 4 * min(values):
         axes.set_xscale("log")
-    if len(places) <= FEW:
+    if words or len(places) <= FEW:
         _ticks(axes, places)
     axes.legend(loc="best", fontsize=7)
     return figure
@@ -114,7 +120,7 @@ def accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Figu
             if base in tests:
                 level = tests[base][chosen[base]].mean()
                 axes.axhline(level, color=COLORS[base], linestyle=style, linewidth=1)
-        _curve(axes, tests[method], chosen[method], COLORS.get(method, OTHER), marker="o")
+        _curve(axes, tests[method], chosen[method], COLORS.get(method, FURTHER[0]), marker="o")
         axes.set_title(method, fontsize=8, pad=3)
         axes.set(xscale="log", ylim=(max(_lowest(tests), 60) - 3, 100))
         _ticks(axes, {rho: rho for rho in tests[method]}, fontsize=6)
@@ -128,9 +134,21 @@ def accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Figu
 
 
 def _curve(
-    axes: Any, line: Mapping[Any, np.ndarray], ring: float | None, color: str, **style: Any
+    axes: Any,
+    line: Mapping[Any, np.ndarray],
+    ring: float | None,
+    color: str,
+    bars: bool = False,
+    **style: Any,
 ) -> None:
-    band(axes, list(line), np.stack(list(line.values()), axis=1), color, **style)
+    """Plots mean and range over any number of seeds at each place, from left to right."""
+    places = sorted(line)
+    means, low, high = (np.array([f(line[x]) for x in places]) for f in (np.mean, np.min, np.max))
+    axes.plot(places, means, color=color, **style)
+    if bars:
+        axes.errorbar(places, means, (means - low, high - means), fmt="none", ecolor=color)
+    else:
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
     if ring is not None:
         axes.plot(ring, line[ring].mean(), "o", ms=8, mfc="none", color=color)
 
@@ -156,10 +174,13 @@ def over_epochs(panels: Mapping[str, Curves]) -> Figure:
         for label, (color, style) in looks(curves).items():
             epochs, values = curves[label]
             marker = "o" if len(epochs) == 1 else ""
-            band(axes, epochs, values, color, linestyle=style, label=label, marker=marker)
+            band(axes, epochs, values, color, linestyle=style, label=said(label), marker=marker)
         axes.set_ylabel(title)
         axes.margins(x=0.02)
-    grid[-1, 0].set_xlabel("epoch (band: all seeds)")
+    several = any(
+        len(values) > 1 for of_panel in panels.values() for _, values in of_panel.values()
+    )
+    grid[-1, 0].set_xlabel("epoch (band: all seeds)" if several else "epoch")
     # Above, where no curve can be.
     columns = 1 if max(map(len, grid[0, 0].get_legend_handles_labels()[1])) > FEW_LETTERS else 2
     grid[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=7)
@@ -199,9 +220,9 @@ def epoch_times(seconds: Mapping[str, np.ndarray], base: str) -> Figure:
         axes.barh(row, np.median(ratios), color=color, alpha=0.6)
         axes.plot(ratios, np.full(len(ratios), row), "k.", ms=3)
     axes.axvline(1.0, color="k", linewidth=0.5)
-    axes.set_yticks(range(len(seconds)), list(seconds), fontsize=7)
+    axes.set_yticks(range(len(seconds)), list(map(said, seconds)), fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel(f"time of an epoch / that of {base}\n(dots: seeds)", fontsize=7)
+    axes.set_xlabel(f"time of an epoch / that of {said(base)}\n(dots: seeds)", fontsize=7)
     return figure
 
 

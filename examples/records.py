@@ -12,15 +12,44 @@ from typing import Any
 
 import numpy as np
 
-from examples.family import METHODS
+from examples.family import METHODS, find_method, method_arguments, read_argument
 from examples.image_classification.config import Config
-from examples.image_classification.run_folder import MAY_CHANGE
+from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE
 
 OF_XSAM = ("rho_max", "probe_every", "alpha_max", "num_alphas")
-# What the candidates of one method may differ in; that of its arguments and of the search is more.
+# What a method may be tuned by; its arguments, which are named "method_args.", are more of it.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *OF_XSAM)
 ARGUMENT = "method_args."
-BASE = "sam"  # what others are compared to
+Settings = Mapping[str, Any]
+
+
+def but(settings: Settings, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Returns all settings other than these, to compare by."""
+    left_out = set(names)
+    return tuple(sorted((k, str(v)) for k, v in settings.items() if k not in left_out))
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run was trained with: what its method does not look at is not in there.
+
+    Args:
+      config: the fields of `Config`.
+
+    Returns:
+      Of these what matters to the result, each argument of the method by itself.
+
+    Raises:
+      ValueError: the method or one of its arguments is unknown.
+    """
+    method = find_method(config["method"])
+    unused = [*MAY_CHANGE, "method_args"]
+    unused += ["rho"] * (method.scale is None) + ["ascent_steps"] * (not method.steps)
+    unused += OF_XSAM if not config["method"].startswith("xsam") else ()
+    settings = {key: value for key, value in config.items() if key not in unused}
+    given = config["method_args"] or {}
+    for key, default in method_arguments(config["method"]).items():
+        settings[ARGUMENT + key] = read_argument(key, given.get(key, default), default)
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +58,13 @@ class Run:
 
     Attributes:
       path: its folder.
-      settings: what it was trained with, each argument of the method by itself; None is unused.
+      settings: what it was trained with, by `settings_of`.
       metrics: a record an epoch, as in `metrics.jsonl`.
       evaluation: what `examples.evaluate` has found, if it was asked.
     """
 
     path: Path
-    settings: Mapping[str, Any]
+    settings: Settings
     metrics: Sequence[Mapping[str, float]]
     evaluation: Mapping[str, float]
 
@@ -49,7 +78,7 @@ class Group:
       runs: in the order of their seeds.
     """
 
-    settings: Mapping[str, Any]
+    settings: Settings
     runs: Sequence[Run]
 
     @property
@@ -59,7 +88,7 @@ class Group:
 
     def last(self, name: str) -> np.ndarray:
         """Returns what the runs have at their end, of shape (runs,); NaN where they lack it."""
-        ends = [{**run.metrics[-1], **run.evaluation} for run in self.runs]
+        ends = [{**run.evaluation, **run.metrics[-1]} for run in self.runs]
         return np.array([end.get(name, np.nan) for end in ends])
 
     def has(self, name: str) -> bool:
@@ -67,21 +96,15 @@ class Group:
         return not np.isnan(self.last(name)).any()
 
     def curves(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the epochs that have it, and its values of shape (runs, epochs)."""
-        records = [[r for r in run.metrics if name in r] for run in self.runs]
-        common = min(records, key=len)
-        values = [[r[name] for r in of_run[: len(common)]] for of_run in records]
-        return np.array([record["epoch"] for record in common]), np.array(values)
+        """Returns the epochs in which all runs have it, and its values of shape (runs, epochs)."""
+        of_runs = [{r["epoch"]: r[name] for r in run.metrics if name in r} for run in self.runs]
+        epochs = sorted(set.intersection(*map(set, of_runs)))
+        return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in of_runs])
 
     def epoch_seconds(self) -> np.ndarray:
         """Returns the median time of an epoch, of each run; the first one compiles."""
         times = [[r["seconds"] for r in run.metrics] for run in self.runs]
         return np.array([np.median(of_run[1:] or of_run) for of_run in times])
-
-    def but(self, names: Iterable[str]) -> tuple[tuple[str, Any], ...]:
-        """Returns all settings other than these, to compare groups by."""
-        left_out = set(names)
-        return tuple(sorted((k, str(v)) for k, v in self.settings.items() if k not in left_out))
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -111,7 +134,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             try:
                 run = _read_run(path)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} cannot be read: {error!r}") from error
+                raise ValueError(f"{path} cannot be read: {error}") from error
             epochs = run.metrics[-1]["epoch"] if run.metrics else 0
             if epochs < run.settings["epochs"]:
                 others.append(f"{path} is at epoch {epochs:g} of {run.settings['epochs']}")
@@ -121,24 +144,17 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(path: Path) -> Run:
-    config = json.loads((path / "config.json").read_text())
-    settings = {**{f.name: None for f in dataclasses.fields(Config)}, **config}
-    settings |= {ARGUMENT + key: value for key, value in (config["method_args"] or {}).items()}
-    if not settings["method"].startswith("xsam"):
-        settings |= dict.fromkeys(OF_XSAM)
-    left_out = (*MAY_CHANGE, "method_args")
-    settings = {key: value for key, value in settings.items() if key not in left_out}
-    return Run(path, settings, _records(path / "metrics.jsonl"), _evaluation(path))
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)} | {"method_args": {}}
+    settings = settings_of({**defaults, **_json(path / "config.json")})
+    lines = path / "metrics.jsonl"
+    texts = lines.read_text().splitlines() if lines.exists() else []
+    metrics = [json.loads(text) for text in texts if text.endswith("}")]
+    if metrics and settings.get("probe_every", 0) is None:
+        settings["probe_every"] = metrics[-1]["step"] // metrics[-1]["epoch"]
+    return Run(path, settings, metrics, _json(path / EVALUATION))
 
 
-def _records(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def _evaluation(path: Path) -> dict[str, float]:
-    path = path / "evaluation.json"
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -148,29 +164,18 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Raises:
       ValueError: two runs are the same, seed included.
     """
-    groups: dict[Any, list[Run]] = {}
+    groups: dict[Any, dict[int, Run]] = {}
     for run in runs:
-        key = Group(run.settings, ()).but(["seed"])
-        twin = next(
-            (r for r in groups.get(key, []) if r.settings["seed"] == run.settings["seed"]), None
-        )
-        if twin:
+        members = groups.setdefault(but(run.settings, ["seed"]), {})
+        twin = members.setdefault(run.settings["seed"], run)
+        if twin is not run:
             raise ValueError(f"{twin.path} and {run.path} are the same run: give one of them")
-        groups.setdefault(key, []).append(run)
     made = []
     for members in groups.values():
-        members.sort(key=lambda run: run.settings["seed"])
-        settings = {key: value for key, value in members[0].settings.items() if key != "seed"}
-        made.append(Group(settings, members))
+        of_seeds = [members[seed] for seed in sorted(members)]
+        settings = {k: v for k, v in of_seeds[0].settings.items() if k != "seed"}
+        made.append(Group(settings, of_seeds))
     return made
-
-
-def _set_apart(name: str, groups: Sequence[Group]) -> bool:
-    """Whether groups differ in a setting; radii are told wherever only some have one."""
-    values = {str(member.settings.get(name)) for member in groups}
-    if name not in ("rho", "rho_max"):
-        values.discard("None")
-    return name != "method" and len(values) > 1
 
 
 class Comparison:
@@ -178,51 +183,76 @@ class Comparison:
 
     Attributes:
       over: the setting of which no value is chosen.
+      against: the method that others are compared to.
       groups: all of them, by method in the order of `METHODS`, then by what sets them apart.
       names: the settings in which they differ, beside the method.
+      shared: the other settings, by the methods that have them.
       tuned: the settings of which a value is chosen.
-      chosen: of the candidates for each choice the group with the best mean validation accuracy;
-        candidates that lack one are all chosen, since there is nothing to choose by.
+      chosen: of the candidates for each choice the group with the best mean validation accuracy.
+        One with fewer seeds than another is no candidate. Where one lacks validation accuracy
+        all are chosen, since there is nothing to choose by.
     """
 
-    def __init__(self, groups: Sequence[Group], over: str | None = None) -> None:
-        """Takes the groups, and the name of a setting of which all values are wanted."""
-        self.over = over
-        self._all = list(dict.fromkeys(name for member in groups for name in member.settings))
-        self.names = [name for name in self._all if _set_apart(name, groups)]
+    def __init__(
+        self, groups: Sequence[Group], over: str | None = None, against: str = "sam"
+    ) -> None:
+        """Takes the groups; a setting of which all values are wanted; the base's method."""
+        self.over, self.against = over, against
+        every = list(dict.fromkeys(name for member in groups for name in member.settings))
+        every.remove("method")
+        self.names: list[str] = []
+        self.shared: dict[tuple[str, ...], dict[str, Any]] = {}
+        for name in every:
+            having = [member for member in groups if name in member.settings]
+            values = {str(member.settings[name]) for member in having}
+            told = name in ("rho", "rho_max") and len(having) < len(groups)
+            if len(values) > 1 or told:
+                self.names.append(name)
+            else:
+                methods = tuple(dict.fromkeys(member.method for member in having))
+                self.shared.setdefault(methods, {})[name] = having[0].settings[name]
         self.groups = sorted(groups, key=self._order)
-        arguments = [name for name in self._all if name.startswith(ARGUMENT)]
+        arguments = [name for name in every if name.startswith(ARGUMENT)]
         self.tuned = [name for name in (*TUNED, *arguments) if name != over]
-        self.chosen = self._choose()
+        self._of_base = set().union(*(g.settings for g in groups if g.method == self.against))
+        self.chosen = [member for member in self.groups if member in self._choices()]
 
     def _order(self, member: Group) -> Any:
         values = [member.settings.get(name) for name in self.names]
         numbers = [value if isinstance(value, int | float) else -1 for value in values]
         return list(METHODS).index(member.method), numbers
 
-    def _choose(self) -> list[Group]:
-        candidates: dict[Any, list[Group]] = {}
+    def candidates(self, member: Group) -> list[Group]:
+        """Returns the groups of the choice to which this one belongs."""
+        key = but(member.settings, self.tuned)
+        return [other for other in self.groups if but(other.settings, self.tuned) == key]
+
+    def _choices(self) -> list[Group]:
+        chosen = []
         for member in self.groups:
-            candidates.setdefault(member.but(self.tuned), []).append(member)
-        chosen: list[Group] = []
-        for members in candidates.values():
-            if len(members) > 1 and all(member.has("validation_accuracy") for member in members):
-                members = [max(members, key=lambda g: g.last("validation_accuracy").mean())]
-            chosen += members
-        return [member for member in self.groups if member in chosen]
+            rivals = self.candidates(member)
+            if all(rival.has("validation_accuracy") for rival in rivals):
+                seeds = max(len(rival.runs) for rival in rivals)
+                complete = [rival for rival in rivals if len(rival.runs) == seeds]
+                best = max(complete, key=lambda g: g.last("validation_accuracy").mean())
+                chosen += [best] if member is best else []
+            else:
+                chosen.append(member)
+        return chosen
 
     def base(self, member: Group) -> Group | None:
-        """Returns the chosen group of SAM that was trained alike, if there is exactly one."""
-        bases = [g for g in self.chosen if g.method == BASE]
-        lacked = [n for n in self._all if all(g.settings.get(n) is None for g in bases)]
-        left_out = ["method", *self.tuned, *lacked]
-        alike = [g for g in bases if g.but(left_out) == member.but(left_out)]
-        return alike[0] if len(alike) == 1 else None
+        """Returns the chosen group of the base that was trained alike, if there is exactly one."""
+        left_out = {"method", *self.tuned, *(member.settings.keys() - self._of_base)}
+        key = but(member.settings, left_out)
+        bases = [
+            g for g in self.chosen if g.method == self.against and but(g.settings, left_out) == key
+        ]
+        return bases[0] if len(bases) == 1 else None
 
-    def label(self, member: Group, but: Sequence[str] = ()) -> str:
+    def label(self, member: Group, without: Sequence[str] = ()) -> str:
         """Names a group by its method and what sets it apart."""
-        values = [(name, member.settings.get(name)) for name in self.names if name not in but]
-        parts = [f"{short(name)} {show(value)}" for name, value in values if value is not None]
+        names = [name for name in self.names if name in member.settings and name not in without]
+        parts = [f"{short(name)} {show(member.settings[name])}" for name in names]
         return ", ".join([member.method, *parts])
 
 
@@ -233,6 +263,8 @@ def short(name: str) -> str:
 
 def show(value: Any) -> str:
     """Returns a setting as text."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
+    if value is None:
+        return "default"
     return f"{value:g}" if isinstance(value, float) else str(value)

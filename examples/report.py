@@ -6,7 +6,7 @@ import numpy as np
 
 from examples.config import Config, Setting
 from examples.image_classification.presets import DIGITS
-from examples.statistics import difference, spread
+from examples.seeds import difference, spread
 
 Results = dict[Setting, dict[str, np.ndarray]]  # what training one model returns, over seeds
 COLLAPSED = 20  # percent; guessing gives 10

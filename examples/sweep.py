@@ -8,26 +8,33 @@ Each setting is a string of the trainer's options (`python -m examples.image_cla
 and `--each` are those that all have. With `--tune 0` every setting is trained with seed 0 to
 OUT/tuning, and of each method the one with the best validation accuracy after its last epoch is
 trained with `--seeds` to OUT; without, every setting is trained with `--seeds`. Test accuracies
-are never looked at. Goes on where it was interrupted. `python -m examples.compare` makes a table.
+are never looked at. Settings that differ in more than a method is tuned by (radii, arguments,
+learning rate, weight decay) are not rivals. Goes on where it was interrupted: with other `--seeds`
+or settings it adds to what is there. `python -m examples.compare` makes a table.
 """
 
 import argparse
+import dataclasses
+import itertools
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
+import jax
 from absl import logging
 from tqdm import tqdm
 
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.devices import cache_compilations
+from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged, TrainingError
 from examples.image_classification.train import train
+from examples.records import ARGUMENT, TUNED, but, settings_of
 
 
 class Point(NamedTuple):
@@ -43,7 +50,13 @@ class Point(NamedTuple):
           ValueError: an option is wrong.
         """
         out = folder / self.name / f"seed{seed}"
-        return read_config([*self.options, "--seed", str(seed), "--out", str(out)])
+        try:
+            return read_config([*self.options, "--seed", str(seed), "--out", str(out)])
+        except ValueError as error:
+            raise ValueError(f"in {shlex.join(self.options)!r}: {error}") from None
+        except SystemExit:
+            # What cannot be parsed has just been said at length.
+            raise ValueError(f"that was in {shlex.join(self.options)!r}") from None
 
 
 def make_point(setting: str, each: str) -> Point:
@@ -62,39 +75,60 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
 
     Raises:
       ValueError: an option is wrong, or the folder holds other runs.
-      TrainingError: a checkpoint could not be written.
+      TrainingError: a checkpoint could not be written; or, after all else was trained, a loss was
+        not finite.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
+    check_points(points, seeds, tune)
+    choices: dict[object, list[Point]] = {}
+    for point in points:
+        key = but(settings_of(dataclasses.asdict(point.config(0, out))), [*TUNED, "seed"])
+        key = tuple(pair for pair in key if not pair[0].startswith(ARGUMENT))
+        choices.setdefault(key if tune is not None else point.name, []).append(point)
+    total = len(seeds) * len(choices) + (tune is not None) * len(points)
+    diverged, count = [], itertools.count(1)
+    with tqdm(total=total, unit="run", disable=None) as bar:
+        for rivals in choices.values():
+            best = rivals[0]
+            if tune is not None:
+                found = [_train(point.config(tune, out / "tuning"), bar, count) for point in rivals]
+                index = max(range(len(found)), key=lambda i: found[i])
+                best = rivals[index]
+                if found[index] < 0:
+                    diverged.append(f"all of {', '.join(point.name for point in rivals)}")
+                    bar.update(len(seeds))
+                    continue
+                end = len(rivals) > 2 and index in (0, len(rivals) - 1)
+                edge = ", the first or last of them: a better one may lie beyond" if end else ""
+                bar.write(f"{best.name} is best of {len(rivals)}{edge}", sys.stderr)
+            for seed in seeds:
+                config = best.config(seed, out)
+                if _train(config, bar, count) < 0:
+                    diverged.append(str(config.out))
+    print(f"next: python -m examples.compare {out}", file=sys.stderr)
+    if diverged:
+        raise Diverged(f"diverged: {'; '.join(diverged)}")
+
+
+def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None) -> None:
+    """Raises ValueError for what can be known to be wrong before hours of training."""
     names = [point.name for point in points]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the setting {repeated[0]!r} is there twice")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must differ, got {' '.join(map(str, seeds))}")
-    for point in points:  # what is wrong is said before hours of training
-        config = point.config(seeds[0], out)
-        check(config)
+    for point in points:
+        if taken := {"--seed", "--out"}.intersection(point.options):
+            raise ValueError(f"{min(taken)} is not for a setting: there are --seeds and --out")
+        for seed in (*seeds, *([] if tune is None else [tune])):
+            config = point.config(seed, Path())
+            check(config)
+        make_optimizer(config, 1, jax.random.key(0))
         if tune is not None and not config.validation_size:
             raise ValueError("--tune needs validation images: add --validation-size to --each")
-    methods = {point.config(seeds[0], out).method for point in points}
-    chosen = list(points)
-    runs = len(seeds) * (len(points) if tune is None else len(methods))
-    with tqdm(total=runs + (tune is not None) * len(points), unit="run", disable=None) as bar:
-        if tune is not None:
-            best: dict[str, tuple[float, Point]] = {}
-            for point in points:
-                config = point.config(tune, out / "tuning")
-                accuracy = _train(config, bar)
-                if config.method not in best or accuracy > best[config.method][0]:
-                    best[config.method] = accuracy, point
-            for method, (accuracy, point) in best.items():
-                bar.write(f"{method}: {point.name} is best, with {accuracy:.2f} %", sys.stderr)
-            chosen = [point for _, point in best.values()]
-        for point in chosen:
-            for seed in seeds:
-                _train(point.config(seed, out), bar)
 
 
-def _train(config: Config, bar: tqdm) -> float:
+def _train(config: Config, bar: tqdm, count: Iterator[int]) -> float:
     """Trains, and returns the validation accuracy; 0 without such images, -1 if it diverges."""
     name = "/".join(config.out.parts[-2:]) if config.out else ""
     bar.set_description(name)
@@ -104,14 +138,20 @@ def _train(config: Config, bar: tqdm) -> float:
     except Diverged as error:  # the worst of all, and no reason to leave out the rest
         accuracy, said = -1.0, f": {error}"
     bar.update()
-    bar.write(f"{name}{said}", sys.stderr)
+    bar.write(f"{next(count)}/{bar.total} {name}{said}", sys.stderr)
     return accuracy
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = "each setting, and --each, is one string in quotes; settings do not follow --seeds"
+        self.exit(2, f"sweep: error: {message} ({hint})\n")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     description, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "sweep",
         description=description,
         epilog=more,
@@ -119,7 +159,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("settings", nargs="+", metavar="SETTING", help="a string of options of the trainer")
+    add("settings", nargs="+", metavar="SETTING", help="options of the trainer, in one string")
     add("--each", default="", metavar="OPTIONS", help="options of all settings")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds [0]")
     add("--tune", type=int, metavar="N", help="choose with this seed first")

@@ -18,7 +18,7 @@ import pytest
 from examples import config as command_line
 from examples import report
 from examples.family import FAMILY, Training
-from examples.statistics import difference
+from examples.seeds import difference
 from xsam_jax import alias, slerp_sam, wrappers
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def test_digits_prints_two_tables(capsys):
     assert "SAM rho 0.1                90.5 ±  0.7 *" in lines
     assert "SAM rho 0.1                93.5 ±  0.7  1.50" in lines
     assert not any("99.0" in line for line in lines)  # the test of what was not chosen
-    assert "SAM - SGD: +23.0, standard error 0.7" in lines
+    assert "SAM - SGD: +23.0, standard error 0.7: more than two standard errors" in lines
     assert "XSAM - SAM: +0.5, standard error 0.5: tie" in lines
     assert sum("edge of the sweep" in line for line in lines) == 2
 
@@ -168,7 +168,7 @@ def test_digits_compares_many_methods_to_sam_only(capsys):
     report.report(results, report.choose(results), digits.Config(rhos=(0.1,), seeds=(0, 1)))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert sum(" - SAM: " in line for line in lines) == len(FAMILY) - 1
-    assert "GSAM - SAM: -10.0, standard error 0.7" in lines
+    assert "GSAM - SAM: -10.0, standard error 0.7: more than two standard errors" in lines
     assert not any(" - SGD: " in line for line in lines)
 
 
@@ -196,8 +196,8 @@ def test_digits_calls_two_standard_errors_a_difference():
     # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
     values = np.array([0.0, 1.0, 1.0, 2.0])
     assert difference(values + 1.1, values).endswith("0.6: tie")
-    assert difference(values + 1.2, values).endswith("0.6")
-    assert difference(values - 1.2, values).endswith("0.6")
+    assert difference(values + 1.2, values).endswith("0.6: more than two standard errors")
+    assert difference(values - 1.2, values).endswith("0.6: more than two standard errors")
 
 
 def test_digits_are_trained_on_as_the_settings_say(tmp_path):

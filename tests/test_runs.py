@@ -4,7 +4,10 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -19,10 +22,13 @@ from examples import compare, evaluate, sweep
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
+from examples.image_classification.progress import Stopped
+from examples.image_classification.run_folder import EVALUATION
 from examples.image_classification.streaming import Images
 from examples.records import Comparison, group, read_runs
 
 ROOT = Path(__file__).parents[1]
+MORE = "more than two standard errors"
 SCRIPTS = sorted((ROOT / "examples" / "runs").glob("*.sh"))
 
 
@@ -43,6 +49,7 @@ def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=No
             # The first epoch compiles.
             "seconds": 100.0 if epoch == 1 else seconds,
             "images_per_second": 10.0,
+            "step": 5 * epoch,
         }
         if validation is not None:
             record["validation_accuracy"] = validation - (epochs - epoch)
@@ -83,14 +90,14 @@ def test_the_table_has_means_and_shows_the_test_of_what_validation_chose(runs, c
     cells, _ = compared(capsys, runs)
     assert cells[0] == [
         *("method", "rho", "rho_max", "seeds"),
-        *("validation", "test", "gradients", "epoch / sam's"),
+        *("validation", "test", "gradients", "epoch (s)", "epoch / sam's"),
     ]
     # Of 72 and 80 the standard deviation is 8 / sqrt(2).
     assert cells[2:] == [
-        ["sgd *", "", "", "2", "60.0 ±  0.0", "76.0 ±  5.7", "1", "0.5"],
-        ["sam", "0.02", "", "2", "69.0 ±  0.0", "", "2", "1"],
-        ["sam *", "0.1", "", "2", "70.0 ±  0.0", "86.0 ±  5.7", "2", "1"],
-        ["xsam *", "0.1", "0.2", "2", "71.0 ±  0.0", "95.6 ±  0.6", "2", "1.25"],
+        ["sgd *", "", "", "2", "60.0 ±  0.0", "76.0 ±  5.7", "1", "1", "0.5"],
+        ["sam", "0.02", "", "2", "69.0 ±  0.0", "", "2", "2", "1"],
+        ["sam *", "0.1", "", "2", "70.0 ±  0.0", "86.0 ±  5.7", "2", "2", "1"],
+        ["xsam *", "0.1", "0.2", "2", "71.0 ±  0.0", "95.6 ±  0.6", "2", "2.5", "1.25"],
     ]
 
 
@@ -98,11 +105,12 @@ def test_differences_are_to_sam_and_ties_are_said(runs, capsys):
     _, lines = compared(capsys, runs)
     # sqrt(32 / 2 + 32 / 2) and sqrt(0.32 / 2 + 32 / 2).
     assert "* sgd - sam, rho 0.1: -10.0, standard error 5.7: tie" in lines
-    assert "* xsam, rho 0.1, rho_max 0.2 - sam, rho 0.1: +9.6, standard error 4.0" in lines
+    by = "+9.6, standard error 4.0"
+    assert f"* xsam, rho 0.1, rho_max 0.2 - sam, rho 0.1: {by}: {MORE}" in lines
     found = [line for line in lines if line.startswith("* xsam") and "alpha_max" in line]
     assert found == [
         "* xsam, rho 0.1, rho_max 0.2: alpha 1.67 (1.75 in the second half), psi 30°, "
-        "at alpha_max in 33 % of the epochs, at 0 in 0 % of the epochs"
+        "throughout at alpha_max in 33 % of the epochs, throughout at 0 in 0 % of the epochs"
     ]
     hours = 2 * (102 + 2 * 104 + 105) / 3600
     assert any(line.startswith(f"8 runs, {hours:.2f} hours of training.") for line in lines)
@@ -147,7 +155,7 @@ def test_over_what_sam_has_not_all_are_compared_with_the_same_sam(tmp_path, caps
     cells, lines = compared(capsys, tmp_path, "--over", "scale")
     assert cells[0][:4] == ["method", "rho_max", "scale", "seeds"]
     assert sum(" - sam" in line for line in lines) == 2
-    assert "* xsam, rho_max 0.2, scale first - sam: -5.0, standard error 0.0" in lines
+    assert f"* xsam, rho_max 0.2, scale first - sam: -5.0, standard error 0.0: {MORE}" in lines
     assert (tmp_path / "comparison" / "accuracy_over_scale.png").exists()
 
 
@@ -162,7 +170,8 @@ def test_runs_of_other_data_are_another_choice_and_have_another_sam(tmp_path, ca
     assert len(cells) == 2 + 4
     assert all(line[4] for line in cells[2:])  # all have a test accuracy
     for label in ("label_noise 0", "label_noise 0.4"):
-        assert f"* asam, {label} - sam, {label}: +1.0, standard error 0.0" in lines
+        by = f"+1.0, standard error 0.0: {MORE}"
+        assert f"* asam, {label} - sam, {label}: {by}" in lines
 
 
 def test_tuning_and_unfinished_runs_are_left_out(runs, capsys):
@@ -171,8 +180,8 @@ def test_tuning_and_unfinished_runs_are_left_out(runs, capsys):
     assert compare.main([str(runs)]) == 0
     captured = capsys.readouterr()
     assert "| sam | 0.5 |" not in captured.out
-    assert "gsam" not in captured.out
-    assert "gsam/seed0 is at epoch 2 of 3" in captured.err
+    assert "| gsam" not in captured.out
+    assert "gsam/seed0 is at epoch 2 of 3" in captured.out
     tuning, _ = read_runs([runs / "tuning"])
     assert [run.settings["rho"] for run in tuning] == [0.5]
 
@@ -183,9 +192,164 @@ def test_the_order_of_seeds_is_that_of_numbers(runs):
     assert [g.method for g in Comparison(groups).groups] == ["sgd", "sam", "sam", "xsam"]
 
 
+def test_another_base(runs, capsys):
+    cells, lines = compared(capsys, runs, "--against", "sgd")
+    assert cells[0][-1] == "epoch / sgd's"
+    assert cells[-1][-1] == "2.5"
+    assert "* sam, rho 0.1 - sgd: +10.0, standard error 5.7: tie" in lines
+    assert compare.main([str(runs), "--against", "asam"]) == 2
+    assert "there is no run of 'asam'" in capsys.readouterr().err
+
+
+def test_two_sams_that_were_trained_alike_are_no_base(tmp_path, capsys):
+    for rho in (0.1, 0.2):
+        fake_run(tmp_path / str(rho), 0, 80.0, method="sam", rho=rho)  # nothing to choose by
+    fake_run(tmp_path / "sgd", 0, 80.0, method="sgd")
+    cells, lines = compared(capsys, tmp_path)
+    assert "* sgd: no single sam was trained alike" in lines
+    assert [line[-1] for line in cells[2:]] == ["", "", ""]
+
+
+def test_a_default_beside_a_value_is_another_setting(tmp_path, capsys):
+    """Steps between probes, of which None is the five of an epoch, and an argument's default."""
+    radii = {"method": "xsam", "rho": 0.1, "rho_max": 0.2}
+    for every, test in ((None, 80.0), (10, 90.0)):
+        fake_run(tmp_path / "every" / str(every), 0, test, probe_every=every, **radii)
+    cells, _ = compared(capsys, tmp_path / "every", "--over", "probe-every")
+    assert [line[1] for line in cells] == ["probe_every", "---", "5", "10"]
+    assert [line[3] for line in cells[2:]] == ["80.0", "90.0"]
+    for name, arguments in (("default", {}), ("first", {"scale": "first"})):
+        fake_run(tmp_path / "scale" / name, 0, 1.0, method_args=arguments, **radii)
+    cells, _ = compared(capsys, tmp_path / "scale", "--over", "scale")
+    assert sorted(line[1] for line in cells[2:]) == ["first", "last"]
+
+
+def test_numbers_of_a_method_are_in_their_order(tmp_path, capsys):
+    for sigma in ("10", "2", "0.95"):
+        arguments = {"method_args": {"sigma": sigma}, "method": "friendly_sam", "rho": 0.1}
+        fake_run(tmp_path / sigma, 0, 1.0, **arguments)
+    cells, _ = compared(capsys, tmp_path, "--over", "sigma")
+    assert [line[1] for line in cells[2:]] == ["0.95", "2", "10"]
+
+
+def test_few_seeds_of_a_lucky_setting_are_no_candidate(tmp_path, capsys):
+    for seed in (0, 1):
+        fake_run(tmp_path / "whole", seed, 80.0, 60.0, method="sam", rho=0.1)
+    fake_run(tmp_path / "half", 0, 90.0, 61.0, method="sam", rho=0.4)
+    fake_run(tmp_path / "half", 1, 90.0, 61.0, done=1, method="sam", rho=0.4)
+    cells, _ = compared(capsys, tmp_path)
+    assert [line[:2] for line in cells[2:]] == [["sam *", "0.1"], ["sam", "0.4"]]
+    written = (tmp_path / "comparison" / "table.md").read_text()
+    assert "half/seed1 is at epoch 1 of 3" in written
+    # Its picture over rho has as many seeds at each place as there are.
+    compared(capsys, tmp_path, "--over", "rho")
+
+
+def test_a_choice_at_the_edge_is_said(tmp_path, capsys):
+    accuracies = {0.0: (1.0, 2.0, 3.0), 0.4: (1.0, 3.0, 2.0)}
+    for noise, validation in accuracies.items():
+        for rho, of_rho in zip((0.1, 0.2, 0.4), validation, strict=True):
+            folder = tmp_path / f"{noise}-{rho}"
+            common = {"method": "sam", "rho": rho, "label_noise": noise}
+            fake_run(folder, 0, 80.0, of_rho, **common)
+    _, lines = compared(capsys, tmp_path)
+    said = [line for line in lines if "at the edge" in line]
+    assert said == ["* sam, label_noise 0, rho 0.4: rho is at the edge of what was tried"]
+    _, lines = compared(capsys, tmp_path, "--over", "rho")
+    assert not any("at the edge" in line for line in lines)
+
+
+def test_what_all_have_and_what_some_have(runs, capsys):
+    _, lines = compared(capsys, runs)
+    shared = next(line for line in lines if "hours of training" in line)
+    assert re.search(r"All: .*epochs 3\b", shared)
+    assert re.search(r"xsam: probe_every 5, alpha_max 2, num_alphas 21, scale last", shared)
+    assert "learning_rate 0.05" in shared.split("xsam: ")[0]
+
+
+def test_overlapping_folders_are_read_once(runs):
+    assert len(read_runs([runs, runs / "sgd", runs])[0]) == 8
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The lines of each picture, by its name and panel: label, x and y."""
+    pictures = {}
+
+    def save(figure, path):
+        pictures[path.name] = [
+            {line.get_label(): np.array(line.get_data(), float) for line in axes.lines}
+            for axes in figure.axes
+        ]
+        pictures[path.name, "bands"] = [
+            [c.get_paths()[0].get_extents() for c in axes.collections] for axes in figure.axes
+        ]
+        pictures[path.name, "bars"] = [
+            [bar.get_width() for bar in axes.patches] for axes in figure.axes
+        ]
+        compare.figures.plt.close(figure)
+        return path
+
+    monkeypatch.setattr(compare.figures, "save", save)
+    return pictures
+
+
+def test_pictures_show_the_numbers_of_the_choice(runs, drawn, capsys):
+    compared(capsys, runs)
+    (accuracy,) = drawn["accuracy_over_epochs"]
+    assert set(accuracy) == {"SGD", "SAM, rho 0.1", "XSAM, rho 0.1, rho_max 0.2"}
+    np.testing.assert_allclose(accuracy["SAM, rho 0.1"], [[1, 2, 3], [68, 69, 70]])
+    first, used = drawn["gradient_norms"]
+    np.testing.assert_allclose(first["SGD"], [[1, 2, 3], [1, 1 / 2, 1 / 3]])
+    np.testing.assert_allclose(used["SGD"], [[1, 2, 3], [1.5, 1.5 / 2, 1.5 / 3]])
+    alpha, psi, turned = (panel["XSAM, rho 0.1, rho_max 0.2"] for panel in drawn["alpha_and_psi"])
+    np.testing.assert_allclose(alpha[1], [1.5, 1.5, 2.0])
+    np.testing.assert_allclose(psi[1], [30, 30, 30])
+    np.testing.assert_allclose(turned[1], [45, 45, 60])
+    np.testing.assert_allclose(drawn["time_per_epoch", "bars"], [[0.5, 1.0, 1.25]])
+
+
+def test_a_picture_over_a_setting_has_means_bands_and_levels(runs, drawn, capsys):
+    compared(capsys, runs, "--over", "rho")
+    (lines,) = drawn["accuracy_over_rho"]
+    np.testing.assert_allclose(lines["SAM"], [[0.02, 0.1], [99, 86]])
+    np.testing.assert_allclose(lines["SGD"][1], 76)
+    np.testing.assert_allclose(lines["XSAM"], [[0.1], [95.6]])
+    low_high = [(box.ymin, box.ymax) for box in drawn["accuracy_over_rho", "bands"][0]]
+    assert (82.0, 99.0) in low_high  # from 82, the lower seed at 0.1, to 99 at 0.02
+
+
+def test_candidates_without_a_choice_are_a_line_each(tmp_path, drawn, capsys):
+    for rho in (0.4, 0.1):
+        for ratio in (1, 2):
+            radii = {"method": "xsam", "rho": rho, "rho_max": ratio}
+            fake_run(tmp_path / f"{rho}-{ratio}", 0, 80 + rho + ratio, **radii)
+    compared(capsys, tmp_path, "--over", "rho")
+    (lines,) = drawn["accuracy_over_rho"]
+    assert set(lines) == {"XSAM, rho_max 1", "XSAM, rho_max 2"}
+    np.testing.assert_allclose(lines["XSAM, rho_max 2"], [[0.1, 0.4], [82.1, 82.4]])
+
+
+def test_curves_are_of_the_epochs_that_all_seeds_have(tmp_path, drawn, capsys):
+    fake_run(tmp_path, 0, 80.0, 60.0, method="sgd")
+    path = fake_run(tmp_path, 1, 80.0, 60.0, method="sgd")
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    del records[0]["validation_accuracy"]
+    (path / "metrics.jsonl").write_text("\n".join([*map(json.dumps, records), ""]))
+    compared(capsys, tmp_path)
+    np.testing.assert_allclose(drawn["accuracy_over_epochs"][0]["SGD"], [[2, 3], [59, 60]])
+
+
+def test_any_setting_can_be_the_axis(tmp_path, drawn, capsys):
+    for augmentation in (("crop", "flip"), ("flip",)):
+        fake_run(tmp_path / augmentation[0], 0, 80.0, method="sgd", augmentation=augmentation)
+    compared(capsys, tmp_path, "--over", "augmentation")
+    assert "accuracy_over_augmentation" in drawn
+
+
 def broken(folder):
     path = fake_run(folder / "broken", 0, 1.0)
-    (path / "config.json").write_text("{}")
+    (path / "config.json").write_text("{")
 
 
 BAD = {
@@ -288,7 +452,45 @@ def test_a_sweep_that_is_done_trains_nothing(swept, capsys):
     assert len(before) >= 4
     assert sweep.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in files] == before
-    assert "sgd: sgd-learning_rate0.05 is best" in capsys.readouterr().err
+    assert "sgd-learning_rate0.05 is best of 3\n" in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--method sgd"]
+    trained = []
+
+    def stop_at_the_second(config, show):
+        trained.append(config.seed)
+        if len(trained) == 2:
+            raise Stopped("stopped after step 7", signal.SIGTERM)
+        return train(config, show)
+
+    train = sweep.train
+    monkeypatch.setattr(sweep, "train", stop_at_the_second)
+    assert sweep.main(arguments) == 128 + signal.SIGTERM
+    assert "sweep: stopped after step 7" in capsys.readouterr().err
+    assert sweep.main(arguments) == 0
+    assert trained == [0, 1, 0, 1]
+    assert len(read_runs([tmp_path])[0]) == 2
+
+
+def test_a_sweep_in_which_all_diverge_says_so(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
+    settings = [f"--method sgd --learning-rate {rate}" for rate in ("1e30", "1e31")]
+    assert sweep.main([*arguments, *settings]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "sweep: error: diverged: all of sgd-learning_rate1e30, sgd-learning_rate1e31"
+    assert not list(tmp_path.glob("sgd*"))
+
+
+def test_a_sweep_chooses_within_what_a_method_is_tuned_by(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
+    arguments += ["--method sgd --label-noise 0 --epochs 1", "--method sgd --label-noise 0.4"]
+    assert sweep.main(arguments) == 0
+    assert {path.name for path in tmp_path.glob("sgd*")} == {
+        "sgd-label_noise0-epochs1",
+        "sgd-label_noise0.4",
+    }
 
 
 def test_a_sweep_without_a_choice_trains_all(tmp_path):
@@ -304,6 +506,8 @@ def test_a_sweep_without_a_choice_trains_all(tmp_path):
         (["--method smm"], "unknown method 'smm'; did you mean 'sam'?"),
         (["--method sgd", "--tune", "0"], "--tune needs validation images"),
         (["--method sgd --rho 0.1"], "sgd does not use --rho: leave it out"),
+        (["--method sam --rho 0.1 --seed 3"], "--seed is not for a setting: there are --seeds"),
+        (["--method vasso --rho 0.1 --method-args thetaa 1"], "vasso has no argument 'thetaa'"),
         (["--method sam --rho -1"], "rho must be above 0, got -1.0"),
         (["--method sgd", "--method  sgd"], "'sgd' is there twice"),
         (["--method sgd", "--seeds", "1", "1"], "seeds must differ, got 1 1"),
@@ -367,10 +571,31 @@ def test_an_evaluation_of_some_corrupted_images(swept):
     assert found["fog"] in 0.5 * np.arange(201)  # of 40 images at five severities
 
 
+def test_an_evaluation_is_of_the_last_epoch_and_ends_with_it(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--each", EACH, "--method sgd", "--method sam --rho 0.1"]
+    assert sweep.main(arguments) == 0
+    whole, cut = (run.path for run in read_runs([tmp_path])[0])
+    shutil.rmtree(cut / "checkpoints" / "10")
+    assert evaluate.main([str(tmp_path), "--corruptions", "--images", "20"]) == 0
+    assert "is not that of its last epoch" in capsys.readouterr().err
+    assert (whole / EVALUATION).exists()
+    assert not (cut / EVALUATION).exists()
+    # What was found before stays, until the run is trained again.
+    assert evaluate.main([str(whole)]) == 0
+    assert "fog" in json.loads((whole / EVALUATION).read_text())
+    shutil.rmtree(whole / "checkpoints")
+    assert sweep.main(arguments) == 0
+    assert not (whole / EVALUATION).exists()
+
+
 def test_an_evaluation_says_what_is_wrong(tmp_path, capsys):
     path = fake_run(tmp_path / "a", 0, 1.0, dataset="digits", method="sgd")
     assert evaluate.main([str(path)]) == 2
-    assert f"evaluate: error: {path} has no checkpoint" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [
+        f"left out: {path} has no checkpoint",
+        "evaluate: error: none of the runs could be evaluated",
+    ]
+    assert not (path / "checkpoints").exists()
     with pytest.raises(ValueError, match="holds no run"):
         evaluate.restore(tmp_path)
 

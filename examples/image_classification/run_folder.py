@@ -29,6 +29,9 @@ MAY_CHANGE = (
 )
 
 
+EVALUATION = "evaluation.json"
+
+
 class TrainingError(Exception):
     """What ends a run, in one line."""
 
@@ -157,6 +160,7 @@ class RunFolder:
             return
         path = self.path / "metrics.jsonl"
         with self._failures("metrics could not be written"), path.open("a") as file:
+            (self.path / EVALUATION).unlink(missing_ok=True)  # it was of other parameters
             file.write(json.dumps(record) + "\n")
         assert self._events is not None
         for name, value in record.items():

@@ -18,5 +18,5 @@ def difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
     if min(len(first), len(second)) == 1:
         return f"{by:+.{digits}f}, of a single seed"
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
-    verdict = ": tie" if abs(by) <= 2 * error else ""
-    return f"{by:+.{digits}f}, standard error {error:.{digits}f}{verdict}"
+    verdict = "tie" if abs(by) <= 2 * error else "more than two standard errors"
+    return f"{by:+.{digits}f}, standard error {error:.{digits}f}: {verdict}"
