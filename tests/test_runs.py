@@ -644,3 +644,15 @@ def test_scripts_give_each_method_as_many_settings():
         ).stdout.splitlines()
         assert len(expanded) == 4
         assert len({shlex.split(line)[1] for line in expanded}) == 1
+
+
+def test_the_results_have_the_tables_that_were_written():
+    """Numbers in prose are not looked at; those in tables are the ones that compare has printed."""
+    text = (ROOT / "examples" / "RESULTS.md").read_text()
+    tables = sorted((ROOT / "examples" / "results").glob("*/table.md"))
+    assert len(tables) >= 8
+    for path in tables:
+        rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
+        assert "\n".join(rows) in text, path
+    for picture in re.findall(r"\]\((results/[^)]+\.png)\)", text):
+        assert_is_a_picture(ROOT / "examples" / picture)
