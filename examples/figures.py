@@ -22,7 +22,7 @@ COLORS = {
     "asam": "#CC79A7",
     "xsam+asam": "#E69F00",
 }
-FURTHER = ("#56B4E9", "#F0E442", "#882255", "#44AA99")  # of other methods, in their order
+FURTHER = ("#56B4E9", "#882255", "#44AA99", "#999933")  # of other methods, in their order
 FEW = 7  # lines in one picture
 FEW_LETTERS = 22  # of labels side by side
 MARKERS = "osD^v<>"
@@ -102,8 +102,8 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
     if not words and min(values) > 0 and max(values) >= 4 * min(values):
         axes.set_xscale("log")
     if words or len(places) <= FEW:
-        _ticks(axes, places)
-    axes.legend(loc="best", fontsize=7)
+        _ticks(axes, places, **({"rotation": 20} if words else {}))
+    _legend_above(axes)
     return figure
 
 
@@ -153,6 +153,13 @@ def _curve(
         axes.plot(ring, line[ring].mean(), "o", ms=8, mfc="none", color=color)
 
 
+def _legend_above(axes: Any) -> None:
+    """Puts the legend where no curve can be."""
+    longest = max(map(len, axes.get_legend_handles_labels()[1]))
+    columns = 1 if longest > FEW_LETTERS else 2 if longest > FEW_LETTERS // 3 else 3
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=7)
+
+
 def _ticks(axes: Any, places: Mapping[Any, float], **style: Any) -> None:
     texts = [value if isinstance(value, str) else f"{value:g}" for value in places]
     axes.set_xticks(list(places.values()), texts, **style)
@@ -181,9 +188,7 @@ def over_epochs(panels: Mapping[str, Curves]) -> Figure:
         len(values) > 1 for of_panel in panels.values() for _, values in of_panel.values()
     )
     grid[-1, 0].set_xlabel("epoch (band: all seeds)" if several else "epoch")
-    # Above, where no curve can be.
-    columns = 1 if max(map(len, grid[0, 0].get_legend_handles_labels()[1])) > FEW_LETTERS else 2
-    grid[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=7)
+    _legend_above(grid[0, 0])
     figure.align_ylabels()
     return figure
 

@@ -218,7 +218,8 @@ class Comparison:
         self.chosen = [member for member in self.groups if member in self._choices()]
 
     def _order(self, member: Group) -> Any:
-        values = [member.settings.get(name) for name in self.names]
+        names = sorted(self.names, key=lambda name: name != self.over)  # that one first
+        values = [member.settings.get(name) for name in names]
         numbers = [value if isinstance(value, int | float) else -1 for value in values]
         return list(METHODS).index(member.method), numbers
 
