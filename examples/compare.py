@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from examples import figures
+from examples.arguments import Parser
 from examples.names import hint
 from examples.records import Comparison, Run, Settings, group, read_runs, short, show
 from examples.seeds import difference, spread
@@ -242,14 +243,7 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    description, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "compare",
-        description=description,
-        epilog=more,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("compare", __doc__ or "")
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="of runs, or with runs below")
     add("--over", metavar="SETTING", help="show all values of this setting, and draw over it")

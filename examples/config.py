@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from examples.arguments import Parser
 from examples.family import FAMILY
 
 RHOS = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -59,11 +60,9 @@ def read_config(argv: list[str] | None, description: str) -> Config:
     seed = _number(int, lambda n: 0 <= n < 2**31, "an integer from 0 to 2**31 - 1")
     several: dict[str, Any] = {"nargs": "+", "action": "extend"}
     rhos = " ".join(map(str, RHOS))
-    parser = _Parser(
-        description=description,
-        epilog=f"The methods: {', '.join(FAMILY)}.",
-        allow_abbrev=False,
-    )
+    epilog = f"The methods: {', '.join(FAMILY)}."
+    wrapped = argparse.HelpFormatter
+    parser = Parser(description=description, epilog=epilog, formatter_class=wrapped)
     add = parser.add_argument
     methods = f"methods, or all [{' '.join(default.methods)}]"
     add("--method", metavar="NAME", type=_method, help=methods, **several)
@@ -102,11 +101,6 @@ def read_config(argv: list[str] | None, description: str) -> Config:
         epochs=args.epochs,
         out=args.out,
     )
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _number(kind: type, valid: Callable[[Any], bool], description: str) -> Callable[[str], Any]:

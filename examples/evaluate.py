@@ -24,6 +24,7 @@ from absl import logging
 from scipy.special import log_softmax
 from tqdm import tqdm
 
+from examples.arguments import Parser
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import load
@@ -166,14 +167,7 @@ def _grouped(by_name: dict[str, float]) -> dict[str, float]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    description, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "evaluate",
-        description=description,
-        epilog=more,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("evaluate", __doc__ or "")
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="of runs, or with runs below")
     add("--corruptions", action="store_true", help="also on corrupted images, which takes minutes")

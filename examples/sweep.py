@@ -21,12 +21,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 from absl import logging
 from tqdm import tqdm
 
+from examples.arguments import Parser
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.devices import cache_compilations
@@ -142,22 +143,10 @@ def _train(config: Config, bar: tqdm, count: Iterator[int]) -> float:
     return accuracy
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        hint = "each setting, and --each, is one string in quotes; settings do not follow --seeds"
-        self.exit(2, f"sweep: error: {message} ({hint})\n")
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    description, _, more = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
-        "sweep",
-        description=description,
-        epilog=more,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    hint = "each setting, and --each, is one string in quotes; settings do not follow --seeds"
+    parser = Parser("sweep", __doc__ or "", hint)
     add = parser.add_argument
     add("settings", nargs="+", metavar="SETTING", help="options of the trainer, in one string")
     add("--each", default="", metavar="OPTIONS", help="options of all settings")
