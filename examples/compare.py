@@ -223,8 +223,8 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
         ),
         "gradient_norms": figures.over_epochs(
             {
-                "gradient, $\\|g_0\\|$": curves("gradient_norm"),
-                "gradient used": curves("sharp_gradient_norm"),
+                "norm of the\ngradient, $\\|g_0\\|$": curves("gradient_norm"),
+                "norm of the\ngradient used": curves("sharp_gradient_norm"),
             }
         ),
     }
@@ -235,7 +235,7 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
         seconds = {label: member.epoch_seconds() for label, member in groups.items()}
         pictures["time_per_epoch"] = figures.epoch_times(seconds, base)
     if over := comparison.over:
-        name = NAMES.get(over, short(over))
+        name = NAMES.get(over, short(over).replace("_", " "))
         lines = lines_over(comparison, over)
         pictures[f"accuracy_over_{short(over)}"] = figures.accuracy_over(name, lines)
     return [figures.save(picture, out / name) for name, picture in pictures.items()]

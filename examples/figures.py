@@ -24,6 +24,7 @@ COLORS = {
 }
 FURTHER = ("#56B4E9", "#882255", "#44AA99", "#999933")  # of other methods, in their order
 FEW = 7  # lines in one picture
+SHOWN = 20  # percent below the best, where some are far below
 FEW_LETTERS = 22  # of labels side by side
 MARKERS = "osD^v<>"
 STYLES = ("-", "--", ":", "-.")
@@ -64,8 +65,10 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def said(label: str) -> str:
-    """Returns a label as pictures have it, with its method in capitals."""
-    return re.sub("^[^ ,]+", lambda match: match[0].upper(), label)
+    """Returns a label as pictures have it: the method in capitals, symbols for the radii."""
+    method, separator, rest = re.split("([ ,]|$)", label, maxsplit=1)
+    rest = rest.replace("_", " ").replace("rho max", "$\\rho_m$").replace("rho ", "$\\rho$ ")
+    return method.upper().replace("FRIENDLY_", "F-") + separator + rest
 
 
 Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by label and setting
@@ -101,6 +104,10 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
     axes.set_ylabel("test accuracy (%)")
     if not words and min(values) > 0 and max(values) >= 4 * min(values):
         axes.set_xscale("log")
+    means = [of_seeds.mean() for line in tests.values() for of_seeds in line.values()]
+    if max(means) - min(means) > 2 * SHOWN:  # some have learnt nothing
+        axes.set_ylim(bottom=max(means) - SHOWN)
+        axes.set_ylabel("test accuracy (%), lower ones cut off")
     if words or len(places) <= FEW:
         _ticks(axes, places, **({"rotation": 20} if words else {}))
     _legend_above(axes)
@@ -204,16 +211,8 @@ def alpha_and_psi(alphas: Curves, psis: Curves) -> Figure:
     )
     first = figure.axes[0]
     first.axhline(1.0, color=COLORS["sam"], linestyle="--", linewidth=1)
-    first.annotate(
-        "SAM",
-        (1, 1),
-        xycoords=("axes fraction", "data"),
-        color=COLORS["sam"],
-        xytext=(-2, 2),
-        textcoords="offset points",
-        ha="right",
-        fontsize=7,
-    )
+    beside = first.get_yaxis_transform()
+    first.text(1.01, 1, "SAM", transform=beside, color=COLORS["sam"], va="center", fontsize=7)
     return figure
 
 

@@ -297,12 +297,13 @@ def drawn(monkeypatch):
 def test_pictures_show_the_numbers_of_the_choice(runs, drawn, capsys):
     compared(capsys, runs)
     (accuracy,) = drawn["accuracy_over_epochs"]
-    assert set(accuracy) == {"SGD", "SAM, rho 0.1", "XSAM, rho 0.1, rho_max 0.2"}
-    np.testing.assert_allclose(accuracy["SAM, rho 0.1"], [[1, 2, 3], [68, 69, 70]])
+    sam, xsam = r"SAM, $\rho$ 0.1", r"XSAM, $\rho$ 0.1, $\rho_m$ 0.2"
+    assert set(accuracy) == {"SGD", sam, xsam}
+    np.testing.assert_allclose(accuracy[sam], [[1, 2, 3], [68, 69, 70]])
     first, used = drawn["gradient_norms"]
     np.testing.assert_allclose(first["SGD"], [[1, 2, 3], [1, 1 / 2, 1 / 3]])
     np.testing.assert_allclose(used["SGD"], [[1, 2, 3], [1.5, 1.5 / 2, 1.5 / 3]])
-    alpha, psi, turned = (panel["XSAM, rho 0.1, rho_max 0.2"] for panel in drawn["alpha_and_psi"])
+    alpha, psi, turned = (panel[xsam] for panel in drawn["alpha_and_psi"])
     np.testing.assert_allclose(alpha[1], [1.5, 1.5, 2.0])
     np.testing.assert_allclose(psi[1], [30, 30, 30])
     np.testing.assert_allclose(turned[1], [45, 45, 60])
@@ -326,8 +327,8 @@ def test_candidates_without_a_choice_are_a_line_each(tmp_path, drawn, capsys):
             fake_run(tmp_path / f"{rho}-{ratio}", 0, 80 + rho + ratio, **radii)
     compared(capsys, tmp_path, "--over", "rho")
     (lines,) = drawn["accuracy_over_rho"]
-    assert set(lines) == {"XSAM, rho_max 1", "XSAM, rho_max 2"}
-    np.testing.assert_allclose(lines["XSAM, rho_max 2"], [[0.1, 0.4], [82.1, 82.4]])
+    assert set(lines) == {r"XSAM, $\rho_m$ 1", r"XSAM, $\rho_m$ 2"}
+    np.testing.assert_allclose(lines[r"XSAM, $\rho_m$ 2"], [[0.1, 0.4], [82.1, 82.4]])
 
 
 def test_curves_are_of_the_epochs_that_all_seeds_have(tmp_path, drawn, capsys):

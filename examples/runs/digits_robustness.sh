@@ -2,7 +2,7 @@
 # Figures 1 to 5 of examples/RESULTS.md: how sensitive SAM and XSAM are to their settings, on digits
 # with 40 % wrong labels, in the order of the XSAM paper: over rho with one rho_max (its figure 3b),
 # over the steps between probes (4), over rho_max (14a), over ascent steps (table 4), and by the
-# length of XSAM's update (17). Five seeds of each setting, without any choice: a quarter of an hour.
+# length of XSAM's update (17). Five seeds of each setting, without any choice: 22 minutes on one core.
 #     bash examples/runs/digits_robustness.sh [OUT]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -23,7 +23,7 @@ _small = partial(ResNet, blocks=(1, 1, 1), width=16, shortcut=ZeroPadding)
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "resnet8": _small,
-    # At half the resolution: a ninth of the time on CPU, for what a laptop can train.
+    # At half the resolution: a fifth of the time on CPU, for what a laptop can train.
     "resnet8_half": partial(_small, stem_stride=2),
     "resnet20": partial(ResNet, blocks=(3, 3, 3), width=16, shortcut=ZeroPadding),
     "resnet18": ResNet,
