@@ -208,9 +208,8 @@ def lines_over(comparison: Comparison, over: str) -> dict[str, dict[Any, np.ndar
 
 def draw(comparison: Comparison, out: Path) -> list[Path]:
     """Writes the figures for which there are numbers, of the chosen groups alone."""
-    best = Comparison(
-        comparison.chosen, against=comparison.against
-    )  # of all values of `over`, the best
+    # Of all values of `over`, the best.
+    best = Comparison(comparison.chosen, against=comparison.against)
     groups = {best.label(member): member for member in best.chosen}
 
     def curves(name: str) -> figures.Curves:
@@ -266,23 +265,19 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 2
-    lines = [markdown(rows(comparison)), ""]
-    found = [f(comparison) for f in (differences, searches, edges, corrupted)]
-    lines += [
-        f"* {line}" for line in (*itertools.chain(*found), *(f"left out: {x}" for x in unfinished))
-    ]
+    table = rows(comparison)
+    said = [f(comparison) for f in (differences, searches, edges, corrupted)]
+    said.append([f"left out: {line}" for line in unfinished])
     hours = sum(sum(r["seconds"] for r in run.metrics) for run in runs) / 3600
-    lines += [
-        "",
-        f"{len(runs)} runs, {hours:.2f} hours of training. {' '.join(shared(comparison))}",
-    ]
+    lines = [markdown(table), "", *(f"* {line}" for line in itertools.chain(*said)), ""]
+    lines += [f"{len(runs)} runs, {hours:.2g} hours of training. {' '.join(shared(comparison))}"]
     text = "\n".join(lines)
     print(text)
     out = args.out or args.folders[0] / "comparison"
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text(text + "\n")
-        write_csv(rows(comparison), out / "table.csv")
+        write_csv(table, out / "table.csv")
         pictures = draw(comparison, out)
     except OSError as error:
         print(f"compare: error: {error}", file=sys.stderr)
