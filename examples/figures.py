@@ -41,13 +41,6 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def band(axes: Any, x: Any, values: np.ndarray, color: str, **style: Any) -> None:
-    """Plots the mean over seeds, the first axis, and the range from the lowest to the highest."""
-    axes.plot(x, values.mean(axis=0), color=color, **style)
-    low, high = values.min(axis=0), values.max(axis=0)
-    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-
-
 def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Returns color and line style of labels, which begin with a method's name.
 
@@ -57,8 +50,9 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     chosen: dict[str, tuple[str, str]] = {}
     for label in labels:
         method = re.split("[ ,]", label)[0].lower()
-        color = colors.setdefault(method, "") or next(further)
-        colors[method] = color
+        if method not in colors:
+            colors[method] = next(further)
+        color = colors[method]
         taken = sum(other == color for other, _ in chosen.values())
         chosen[label] = color, STYLES[taken % len(STYLES)]
     return chosen
@@ -188,7 +182,8 @@ def over_epochs(panels: Mapping[str, Curves]) -> Figure:
         for label, (color, style) in looks(curves).items():
             epochs, values = curves[label]
             marker = "o" if len(epochs) == 1 else ""
-            band(axes, epochs, values, color, linestyle=style, label=said(label), marker=marker)
+            line = dict(zip(epochs, values.T, strict=True))
+            _curve(axes, line, None, color, linestyle=style, label=said(label), marker=marker)
         axes.set_ylabel(title)
         axes.margins(x=0.02)
     several = any(

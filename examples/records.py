@@ -29,6 +29,11 @@ def but(settings: Settings, names: Iterable[str]) -> tuple[tuple[str, str], ...]
     return tuple(sorted((k, str(v)) for k, v in settings.items() if k not in left_out))
 
 
+def is_tuned(name: str) -> bool:
+    """Whether candidates for one choice may differ in a setting."""
+    return name in TUNED or name.startswith(ARGUMENT)
+
+
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a run was trained with: what its method does not look at is not in there.
 
@@ -212,8 +217,7 @@ class Comparison:
                 methods = tuple(dict.fromkeys(member.method for member in having))
                 self.shared.setdefault(methods, {})[name] = having[0].settings[name]
         self.groups = sorted(groups, key=self._order)
-        arguments = [name for name in every if name.startswith(ARGUMENT)]
-        self.tuned = [name for name in (*TUNED, *arguments) if name != over]
+        self.tuned = [name for name in every if is_tuned(name) and name != over]
         self._of_base = set().union(*(g.settings for g in groups if g.method == self.against))
         self.chosen = [member for member in self.groups if member in self._choices()]
 

@@ -35,7 +35,7 @@ from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged, TrainingError
 from examples.image_classification.train import train
-from examples.records import ARGUMENT, TUNED, but, settings_of
+from examples.records import but, is_tuned, settings_of
 
 
 class Point(NamedTuple):
@@ -83,8 +83,8 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
     check_points(points, seeds, tune)
     choices: dict[object, list[Point]] = {}
     for point in points:
-        key = but(settings_of(dataclasses.asdict(point.config(0, out))), [*TUNED, "seed"])
-        key = tuple(pair for pair in key if not pair[0].startswith(ARGUMENT))
+        settings = settings_of(dataclasses.asdict(point.config(0, out)))
+        key = but(settings, ["seed", *filter(is_tuned, settings)])
         choices.setdefault(key if tune is not None else point.name, []).append(point)
     total = len(seeds) * len(choices) + (tune is not None) * len(points)
     diverged, count = [], itertools.count(1)
@@ -121,9 +121,9 @@ def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None
     for point in points:
         if taken := {"--seed", "--out"}.intersection(point.options):
             raise ValueError(f"{min(taken)} is not for a setting: there are --seeds and --out")
+        config = point.config(seeds[0], Path())
         for seed in (*seeds, *([] if tune is None else [tune])):
-            config = point.config(seed, Path())
-            check(config)
+            check(dataclasses.replace(config, seed=seed))
         make_optimizer(config, 1, jax.random.key(0))
         if tune is not None and not config.validation_size:
             raise ValueError("--tune needs validation images: add --validation-size to --each")
