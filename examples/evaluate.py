@@ -39,7 +39,7 @@ from examples.image_classification.run_folder import (
 )
 from examples.image_classification.steps import Program, State, make_program
 from examples.image_classification.streaming import Images, Stream
-from examples.records import Run, read_runs
+from examples.records import Run, read_json, read_runs
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks
@@ -245,7 +245,7 @@ def run(
     if not networks:
         raise ValueError("none of the runs could be evaluated")
     for one, _ in networks:
-        result = json.loads((one.path / EVALUATION).read_text())
+        result = read_json(one.path / EVALUATION)
         shown = [n for n in ("test_accuracy", "test_ece", *CORRUPTIONS) if n in result]
         numbers = ", ".join(f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown)
         print(f"{one.path}: {numbers}")
@@ -254,8 +254,7 @@ def run(
 def _write(run: Run, result: dict[str, float]) -> None:
     """Adds to what was found before."""
     path = run.path / EVALUATION
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_atomically(path, json.dumps(before | result, indent=1) + "\n")
+    write_atomically(path, json.dumps(read_json(path) | result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -150,16 +150,17 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def _read_run(path: Path) -> Run:
     defaults = {f.name: f.default for f in dataclasses.fields(Config)} | {"method_args": {}}
-    settings = settings_of({**defaults, **_json(path / "config.json")})
+    settings = settings_of({**defaults, **read_json(path / "config.json")})
     lines = path / "metrics.jsonl"
     texts = lines.read_text().splitlines() if lines.exists() else []
     metrics = [json.loads(text) for text in texts if text.endswith("}")]
     if metrics and settings.get("probe_every", 0) is None:
         settings["probe_every"] = metrics[-1]["step"] // metrics[-1]["epoch"]
-    return Run(path, settings, metrics, _json(path / EVALUATION))
+    return Run(path, settings, metrics, read_json(path / EVALUATION))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns what is in a file; nothing, where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -219,7 +220,7 @@ class Comparison:
         self.groups = sorted(groups, key=self._order)
         self.tuned = [name for name in every if is_tuned(name) and name != over]
         self._of_base = set().union(*(g.settings for g in groups if g.method == self.against))
-        self.chosen = [member for member in self.groups if member in self._choices()]
+        self.chosen = self._choices()
 
     def _order(self, member: Group) -> Any:
         names = sorted(self.names, key=lambda name: name != self.over)  # that one first
