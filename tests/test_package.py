@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import xsam_jax
+from xsam_jax import analysis
 
 PACKAGE = pathlib.Path(xsam_jax.__file__).parent
 MODULES = sorted(
@@ -31,6 +32,15 @@ ARROWS = {
     "wrappers": {"base", "checks", "tree", "ascent", "core", "alias", "gating", "wrappers"},
     "flax_nnx": {"base"},
     "flax_linen": set(),
+    "analysis": {"checks", "tree", "analysis"},
+}
+
+# What a room may need beside JAX and Optax; JAX needs SciPy.
+FURTHER = {
+    "flax_nnx": {"flax"},
+    "flax_linen": {"flax"},
+    "analysis": {"scipy"},
+    "analysis/plots": {"matplotlib"},
 }
 
 
@@ -60,11 +70,20 @@ def test_arrows_point_one_way():
 def test_the_library_needs_jax_and_optax_alone():
     allowed = set(sys.stdlib_module_names) | {"jax", "optax", "numpy", "xsam_jax"}
     for path in PACKAGE.rglob("*.py"):
-        extra = {"flax"} if room_of(path).startswith("flax_") else set()
+        own = "/".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        extra = FURTHER.get(own, FURTHER.get(room_of(path), set()))
         used = {name.split(".")[0] for name in imports(path)}
         assert used <= allowed | extra, f"{path.name} imports {used - allowed - extra}"
-    code = "import sys, xsam_jax; sys.exit('flax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_optional_is_imported_on_demand():
+    code = """
+import sys, xsam_jax
+assert not {"flax", "xsam_jax.analysis", "matplotlib"} & set(sys.modules)
+import xsam_jax.analysis
+assert not {"flax", "matplotlib"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def public_names():
@@ -84,12 +103,15 @@ def test_what_is_public_is_documented(name):
     assert inspect.getdoc(PUBLIC[name])
 
 
-# What a user calls; checks are called by the library, and types have nothing to run.
-CALLED = [
-    name
-    for name, value in PUBLIC.items()
-    if inspect.isfunction(value) and not name.startswith(("xsam_jax.checks", "xsam_jax.base"))
-]
+def is_called(name, value):
+    """What a user calls; checks are called by the library, and types have nothing to run."""
+    module, _, last = name.rpartition(".")
+    if module.startswith("xsam_jax.analysis") and not module.endswith(".plots"):
+        return last in analysis.__all__ and inspect.isfunction(value)
+    return inspect.isfunction(value) and module not in ("xsam_jax.checks", "xsam_jax.base")
+
+
+CALLED = [name for name, value in PUBLIC.items() if is_called(name, value)]
 
 
 @pytest.mark.parametrize("name", CALLED)

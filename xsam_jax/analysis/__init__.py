@@ -1,0 +1,52 @@
+"""Is the minimum flat? Curvature, sharpness and landscapes of any JAX loss.
+
+All of it takes `(value_fn, params)`, or with `batches=` a `value_fn(params, batch)` whose mean over
+the batches is the loss. It needs nothing else of this library, and no model library. Pictures are
+in `xsam_jax.analysis.plots`, which needs matplotlib.
+"""
+
+from xsam_jax.analysis.directions import random_direction
+from xsam_jax.analysis.hessian import (
+    hessian_trace,
+    make_hvp,
+    spectral_density,
+    top_eigenpairs,
+    top_eigenvalues,
+)
+from xsam_jax.analysis.landscape import (
+    AscentPlane,
+    alpha_profile,
+    ascent_plane,
+    gradient_gap,
+    loss_line,
+    loss_surface,
+)
+from xsam_jax.analysis.objective import restrict
+from xsam_jax.analysis.sharpness import (
+    average_sharpness,
+    max_alpha_sharpness,
+    worst_case_sharpness,
+)
+
+__all__ = [
+    # Curvature
+    "top_eigenvalues",
+    "top_eigenpairs",
+    "hessian_trace",
+    "spectral_density",
+    "make_hvp",
+    # Sharpness
+    "average_sharpness",
+    "worst_case_sharpness",
+    "max_alpha_sharpness",
+    # Landscapes
+    "loss_surface",
+    "loss_line",
+    "alpha_profile",
+    "gradient_gap",
+    "ascent_plane",
+    "AscentPlane",
+    "random_direction",
+    # Of a part of the parameters
+    "restrict",
+]

@@ -1,0 +1,449 @@
+"""The loss on lines, planes and circles around a point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.analysis.objective import Batches, Objective, Progress, checked_finite
+
+
+def loss_surface(
+    value_fn: Callable[..., Any],
+    params: Any,
+    direction_x: Any,
+    direction_y: Any,
+    xs: Any,
+    ys: Any,
+    *,
+    batches: Batches = None,
+    points_per_call: int = 1,
+    progress: Progress = None,
+) -> np.ndarray:
+    r"""Evaluates the loss on a plane, :math:`L(\theta + x\,d_x + y\,d_y)`.
+
+    Costs `len(xs) * len(ys)` forward passes over all batches, in one pass through the data; memory
+    is that of one parameter copy beside :math:`\theta, d_x, d_y`, and of the activations, times
+    `points_per_call`.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta`, the origin of the plane.
+      direction_x: :math:`d_x`, a tree with the structure and shapes of `params`: of
+        `random_direction`, `top_eigenpairs` or `ascent_plane`, or the difference of two networks.
+        It is not normalized: its length is the unit of `xs`.
+      direction_y: :math:`d_y`, likewise.
+      xs: of shape (width,).
+      ys: of shape (height,).
+      batches: a re-iterable of batches, or None.
+      points_per_call: how many losses are evaluated together, by `jax.vmap`: faster for small
+        models on accelerators, slower for convolutions on CPU.
+      progress: called with the number of losses evaluated since its last call, such as
+        `tqdm(total=len(xs) * len(ys) * len(batches)).update`.
+
+    Returns:
+      A float64 NumPy array of shape (height, width), as matplotlib's `contour` wants it. Far out a
+      loss may be infinite or NaN; it is returned as it is.
+
+    Raises:
+      TypeError: as `make_hvp`; or a direction does not have the structure and shapes of `params`,
+        or `xs` or `ys` is not a list of real numbers.
+      ValueError: as `make_hvp`; or a direction is zero, or `xs` or `ys` is empty.
+      FloatingPointError: no loss is finite, or a direction is not.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
+      >>> x, y = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> loss_surface(loss_fn, jnp.zeros(2), x, y, xs=[0.0, 1.0, 2.0], ys=[0.0, 1.0])
+      array([[ 0.,  1.,  4.],
+             [10., 11., 14.]])
+
+    References:
+      Li et al., `Visualizing the Loss Landscape of Neural Nets <https://arxiv.org/abs/1712.09913>`_,
+      2018; XSAM paper, figures 1a, 5 to 10 and 15
+    """
+    xs, ys = _coordinates("xs", xs), _coordinates("ys", ys)
+    checks.static_integer("points_per_call", points_per_call, 1)
+    objective = Objective(value_fn, params, batches)
+    for name, direction in (("direction_x", direction_x), ("direction_y", direction_y)):
+        _check_direction(name, direction, objective.params)
+    grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
+    losses = _on_plane(objective, direction_x, direction_y, grid, points_per_call, progress)
+    if not np.isfinite(losses).any():
+        raise FloatingPointError("the loss is not finite at any point")
+    return losses.reshape(len(ys), len(xs))
+
+
+def loss_line(
+    value_fn: Callable[..., Any],
+    params: Any,
+    direction: Any,
+    xs: Any,
+    *,
+    batches: Batches = None,
+    points_per_call: int = 1,
+    progress: Progress = None,
+) -> np.ndarray:
+    r"""Evaluates the loss on a line, :math:`L(\theta + x\,d)`.
+
+    The surface of `loss_surface` at y = 0; what is said there of cost, errors and arguments holds.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta`.
+      direction: :math:`d`, a tree with the structure and shapes of `params`.
+      xs: of shape (points,).
+      batches: a re-iterable of batches, or None.
+      points_per_call: how many losses are evaluated together.
+      progress: called with the number of losses evaluated since its last call.
+
+    Returns:
+      A float64 NumPy array of shape (points,).
+
+    Example:
+      >>> loss_line(lambda params: jnp.sum(params**2), jnp.ones(2), jnp.ones(2), [-1.0, 0.0, 1.0])
+      array([0., 2., 8.])
+    """
+    surface = loss_surface(
+        value_fn,
+        params,
+        direction,
+        direction,
+        xs,
+        [0.0],
+        batches=batches,
+        points_per_call=points_per_call,
+        progress=progress,
+    )
+    return surface[0]
+
+
+class AscentPlane(NamedTuple):
+    r"""The plane of an ascent and its last gradient: where XSAM looks.
+
+    Attributes:
+      direction_x: a tree of norm 1, the part of :math:`g_k` that is orthogonal to `direction_y`.
+      direction_y: a tree of norm 1, that of the displacement :math:`\theta_k - \theta_0`, which is
+        that of :math:`g_0` for a single step.
+      path: coordinates (x, y) of :math:`\theta_0, \dots, \theta_k`, of shape (k + 1, 2), projected.
+      gradients: coordinates of :math:`g_0, \dots, g_k`, of shape (k + 1, 2), projected.
+      psi: the angle of :math:`g_k` and the displacement in radians.
+    """
+
+    direction_x: Any
+    direction_y: Any
+    path: np.ndarray
+    gradients: np.ndarray
+    psi: float
+
+    def point(self, alpha: Any, radius: float) -> np.ndarray:
+        r"""Returns the coordinates of :math:`\rho_m v(\alpha)`, of shape (..., 2).
+
+        Args:
+          alpha: the interpolation factor, or an array of them.
+          radius: :math:`\rho_m`.
+        """
+        turned = np.asarray(alpha, np.float64) * self.psi
+        return radius * np.stack([np.sin(turned), np.cos(turned)], axis=-1)
+
+
+def ascent_plane(
+    value_fn: Callable[..., Any],
+    params: Any,
+    *,
+    rho: float,
+    steps: int = 1,
+    batches: Batches = None,
+) -> AscentPlane:
+    r"""Climbs as SAM does, and returns the plane of what it saw.
+
+    With :math:`\theta_{i+1} = \theta_i + \rho\, g_i / \|g_i\|`, the Y axis is the direction of
+    :math:`\theta_k - \theta_0`, the X axis that of the part of :math:`g_k` orthogonal to it. In
+    these coordinates XSAM's :math:`v(\alpha)` is :math:`(\sin \alpha\psi, \cos \alpha\psi)`.
+    `loss_surface` evaluates the loss on the plane, `plots.ascent_plane` draws both.
+
+    Costs steps + 1 gradients; memory is that of a gradient and of 2 steps + 4 parameter copies.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta_0`.
+      rho: :math:`\rho > 0`, the length of a step, as in `xsam`.
+      steps: :math:`k \ge 1`.
+      batches: a re-iterable of batches, or None.
+
+    Returns:
+      An `AscentPlane`.
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `make_hvp`; or an argument is out of range; or the gradient at `params` is
+        zero, or the last one and the ascent are parallel, so that they span no plane.
+      FloatingPointError: a loss or gradient is not finite.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
+      >>> plane = ascent_plane(loss_fn, jnp.array([1.0, 0.1]), rho=0.1)
+      >>> print(f"{np.degrees(plane.psi):.0f} degrees")
+      13 degrees
+
+    References:
+      XSAM paper, figures 1a and 5 to 10
+    """
+    return _climb(Objective(value_fn, params, batches), rho, steps)[0]
+
+
+def alpha_profile(
+    value_fn: Callable[..., Any],
+    params: Any,
+    alphas: Any,
+    *,
+    rho: float,
+    rho_max: float,
+    steps: int = 1,
+    batches: Batches = None,
+    progress: Progress = None,
+) -> np.ndarray:
+    r"""Evaluates the loss where XSAM looks for its maximum, :math:`L(\theta_0 + \rho_m v(\alpha))`.
+
+    With :math:`v_0 = (\theta_k - \theta_0) / \|\theta_k - \theta_0\|` after k ascent steps of
+    length :math:`\rho`, :math:`v_1 = g_k / \|g_k\|` and :math:`\psi` the angle between them,
+
+    .. math:: v(\alpha) = \frac{\sin((1-\alpha)\psi)\, v_0 + \sin(\alpha\psi)\, v_1}{\sin\psi}.
+
+    Costs steps + 1 gradients and `len(alphas)` forward passes; memory is that of `ascent_plane`.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta_0`.
+      alphas: the interpolation factors, of shape (points,): 0 is :math:`v_0`, 1 is :math:`v_1`.
+      rho: :math:`\rho > 0`, the length of an ascent step, as in `xsam`.
+      rho_max: :math:`\rho_m > 0`.
+      steps: :math:`k \ge 1`, the number of ascent steps.
+      batches: a re-iterable of batches, or None.
+      progress: called with the number of losses evaluated since its last call.
+
+    Returns:
+      A float64 NumPy array of shape (points,).
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `ascent_plane`; or `rho_max` is out of range, or `alphas` is empty.
+      FloatingPointError: a loss or gradient is not finite.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
+      >>> params = jnp.array([1.0, 0.1])
+      >>> losses = alpha_profile(loss_fn, params, [0.0, 1.0, 2.0], rho=0.1, rho_max=0.5)
+      >>> print(", ".join(f"{loss:.2f}" for loss in losses))
+      3.89, 4.34, 4.63
+
+    References:
+      XSAM paper, figures 2 and 13
+    """
+    objective = Objective(value_fn, params, batches)
+    return losses_over_alpha(objective, alphas, rho, rho_max, steps, progress)[0]
+
+
+def gradient_gap(
+    value_fn: Callable[..., Any],
+    params: Any,
+    rhos: Any,
+    rho_maxs: Any,
+    *,
+    batches: Batches = None,
+    progress: Progress = None,
+) -> np.ndarray:
+    r"""Evaluates by how much the loss is higher along SAM's gradient than along the gradient.
+
+    .. math:: L(\theta_0 + \rho_m g_1 / \|g_1\|) - L(\theta_0 + \rho_m g_0 / \|g_0\|), \qquad
+              g_1 = \nabla L(\theta_0 + \rho\, g_0 / \|g_0\|)
+
+    Where the Hessian is positive definite it is positive from some :math:`\rho_m` on (proposition
+    1 of the XSAM paper), and negative for all that are small, since :math:`g_0` is the steepest
+    direction at :math:`\theta_0`.
+
+    Costs `1 + len(rhos)` gradients and `(1 + len(rhos)) * len(rho_maxs)` forward passes.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta_0`.
+      rhos: the lengths :math:`\rho > 0` of the ascent, of shape (rows,).
+      rho_maxs: the distances :math:`\rho_m`, of shape (columns,).
+      batches: a re-iterable of batches, or None.
+      progress: called with the number of losses evaluated since its last call.
+
+    Returns:
+      A float64 NumPy array of shape (rows, columns).
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `make_hvp`; or a `rho` is out of range, or there is none; or the gradient at
+        `params`, or after an ascent, is zero.
+      FloatingPointError: a loss or gradient is not finite.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
+      >>> gaps = gradient_gap(loss_fn, jnp.array([1.0, 0.1]), [0.1], [0.01, 1.0])
+      >>> print(f"{gaps[0, 0]:.4f} {gaps[0, 1]:.4f}")
+      -0.0005 1.8876
+
+    References:
+      XSAM paper, proposition 1, figures 11 and 12
+    """
+    rhos, rho_maxs = _coordinates("rhos", rhos), _coordinates("rho_maxs", rho_maxs)
+    for rho in rhos:
+        checks.real("rho", rho, above=0.0)
+    objective = Objective(value_fn, params, batches)
+    first = _gradient(objective, objective.params)
+
+    def losses_along(gradient: Any) -> np.ndarray:
+        unit = tree.unit(gradient)
+        points = np.stack([rho_maxs, np.zeros_like(rho_maxs)], axis=-1)
+        losses = _on_plane(objective, unit, unit, points, 1, progress)
+        checked_finite("the loss at a distance of rho_max", losses)
+        return losses
+
+    along_first = losses_along(first)
+    rows = []
+    for rho in rhos:
+        end = optax.apply_updates(objective.params, tree.scale(rho, tree.unit(first)))
+        rows.append(losses_along(_gradient(objective, end)) - along_first)
+    return np.stack(rows)
+
+
+def losses_over_alpha(
+    objective: Objective,
+    alphas: Any,
+    rho: float,
+    rho_max: float,
+    steps: int,
+    progress: Progress = None,
+) -> tuple[np.ndarray, float]:
+    """Returns the losses of `alpha_profile`, and that at the parameters.
+
+    Args:
+      objective: the loss.
+      alphas: as in `alpha_profile`, as are the others.
+      rho: the length of a step.
+      rho_max: the distance.
+      steps: the number of steps.
+      progress: called with the number of losses evaluated since its last call.
+
+    Example:
+      >>> objective = Objective(lambda params: params[0] ** 2 + params[1], jnp.ones(2), None)
+      >>> losses, at_center = losses_over_alpha(objective, [1.0], 0.1, 0.2, 1)
+      >>> print(f"{at_center:.2f} {losses[0]:.2f}")
+      2.00 2.48
+    """
+    alphas = _coordinates("alphas", alphas)
+    checks.real("rho_max", rho_max, above=0.0)
+    plane, at_center = _climb(objective, rho, steps)
+    points = plane.point(alphas, rho_max)
+    losses = _on_plane(objective, plane.direction_x, plane.direction_y, points, 1, progress)
+    checked_finite(f"the loss at a distance of {rho_max:g}", losses)
+    return losses, at_center
+
+
+def _climb(objective: Objective, rho: float, steps: int) -> tuple[AscentPlane, float]:
+    """Returns the plane, and the loss at the parameters."""
+    checks.real("rho", rho, above=0.0)
+    checks.static_integer("steps", steps, 1)
+    point, moved, gradients, values = objective.params, [], [], []
+    for step in range(steps + 1):
+        value, gradient = objective.value_and_gradient(point)
+        if step == 0:
+            check_gradient(gradient)
+        values.append(value)
+        gradients.append(gradient)
+        if step < steps:
+            moved.append(tree.scale(rho, tree.unit(gradient)))
+            point = optax.apply_updates(point, moved[-1])
+    check_gradient(gradients[-1], "at the end of the ascent")
+    displacements = [tree.total(moved[:i]) for i in range(1, steps + 1)]
+    psi = float(tree.angle(displacements[-1], gradients[-1]))
+    y = tree.unit(displacements[-1])
+    # As in the descent of xsam: where they are parallel, a rejection is what rounding has left.
+    rounding = 8 * float(jnp.finfo(tree.accumulation_dtype()).eps)
+    if not rounding < psi <= np.pi - 1e-3:
+        raise ValueError(
+            f"the ascent and the gradient at its end span no plane: their angle is {psi:.3g}"
+        )
+    x = tree.unit(tree.reject(tree.unit(gradients[-1]), y))
+
+    def coordinates(trees: Sequence[Any]) -> np.ndarray:
+        pairs = [[float(tree.dot(u, x)), float(tree.dot(u, y))] for u in trees]
+        return np.array(pairs).reshape(-1, 2)
+
+    path = np.concatenate([np.zeros((1, 2)), coordinates(displacements)])
+    return AscentPlane(x, y, path, coordinates(gradients), psi), values[0]
+
+
+def _gradient(objective: Objective, params: Any) -> Any:
+    _, gradient = objective.value_and_gradient(params)
+    check_gradient(gradient)
+    return gradient
+
+
+def check_gradient(gradient: Any, where: str = "at params") -> None:
+    """Raises a ValueError where the gradient is zero."""
+    if float(tree.norm(gradient)) == 0.0:
+        raise ValueError(f"the gradient {where} is zero, so that no direction leads uphill")
+
+
+def _place(shared: Any, point: jax.Array) -> Any:
+    params, direction_x, direction_y = shared
+
+    def moved(leaf: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return (leaf + point[0] * x + point[1] * y).astype(leaf.dtype)
+
+    return jax.tree.map(moved, params, direction_x, direction_y)
+
+
+def _on_plane(
+    objective: Objective,
+    direction_x: Any,
+    direction_y: Any,
+    points: np.ndarray,
+    points_per_call: int,
+    progress: Progress,
+) -> np.ndarray:
+    shared = objective.params, tree.scale(1.0, direction_x), tree.scale(1.0, direction_y)
+    rows = [jnp.asarray(point, tree.accumulation_dtype()) for point in points]
+    return objective.values(_place, shared, rows, points_per_call, progress)
+
+
+def _coordinates(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.array(None)
+    if array.ndim != 1 or array.dtype != np.float64:
+        raise TypeError(f"{name} must be a list of real numbers, got {values!r}")
+    if not array.size:
+        raise ValueError(f"{name} is empty")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {values!r}")
+    return array
+
+
+def _check_direction(name: str, direction: Any, params: Any) -> None:
+    expected: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(direction)
+    shapes = [
+        [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(node)] for node in (params, direction)
+    ]
+    if expected != got or shapes[0] != shapes[1]:
+        raise TypeError(
+            f"{name} must have the structure and shapes of params, {expected} {shapes[0]}, got "
+            f"{got} {shapes[1]}"
+        )
+    length = float(tree.norm(direction))
+    checked_finite(f"the norm of {name}", length)
+    if length == 0.0:
+        raise ValueError(f"{name} is zero: it leads nowhere")

@@ -1,0 +1,314 @@
+"""The loss that is analysed: checked once, averaged over batches, compiled once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xsam_jax import tree
+
+Batches = Iterable[Any] | None
+Progress = Callable[[int], Any] | None
+
+
+class Objective:
+    r"""The loss :math:`L(\theta)`, the mean of `value_fn(params, batch)` over batches.
+
+    Args:
+      value_fn: the loss as a pure function of the parameters, or of them and a batch.
+      params: :math:`\theta`, a pytree of real floating-point arrays.
+      batches: a re-iterable of batches, pytrees of arrays, or None.
+
+    Raises:
+      TypeError: `value_fn` is not a function that returns a real scalar, a leaf of `params` is not
+        a real floating-point array, or `batches` can be iterated over only once.
+      ValueError: `params` has no entries, or there is no batch.
+    """
+
+    def __init__(self, value_fn: Callable[..., Any], params: Any, batches: Batches) -> None:
+        _check_function(value_fn)
+        self._value_fn = value_fn
+        self.params = _arrays(params)
+        self._batches = batches
+        self._count: int | None = None if batches is not None else 1
+        _check_batches(batches)
+        for arguments in self._arguments():
+            _check_result(value_fn, self.params, arguments, batches)
+            break
+        self._compiled = _compiled(value_fn)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    def _arguments(self) -> Iterator[tuple[Any, ...]]:
+        """Yields what comes after the parameters; raises where a pass has no or fewer batches."""
+        if self._batches is None:
+            yield ()
+            return
+        seen = 0
+        for batch in self._batches:
+            yield (batch,)
+            seen += 1
+        if seen == 0 and self._count is None:
+            raise ValueError("batches has no batch")
+        if self._count not in (None, seen):
+            raise ValueError(
+                f"batches had {self._count} batches at first and {seen} in a later pass: it is "
+                "gone through many times, so pass a list, or an object whose __iter__ begins anew"
+            )
+        self._count = seen
+
+    def value(self, params: Any | None = None, name: str = "the loss at params") -> float:
+        """Returns the loss; raises a FloatingPointError where it is not finite."""
+        [value] = self.values(_here, self.params if params is None else params, [jnp.zeros(())])
+        checked_finite(name, value)
+        return float(value)
+
+    def value_and_gradient(self, params: Any) -> tuple[float, Any]:
+        """Returns loss and gradient, float32 (float64 under x64); raises where not finite."""
+        value, gradient = self._mean(self._compiled.value_and_gradient, (0.0, self.params), params)
+        checked_finite("the loss", value)
+        checked_finite("the norm of the gradient", tree.norm(gradient))
+        return float(value), gradient
+
+    def hessian_vector_product(self, vector: Any) -> Any:
+        """Returns the Hessian times a tree, float32 (float64 under x64)."""
+        add = self._compiled.hessian_vector_product
+        return self._mean(add, self.params, self.params, vector)
+
+    def _mean(self, add: Callable[..., Any], like: Any, *arguments: Any) -> Any:
+        dtype = tree.accumulation_dtype()
+        total = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), like)
+        for batch in self._arguments():
+            total = add(total, *arguments, *batch)
+        assert self._count is not None
+        return total if self._count == 1 else tree.scale(1.0 / self._count, total)
+
+    def values(
+        self,
+        place: Callable[[Any, Any], Any],
+        shared: Any,
+        points: Any,
+        points_per_call: int = 1,
+        progress: Progress = None,
+    ) -> np.ndarray:
+        """Returns the losses at `place(shared, point)`, float64 of shape (points,), as they are.
+
+        Args:
+          place: maps to parameters. A module-level function, or it is compiled in every call.
+          shared: what it is given every time.
+          points: a list of what it is given in turn: pytrees of equal structure and shapes.
+          points_per_call: how many points are evaluated together, by `jax.vmap`.
+          progress: called with the number of points evaluated since its last call.
+        """
+        one, several = self._compiled.at(place)
+        chunks = [points[i : i + points_per_call] for i in range(0, len(points), points_per_call)]
+        total = np.zeros(len(points))
+        for batch in self._arguments():
+            found = []
+            for chunk in chunks:
+                if len(chunk) == 1:
+                    losses = one(shared, chunk[0], *batch)
+                else:
+                    # A shorter last chunk would be another program: its first point fills it up.
+                    filled = chunk + chunk[:1] * (min(points_per_call, len(points)) - len(chunk))
+                    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
+                    losses = several(shared, stacked, *batch)[: len(chunk)]
+                found.append(losses)
+                if progress is not None:
+                    losses.block_until_ready()
+                    progress(len(chunk))
+            total += np.concatenate([np.atleast_1d(np.asarray(x, np.float64)) for x in found])
+        assert self._count is not None
+        return total / self._count
+
+
+class _Compiled:
+    """The compiled functions of one loss; batches are arguments, so that each compiles once."""
+
+    def __init__(self, value_fn: Callable[..., Any]) -> None:
+        def add_value_and_gradient(total: Any, params: Any, *batch: Any) -> Any:
+            result = jax.value_and_grad(value_fn)(params, *batch)
+            return jax.tree.map(jnp.add, total, result)
+
+        def add_product(total: Any, params: Any, vector: Any, *batch: Any) -> Any:
+            def gradient(params: Any) -> Any:
+                return jax.grad(value_fn)(params, *batch)
+
+            vector = tree.cast_like(vector, params)
+            product = jax.jvp(gradient, (params,), (vector,))[1]
+            return jax.tree.map(jnp.add, total, product)
+
+        self._value_fn = value_fn
+        self.value_and_gradient = jax.jit(add_value_and_gradient, donate_argnums=0)
+        self.hessian_vector_product = jax.jit(add_product, donate_argnums=0)
+        self.at = functools.cache(self._at)
+
+    def _at(self, place: Callable[[Any, Any], Any]) -> tuple[Callable[..., Any], ...]:
+        def value(shared: Any, point: Any, *batch: Any) -> jax.Array:
+            return self._value_fn(place(shared, point), *batch)
+
+        def several(shared: Any, points: Any, *batch: Any) -> jax.Array:
+            return jax.vmap(lambda point: value(shared, point, *batch))(points)
+
+        return jax.jit(value), jax.jit(several)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(value_fn: Callable[..., Any]) -> _Compiled:
+    return _Compiled(value_fn)
+
+
+def _compiled(value_fn: Callable[..., Any]) -> Any:
+    """Returns the compiled functions of a loss, those of an earlier call where it was the same."""
+    try:
+        return _cached(value_fn)
+    except TypeError:  # cannot be hashed
+        return _Compiled(value_fn)
+
+
+def checked_finite(name: str, values: Any) -> None:
+    """Raises a FloatingPointError unless all values are finite."""
+    if not np.all(np.isfinite(values)):
+        raise FloatingPointError(f"{name} is not finite, got {np.asarray(values)}")
+
+
+def mean_and_standard_error(samples: Any) -> tuple[float, float]:
+    """Returns the mean of at least two samples, and its standard error.
+
+    Args:
+      samples: of shape (number,).
+
+    Example:
+      >>> mean_and_standard_error([1.0, 3.0])
+      (2.0, 1.0)
+    """
+    samples = np.asarray(samples, np.float64)
+    return float(samples.mean()), float(samples.std(ddof=1) / np.sqrt(len(samples)))
+
+
+def restrict(
+    value_fn: Callable[..., Any], params: Any, mask: Any
+) -> tuple[Callable[..., Any], Any]:
+    r"""Restricts a loss to some of its parameters, the others held where they are.
+
+    Of the function :math:`\phi \mapsto L(\phi, \theta_{rest})` that it returns, all of this package
+    can be asked: its Hessian is the block of the Hessian of :math:`L` that belongs to :math:`\phi`,
+    so that `top_eigenvalues(*restrict(value_fn, params, mask), 5, key=key)` is the spectrum of a
+    layer.
+
+    Args:
+      value_fn: the loss, `value_fn(params)` or `value_fn(params, batch)`.
+      params: a pytree of arrays.
+      mask: a pytree of booleans with the structure of `params`, or a prefix of it, or a function
+        of `params` that returns one: True for what stays variable.
+
+    Returns:
+      The restricted loss, and its parameters: `params` with None for what is held.
+
+    Raises:
+      TypeError: `mask` holds something else than booleans.
+      ValueError: `mask` does not fit `params`, or selects nothing.
+
+    Example:
+      >>> loss_fn = lambda params: jnp.sum(params["a"] ** 2) + 3 * jnp.sum(params["b"] ** 2)
+      >>> params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+      >>> restricted, part = restrict(loss_fn, params, {"a": False, "b": True})
+      >>> part
+      {'a': None, 'b': Array([1., 1., 1.], dtype=float32)}
+      >>> restricted(part)
+      Array(11., dtype=float32)
+    """
+    _check_function(value_fn)
+    mask = mask(params) if callable(mask) else mask
+    for leaf in jax.tree.leaves(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(f"mask must hold booleans, got {leaf!r}")
+    try:
+        chosen = jax.tree.map(
+            lambda on, part: jax.tree.map(lambda leaf: leaf if on else None, part), mask, params
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"mask must be a pytree of booleans with the structure of params, or a prefix of it: "
+            f"{error}"
+        ) from None
+    if not jax.tree.leaves(chosen):
+        raise ValueError(f"mask selects no parameters, got {mask!r}")
+
+    def restricted(part: Any, *batch: Any) -> Any:
+        whole = jax.tree.map(
+            lambda own, given: given if own is None else own,
+            part,
+            params,
+            is_leaf=lambda node: node is None,
+        )
+        return value_fn(whole, *batch)
+
+    return restricted, chosen
+
+
+def _here(params: Any, point: Any) -> Any:
+    del point
+    return params
+
+
+def _arrays(params: Any) -> Any:
+    leaves = jax.tree.leaves(params)
+    for leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating) or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params must have real floating-point leaves, got {dtype}{list(jnp.shape(leaf))}: "
+                "close value_fn over the others"
+            )
+    if not sum(jnp.size(leaf) for leaf in leaves):
+        raise ValueError(f"params has no parameters, got {params!r}")
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _check_function(value_fn: Any) -> None:
+    if not callable(value_fn):
+        raise TypeError(f"value_fn must be a function of the parameters, got {value_fn!r}")
+
+
+def _check_batches(batches: Any) -> None:
+    if batches is None:
+        return
+    if not hasattr(batches, "__iter__"):
+        raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
+    if hasattr(batches, "shape"):
+        raise TypeError(
+            f"batches must be an iterable of batches, got an array of shape {batches.shape}: "
+            "write batches=[batch]"
+        )
+    if iter(batches) is batches:
+        raise TypeError(
+            f"batches is gone through many times, and {batches!r} runs dry after the first: pass a "
+            "list, or an object whose __iter__ begins anew"
+        )
+
+
+def _check_result(value_fn: Any, params: Any, arguments: tuple[Any, ...], batches: Any) -> None:
+    call = "value_fn(params)" if batches is None else "value_fn(params, batch)"
+    result = jax.eval_shape(value_fn, params, *arguments)
+    if isinstance(result, (tuple, list, dict)):
+        raise TypeError(
+            f"{call} must return the loss alone, got a {type(result).__name__} of {len(result)}: "
+            "for a loss_fn that returns (loss, aux) write "
+            "value_fn=lambda *arguments: loss_fn(*arguments)[0]"
+        )
+    if not hasattr(result, "shape"):
+        raise TypeError(f"{call} must return a real scalar, got {result!r}")
+    if result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
+        hint = ": take the mean over samples" if result.shape else ""
+        raise TypeError(
+            f"{call} must return a real scalar, got {result.dtype}{list(result.shape)}{hint}"
+        )

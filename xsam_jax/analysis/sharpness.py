@@ -1,0 +1,238 @@
+"""How much the loss rises around a point: on average, at the worst, and where XSAM looks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xsam_jax import checks, tree
+from xsam_jax.analysis.directions import NORMALIZATIONS, random_direction
+from xsam_jax.analysis.landscape import check_gradient, losses_over_alpha
+from xsam_jax.analysis.objective import (
+    Batches,
+    Objective,
+    Progress,
+    mean_and_standard_error,
+)
+
+
+def average_sharpness(
+    value_fn: Callable[..., Any],
+    params: Any,
+    radius: float,
+    *,
+    num_directions: int = 250,
+    normalization: str = "filter",
+    key: jax.Array,
+    batches: Batches = None,
+    points_per_call: int = 1,
+    progress: Progress = None,
+) -> tuple[float, float]:
+    r"""Estimates how much the loss rises on average at a distance, in random directions.
+
+    .. math:: \frac{1}{m} \sum_{j=1}^m L(\theta + r\, d_j) - L(\theta)
+
+    with :math:`d_j` from `random_direction`. Filter- and element-wise the radius is a fraction of
+    the weights, so that networks can be compared whose weights differ in size. For a quadratic with
+    Hessian :math:`H` the expectation is :math:`r^2 / 2` times :math:`\mathrm{tr}(H) / n`
+    ("global"), :math:`\sum_e H_{ee} \theta_e^2` ("element"), :math:`\sum_f \|\theta_f\|^2
+    \mathrm{tr}(H_{ff}) / n_f` ("filter", "layer").
+
+    Costs `num_directions` + 1 forward passes over all batches, of which there is one pass through
+    the data, and one more for :math:`L(\theta)`; memory is that of two parameter copies and the
+    activations, times `points_per_call`. Directions are drawn anew where they are needed.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta`.
+      radius: :math:`r > 0`.
+      num_directions: :math:`m \ge 2`; 250 are what the XSAM paper found enough.
+      normalization: "filter", "element", "layer" or "global", as in `random_direction`.
+      key: a random key; direction j draws from `jax.random.fold_in(key, j)`. With the same key,
+        radii and networks are compared in the same directions.
+      batches: a re-iterable of batches, or None.
+      points_per_call: how many losses are evaluated together, by `jax.vmap`: faster for small
+        models on accelerators, slower for convolutions on CPU.
+      progress: called with the number of losses evaluated since its last call, such as
+        `tqdm().update`.
+
+    Returns:
+      The mean and its standard error.
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `make_hvp`; or an argument is out of range.
+      FloatingPointError: the loss at `params`, or at one of the points, is not finite.
+
+    Example:
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> arguments = {"normalization": "global", "key": jax.random.key(0)}
+      >>> mean, error = average_sharpness(loss_fn, jnp.zeros(10), 0.5, **arguments)
+      >>> print(f"{mean:.3f}")
+      0.250
+
+    References:
+      XSAM paper, appendix E.5 and figure 16; Foret et al., `Sharpness-Aware Minimization for
+      Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
+    """
+    checks.real("radius", radius, above=0.0)
+    checks.static_integer("num_directions", num_directions, 2)
+    checks.choice("normalization", normalization, NORMALIZATIONS)
+    checks.random_key("key", key)
+    checks.static_integer("points_per_call", points_per_call, 1)
+    objective = Objective(value_fn, params, batches)
+    at_center = objective.value()
+    keys = [jax.random.fold_in(key, j) for j in range(num_directions)]
+    shared = objective.params, jnp.asarray(radius, tree.accumulation_dtype())
+    place = _along_random(normalization)
+    rises = objective.values(place, shared, keys, points_per_call, progress) - at_center
+    if bad := int((~np.isfinite(rises)).sum()):
+        raise FloatingPointError(
+            f"the loss is not finite at {bad} of {num_directions} points: take a smaller radius "
+            f"than {radius:g}"
+        )
+    return mean_and_standard_error(rises)
+
+
+def worst_case_sharpness(
+    value_fn: Callable[..., Any],
+    params: Any,
+    radius: float,
+    *,
+    steps: int = 1,
+    ascent: optax.GradientTransformation | None = None,
+    batches: Batches = None,
+) -> float:
+    r"""Returns how much the loss rises at most on the way of an ascent: what SAM makes small.
+
+    With :math:`\theta_{i+1} = \theta_i + \frac{r}{k}\,\mathrm{ascent}(g_i)` and
+    :math:`g_i = \nabla L(\theta_i)`,
+
+    .. math:: \max_{0 \le i \le k} L(\theta_i) - L(\theta_0),
+
+    a lower bound of :math:`\max_{\|\delta\| \le r} L(\theta_0 + \delta) - L(\theta_0)` that more
+    steps improve, and never negative. Here the radius is that of the whole way; in `sam` it is that
+    of a step.
+
+    Costs `steps` gradients and a forward pass; memory is that of a gradient and of three parameter
+    copies.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta_0`.
+      radius: :math:`r > 0`.
+      steps: :math:`k \ge 1`.
+      ascent: a direction of `xsam_jax.ascent`, without its radius: None for `normalize()`,
+        `scale_by_magnitude()` for ASAM's, whose radius is in units of the weights. It starts from
+        its initial state.
+      batches: a re-iterable of batches, or None.
+
+    Returns:
+      A float.
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `make_hvp`; or an argument is out of range; or the gradient at `params` is
+        zero, where no direction leads uphill.
+      FloatingPointError: a loss or gradient is not finite.
+
+    Example:
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> print(f"{worst_case_sharpness(loss_fn, jnp.array([3.0, 4.0]), 1.0, steps=2):.3f}")
+      11.000
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
+      <https://arxiv.org/abs/2010.01412>`_, 2021
+    """
+    checks.real("radius", radius, above=0.0)
+    checks.static_integer("steps", steps, 1)
+    if ascent is None:
+        ascent = optax.stateless(lambda updates, params: tree.unit(updates))
+    checks.transformation("ascent", ascent)
+    ascent = optax.with_extra_args_support(ascent)
+    objective = Objective(value_fn, params, batches)
+    point, losses = objective.params, []
+    state = ascent.init(point)
+    for step in range(steps):
+        value, gradient = objective.value_and_gradient(point)
+        if step == 0:
+            check_gradient(gradient)
+        losses.append(value)
+        direction, _ = ascent.update(gradient, state, point, ascent_step=step)
+        point = optax.apply_updates(point, tree.scale(radius / steps, direction))
+    losses.append(objective.value(point, f"the loss at the end of an ascent of {radius:g}"))
+    return max(losses) - losses[0]
+
+
+def max_alpha_sharpness(
+    value_fn: Callable[..., Any],
+    params: Any,
+    *,
+    rho: float,
+    rho_max: float,
+    steps: int = 1,
+    alpha_max: float = 2.0,
+    num_alphas: int = 21,
+    batches: Batches = None,
+) -> tuple[float, float]:
+    r"""Returns how much the loss rises at most where XSAM looks for the maximum, and where.
+
+    .. math:: \max_{\alpha \in \mathrm{linspace}(0, a, n)}
+              L(\theta_0 + \rho_m v(\alpha)) - L(\theta_0)
+
+    with :math:`v(\alpha)` as in `alpha_profile`: at :math:`\alpha = 0` along the ascent, at 1 along
+    SAM's gradient. Costs steps + 1 gradients and `num_alphas` forward passes.
+
+    Args:
+      value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
+      params: :math:`\theta_0`.
+      rho: the length of an ascent step, > 0.
+      rho_max: :math:`\rho_m > 0`.
+      steps: the number of ascent steps, at least 1.
+      alpha_max: :math:`a > 0`.
+      num_alphas: :math:`n \ge 2`.
+      batches: a re-iterable of batches, or None.
+
+    Returns:
+      The rise, and the :math:`\alpha^*` of it, the first maximum winning.
+
+    Raises:
+      TypeError: as `make_hvp`; or an argument is of the wrong type.
+      ValueError: as `alpha_profile`.
+      FloatingPointError: as `alpha_profile`.
+
+    Example:
+      >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
+      >>> params = jnp.array([1.0, 0.1])
+      >>> rise, alpha = max_alpha_sharpness(loss_fn, params, rho=0.1, rho_max=0.5)
+      >>> print(f"{rise:.2f} at {alpha:.1f}")
+      3.53 at 2.0
+
+    References:
+      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
+      ICLR 2026, equation 7
+    """
+    checks.real("alpha_max", alpha_max, above=0.0)
+    checks.static_integer("num_alphas", num_alphas, 2)
+    objective = Objective(value_fn, params, batches)
+    alphas = np.linspace(0.0, alpha_max, num_alphas)
+    losses, at_center = losses_over_alpha(objective, alphas, rho, rho_max, steps)
+    best = int(np.argmax(losses))
+    return float(losses[best]) - at_center, float(alphas[best])
+
+
+@functools.cache
+def _along_random(normalization: str) -> Callable[[Any, Any], Any]:
+    def place(shared: Any, key: jax.Array) -> Any:
+        params, radius = shared
+        direction = random_direction(params, normalization=normalization, key=key)
+        return optax.apply_updates(params, tree.scale(radius, direction))
+
+    return place
