@@ -289,7 +289,7 @@ def _check_batches(batches: Any) -> None:
             f"batches must be an iterable of batches, got an array of shape {batches.shape}: "
             "write batches=[batch]"
         )
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise TypeError(
             f"batches is gone through many times, and {batches!r} runs dry after the first: pass a "
             "list, or an object whose __iter__ begins anew"
