@@ -162,14 +162,16 @@ class _Compiled:
 
 
 @functools.lru_cache(maxsize=8)
-def _cached(value_fn: Callable[..., Any]) -> _Compiled:
+def _cached(value_fn: Callable[..., Any], precision: Any) -> _Compiled:
+    # The fast path of jit takes a float64 NumPy batch for the same with and without x64.
+    del precision
     return _Compiled(value_fn)
 
 
 def _compiled(value_fn: Callable[..., Any]) -> Any:
     """Returns the compiled functions of a loss, those of an earlier call where it was the same."""
     try:
-        return _cached(value_fn)
+        return _cached(value_fn, tree.accumulation_dtype())
     except TypeError:  # cannot be hashed
         return _Compiled(value_fn)
 
