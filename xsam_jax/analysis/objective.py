@@ -54,7 +54,8 @@ class Objective:
             return
         seen = 0
         for batch in self._batches:
-            yield (batch,)
+            # On the way from NumPy a compiled function may overlook that x64 was on before.
+            yield (jax.tree.map(jnp.asarray, batch),)
             seen += 1
         if seen == 0 and self._count is None:
             raise ValueError("batches has no batch")
@@ -162,16 +163,14 @@ class _Compiled:
 
 
 @functools.lru_cache(maxsize=8)
-def _cached(value_fn: Callable[..., Any], precision: Any) -> _Compiled:
-    # The fast path of jit takes a float64 NumPy batch for the same with and without x64.
-    del precision
+def _cached(value_fn: Callable[..., Any]) -> _Compiled:
     return _Compiled(value_fn)
 
 
 def _compiled(value_fn: Callable[..., Any]) -> Any:
     """Returns the compiled functions of a loss, those of an earlier call where it was the same."""
     try:
-        return _cached(value_fn, tree.accumulation_dtype())
+        return _cached(value_fn)
     except TypeError:  # cannot be hashed
         return _Compiled(value_fn)
 
