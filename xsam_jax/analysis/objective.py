@@ -54,8 +54,7 @@ class Objective:
             return
         seen = 0
         for batch in self._batches:
-            # On the way from NumPy a compiled function may overlook that x64 was on before.
-            yield (jax.tree.map(jnp.asarray, batch),)
+            yield (batch,)
             seen += 1
         if seen == 0 and self._count is None:
             raise ValueError("batches has no batch")
