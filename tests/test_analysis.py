@@ -167,6 +167,14 @@ def test_the_trace_and_its_standard_error(quadratic):
     assert error < 0.2 * np.abs(quadratic.eigenvalues).sum()
 
 
+def test_the_trace_of_a_diagonal_is_exact():
+    curvatures = jnp.arange(1.0, 11.0)
+    trace = hessian_trace(
+        lambda x: jnp.sum(curvatures * x**2) / 2, curvatures, num_probes=3, key=KEY
+    )
+    assert trace == (55.0, 0.0)
+
+
 def test_the_trace_of_a_network(dense):
     params, hessian = dense
     mean, error = hessian_trace(network.loss, params, num_probes=100, key=KEY)
@@ -624,6 +632,21 @@ def test_memory_of_a_surface_grows_with_points_per_call_alone():
 def test_infinite_losses_far_out_are_returned():
     surface = loss_line(lambda x: jnp.log(x), jnp.float32(1.0), jnp.float32(1.0), [-2.0, -1.0, 0.0])
     np.testing.assert_array_equal(surface, [np.nan, -np.inf, 0.0])
+
+
+def test_losses_that_are_not_finite_never_win():
+    def loss(x):  # infinite where it would be highest
+        return jnp.where(x[1] > 0.56, jnp.inf, x[0] ** 2 + 10 * x[1] ** 2 + x[0])
+
+    arguments = {"rho": 0.1, "rho_max": 0.5}
+    alphas = np.linspace(0.0, 2.0, 5)
+    losses = alpha_profile(loss, jnp.array([0.1, 0.1]), alphas, **arguments)
+    finite = np.isfinite(losses)
+    assert finite[0]
+    assert not finite[-1]
+    rise, alpha = max_alpha_sharpness(loss, jnp.array([0.1, 0.1]), **arguments, num_alphas=5)
+    assert rise == pytest.approx(losses[finite].max() - 0.21, rel=1e-5)
+    assert alpha == alphas[finite][-1]
 
 
 @pytest.mark.parametrize("steps", [1, 3])

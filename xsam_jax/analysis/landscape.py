@@ -75,8 +75,6 @@ def loss_surface(
         _check_direction(name, direction, objective.params)
     grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
     losses = _on_plane(objective, direction_x, direction_y, grid, points_per_call, progress)
-    if not np.isfinite(losses).any():
-        raise FloatingPointError("the loss is not finite at any point")
     return losses.reshape(len(ys), len(xs))
 
 
@@ -229,12 +227,13 @@ def alpha_profile(
       progress: called with the number of losses evaluated since its last call.
 
     Returns:
-      A float64 NumPy array of shape (points,).
+      A float64 NumPy array of shape (points,); losses that are infinite or NaN are returned as they
+      are.
 
     Raises:
       TypeError: as `make_hvp`; or an argument is of the wrong type.
       ValueError: as `ascent_plane`; or `rho_max` is out of range, or `alphas` is empty.
-      FloatingPointError: a loss or gradient is not finite.
+      FloatingPointError: a loss or gradient of the ascent is not finite, or none of the losses is.
 
     Example:
       >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
@@ -279,13 +278,15 @@ def gradient_gap(
       progress: called with the number of losses evaluated since its last call.
 
     Returns:
-      A float64 NumPy array of shape (rows, columns).
+      A float64 NumPy array of shape (rows, columns); what comes from losses that are infinite or
+      NaN is returned as it is.
 
     Raises:
       TypeError: as `make_hvp`; or an argument is of the wrong type.
       ValueError: as `make_hvp`; or a `rho` is out of range, or there is none; or the gradient at
         `params`, or after an ascent, is zero.
-      FloatingPointError: a loss or gradient is not finite.
+      FloatingPointError: a loss or gradient of an ascent is not finite, or none of the losses in a
+        direction is.
 
     Example:
       >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
@@ -305,9 +306,7 @@ def gradient_gap(
     def losses_along(gradient: Any) -> np.ndarray:
         unit = tree.unit(gradient)
         points = np.stack([rho_maxs, np.zeros_like(rho_maxs)], axis=-1)
-        losses = _on_plane(objective, unit, unit, points, 1, progress)
-        checked_finite("the loss at a distance of rho_max", losses)
-        return losses
+        return _on_plane(objective, unit, unit, points, 1, progress)
 
     along_first = losses_along(first)
     rows = []
@@ -346,7 +345,6 @@ def losses_over_alpha(
     plane, at_center = _climb(objective, rho, steps)
     points = plane.point(alphas, rho_max)
     losses = _on_plane(objective, plane.direction_x, plane.direction_y, points, 1, progress)
-    checked_finite(f"the loss at a distance of {rho_max:g}", losses)
     return losses, at_center
 
 
@@ -415,7 +413,10 @@ def _on_plane(
 ) -> np.ndarray:
     shared = objective.params, tree.scale(1.0, direction_x), tree.scale(1.0, direction_y)
     rows = [jnp.asarray(point, tree.accumulation_dtype()) for point in points]
-    return objective.values(_place, shared, rows, points_per_call, progress)
+    losses = objective.values(_place, shared, rows, points_per_call, progress)
+    if not np.isfinite(losses).any():
+        raise FloatingPointError("the loss is not finite at any of the points")
+    return losses
 
 
 def _coordinates(name: str, values: Any) -> np.ndarray:

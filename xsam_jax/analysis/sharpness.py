@@ -201,7 +201,8 @@ def max_alpha_sharpness(
       batches: a re-iterable of batches, or None.
 
     Returns:
-      The rise, and the :math:`\alpha^*` of it, the first maximum winning.
+      The rise, and the :math:`\alpha^*` of it, the first maximum winning; as in `xsam`, a loss that
+      is not finite never wins.
 
     Raises:
       TypeError: as `make_hvp`; or an argument is of the wrong type.
@@ -224,7 +225,7 @@ def max_alpha_sharpness(
     objective = Objective(value_fn, params, batches)
     alphas = np.linspace(0.0, alpha_max, num_alphas)
     losses, at_center = losses_over_alpha(objective, alphas, rho, rho_max, steps)
-    best = int(np.argmax(losses))
+    best = int(np.argmax(np.where(np.isfinite(losses), losses, -np.inf)))
     return float(losses[best]) - at_center, float(alphas[best])
 
 
