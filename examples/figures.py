@@ -1,8 +1,7 @@
 """The pictures of the examples: column width, one colour per method."""
 
-import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-# Apart for the colour-blind too.
-COLORS = {
-    "sgd": "#555555",
-    "sam": "#0072B2",
-    "xsam": "#D55E00",
-    "friendly_sam": "#009E73",
-    "asam": "#CC79A7",
-    "xsam+asam": "#E69F00",
-}
-FURTHER = ("#56B4E9", "#882255", "#44AA99", "#999933")  # of other methods, in their order
+from xsam_jax.analysis.plots import COLORS, FURTHER, looks
+
 FEW = 7  # lines in one picture
 SHOWN = 20  # percent below the best, where some are far below
 FEW_LETTERS = 22  # of labels side by side
 MARKERS = "osD^v<>"
-STYLES = ("-", "--", ":", "-.")
 WIDTH = 3.3  # inches, a column
 
 plt.rcParams.update({"font.size": 8, "legend.frameon": False, "lines.markersize": 4})
@@ -39,23 +29,6 @@ def save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=200, bbox_inches="tight")
     plt.close(figure)
     return path
-
-
-def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Returns color and line style of labels, which begin with a method's name.
-
-    Several of one color differ in their style.
-    """
-    colors, further = dict(COLORS), itertools.cycle(FURTHER)
-    chosen: dict[str, tuple[str, str]] = {}
-    for label in labels:
-        method = re.split("[ ,]", label)[0].lower()
-        if method not in colors:
-            colors[method] = next(further)
-        color = colors[method]
-        taken = sum(other == color for other, _ in chosen.values())
-        chosen[label] = color, STYLES[taken % len(STYLES)]
-    return chosen
 
 
 def said(label: str) -> str:
