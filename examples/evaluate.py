@@ -93,6 +93,20 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     return Trained(feed, program, state._replace(opt_state=None))
 
 
+def restore_last(run: Run, data_dir: Path | None = None) -> Trained:
+    """Returns the network of a finished run, as it was after the last epoch.
+
+    Raises:
+      ValueError: there is no checkpoint, or not of that epoch.
+      OSError: the data are not there.
+      TrainingError: the checkpoint cannot be read.
+    """
+    network = restore(run.path, data_dir)
+    if int(network.state.step) != run.metrics[-1]["step"]:
+        raise ValueError(f"the checkpoint of {run.path} is not that of its last epoch")
+    return network
+
+
 @functools.lru_cache(maxsize=2)
 def _feed(**of_data: Any) -> Feed:
     config = Config(**of_data)
@@ -212,12 +226,9 @@ def run(
     with tqdm(runs, "evaluating", unit="run", disable=None) as bar:
         for one in bar:
             try:
-                network = restore(one.path, data_dir)
+                network = restore_last(one, data_dir)
             except (ValueError, TrainingError) as error:
                 left_out.append(str(error))
-                continue
-            if int(network.state.step) != one.metrics[-1]["step"]:
-                left_out.append(f"the checkpoint of {one.path} is not that of its last epoch")
                 continue
             if corruptions and isinstance(network.feed.images("test"), Stream):
                 raise ValueError(

@@ -59,6 +59,8 @@ class Program:
       predict: `predict(state, arrays, row)` returns logits and labels of one batch, in evaluation
         mode; a label is -1 where the batch was only filled up.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch, in evaluation mode.
+
+    `loss` alone is not compiled: who differentiates it compiles what comes of it.
     """
 
     def __init__(self, config: Config, shape: Shape) -> None:
@@ -171,6 +173,19 @@ class Program:
         batch = jax.lax.with_sharding_constraint(Feed.batch(arrays, row), self._devices.batch)
         model = nnx.merge(self._eval_graph, state.params, state.statistics)
         return model(self._images(batch.pixels)), batch.labels
+
+    def loss(self, params: Any, batch: tuple[Any, Images]) -> jax.Array:
+        """Returns the mean loss of a batch in evaluation mode, as a function of the parameters.
+
+        Args:
+          params: of the model.
+          batch: the statistics of BatchNorm, which stay as they are, and images.
+        """
+        statistics, images = batch
+        images = jax.lax.with_sharding_constraint(images, self._devices.batch)
+        model = nnx.merge(self._eval_graph, params, statistics)
+        logits = model(self._images(images.pixels))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, images.labels).mean()
 
     def _evaluate(self, state: State, arrays: Any, row: Any) -> Metrics:
         logits, labels = self._predict(state, arrays, row)

@@ -1,0 +1,334 @@
+"""Analyses of trained networks: the loss they are of, what is kept, and what is said."""
+
+import csv
+import functools
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from problems import x64
+from scipy.special import log_softmax
+from test_examples import assert_is_a_picture
+from test_runs import fake_run
+
+from examples import analyze, evaluate
+from examples.image_classification.config import Config
+from examples.image_classification.data import load
+from examples.image_classification.devices import Devices
+from examples.image_classification.feed import Feed
+from examples.image_classification.models import MODELS
+from examples.image_classification.models.mlp import MLP
+from examples.image_classification.run_folder import read_config_file
+from examples.image_classification.steps import Inputs, make_program
+from examples.image_classification.streaming import Stream
+from examples.image_classification.train import train
+from examples.records import read_runs
+from xsam_jax import analysis
+from xsam_jax.analysis.directions import random_tree
+
+WIDTH = 5
+DATA = {"train_size": 120, "label_noise": 0.3}
+LITTLE = {"images": 100, "batch-size": 50, "directions": 3, "probes": 3, "steps": 4, "points": 3}
+FEW = [f"--{name}={value}" for name, value in LITTLE.items()]
+FUNCTIONS = (
+    "top_eigenvalues",
+    "hessian_trace",
+    "average_sharpness",
+    "spectral_density",
+    "loss_surface",
+)
+PICTURES = {"eigenvalues", "average_sharpness", "spectral_density", "landscapes"}
+SHARPNESS = "average sharpness (filter-wise, radius 0.2)"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """SGD, and SAM in bfloat16, with two seeds each, of a network with few parameters."""
+    out = tmp_path_factory.mktemp("analyze")
+    settings = [{"method": "sgd"}, {"method": "sam", "rho": 0.1, "bf16": True}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", partial(MLP, width=WIDTH))
+        for setting in settings:
+            for seed in (0, 1):
+                path = out / setting["method"] / f"seed{seed}"
+                common = {"model": "tiny", "epochs": 2, "batch_size": 40, "seed": seed, "out": path}
+                train(Config(**DATA, **common, **setting), show=False)
+        yield out
+
+
+@pytest.fixture(scope="module")
+def analyzed(trained):
+    """The same with what an analysis leaves."""
+    assert analyze.main([str(trained), *FEW, "--radius", "0.2"]) == 0
+    return trained
+
+
+@pytest.fixture
+def runs(analyzed, tmp_path):
+    """A copy to change."""
+    shutil.copytree(analyzed, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of what is measured anew."""
+    made = []
+
+    def noted(name, function, *arguments, **options):
+        made.append(name)
+        return function(*arguments, **options)
+
+    for name in FUNCTIONS:
+        monkeypatch.setattr(analysis, name, partial(noted, name, getattr(analysis, name)))
+    return made
+
+
+def read_table(out):
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- What it is of ---
+
+
+def test_the_loss_is_that_of_the_logits_in_evaluation_mode():
+    config = Config(model="resnet8_half", method="sgd", train_size=8, batch_size=4)
+    feed = Feed(load(config), config, Devices())
+    program = make_program(config, feed.shape)
+    state = program.init(Inputs.of(config))
+    # Not those of the batch, and not those it starts with.
+    state = state._replace(statistics=jax.tree.map(lambda leaf: leaf + 0.5, state.statistics))
+    logits, labels = program.predict(state, feed.arrays["train"], jnp.arange(8))
+    losses = -log_softmax(np.float64(logits), axis=1)[np.arange(8), np.array(labels)]
+    loss = jax.jit(program.loss)
+    images = feed.images("train")
+    for part in (slice(0, 8), slice(0, 2)):
+        batch = (state.statistics, images.select(part))
+        assert float(loss(state.params, batch)) == pytest.approx(losses[part].mean(), rel=1e-5)
+
+
+@functools.cache
+def dense():
+    """The loss in float64 and its Hessian, of parameters in a row, images and labels."""
+    shapes = {"first": (64, WIDTH), "head": (WIDTH, 10), "second": (WIDTH, WIDTH)}
+    tree = {n: {"bias": np.zeros(s[1]), "kernel": np.zeros(s)} for n, s in shapes.items()}
+    unravel = ravel_pytree(tree)[1]
+
+    def loss(flat, images, labels):
+        tree, x = unravel(flat), images
+        for name in ("first", "second"):
+            x = jax.nn.relu(x @ tree[name]["kernel"] + tree[name]["bias"])
+        x = x @ tree["head"]["kernel"] + tree["head"]["bias"]
+        return -jax.nn.log_softmax(x)[jnp.arange(len(labels)), labels].mean()
+
+    return jax.jit(loss), jax.jit(jax.hessian(loss))
+
+
+def of_run(run, noisy=True):
+    """What `dense` takes: digits between 0 and 1, those of the run first in a fixed shuffle."""
+    seed = read_config_file(run).seed
+    data = load(Config(**DATA | {"label_noise": 0.3 * noisy}, seed=seed)).train
+    images = data.pixels[:100].reshape(100, -1) / 255
+    return row(evaluate.restore(run).state.params), images, data.labels[:100]
+
+
+def row(tree):
+    return np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def test_curvature_is_that_of_the_dense_hessian_with_the_labels_of_the_run(analyzed):
+    rows = {found["method"]: found for found in read_table(analyzed / "analysis")}
+    for method in ("sgd", "sam"):
+        firsts, ratios, traces = [], [], []
+        for seed in (0, 1):
+            path = analyzed / method / f"seed{seed}"
+            network = of_run(path)
+            params = evaluate.restore(path).state.params
+            keys = [jax.random.fold_in(jax.random.key(0), j) for j in range(3)]
+            signs = [row(random_tree(key, params, jax.random.rademacher)) for key in keys]
+            with x64(True):
+                hessian = np.array(dense()[1](*network))
+            values = np.linalg.eigvalsh(hessian)[::-1]
+            firsts.append(values[0])
+            ratios.append(values[0] / values[4])
+            traces.append(np.mean([z @ hessian @ z for z in signs]))
+        found = rows[method]
+        assert float(found["λ1 mean"]) == pytest.approx(np.mean(firsts), rel=1e-4)
+        assert float(found["λ1 std"]) == pytest.approx(np.std(firsts, ddof=1), rel=1e-2)
+        assert float(found["λ1/λ5 mean"]) == pytest.approx(np.mean(ratios), rel=1e-3)
+        assert float(found["trace mean"]) == pytest.approx(np.mean(traces), rel=1e-3)
+    with x64(True):  # of the labels without noise it is not
+        clean = np.linalg.eigvalsh(dense()[1](*of_run(path, noisy=False)))[-1]
+    assert abs(clean / firsts[1] - 1) > 0.01
+
+
+def test_sharpness_is_the_mean_rise_in_directions_normalized_by_filters(analyzed):
+    found = next(r for r in read_table(analyzed / "analysis") if r["method"] == "sgd")
+    rises = []
+    for seed in (0, 1):
+        keys = [jax.random.fold_in(jax.random.key(0), j) for j in range(3)]
+        path = analyzed / "sgd" / f"seed{seed}"
+        params, *data = of_run(path)
+        tree = evaluate.restore(path).state.params
+        there = [params + 0.2 * row(analysis.random_direction(tree, key=key)) for key in keys]
+        with x64(True):
+            rises.append(np.mean([dense()[0](x, *data) for x in there]) - dense()[0](params, *data))
+    assert float(found[f"{SHARPNESS} mean"]) == pytest.approx(np.mean(rises), rel=1e-3)
+
+
+def test_networks_of_one_architecture_share_their_loss(trained):
+    args = analyze.parse_arguments([str(trained), *FEW])
+    networks = [
+        analyze.network_of(run, evaluate.restore_last(run), args) for run in read_runs([trained])[0]
+    ]
+    assert len({network.loss for network in networks}) == 1
+    assert len({network.digest for network in networks}) == 4
+
+
+# --- What is written ---
+
+
+def test_a_row_a_group_and_pictures(analyzed, capsys):
+    assert analyze.main([str(analyzed), *FEW, "--radius", "0.2"]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][-5:] == ["seeds", "λ1", "λ1/λ5", "trace", SHARPNESS]
+    assert [line[0] for line in cells[2:]] == ["sgd", "sam"]
+    mean = float(read_table(analyzed / "analysis")[0]["λ1 mean"])
+    assert float(cells[2][-4].split("±")[0]) == pytest.approx(mean, rel=5e-3)
+    assert (analyzed / "analysis" / "table.md").read_text() in printed
+    assert {path.stem for path in (analyzed / "analysis").glob("*.png")} == PICTURES
+    for name in PICTURES:
+        assert_is_a_picture(analyzed / "analysis" / f"{name}.png")
+
+
+def test_slow_parts_can_be_left_out(runs, calls, tmp_path):
+    none = ["--points", "0", "--steps", "0", "--seed", "1", "--out", str(tmp_path / "out")]
+    assert analyze.main([str(runs / "sgd"), *FEW, *none]) == 0
+    written = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert written == PICTURES - {"spectral_density", "landscapes"}
+    assert set(calls) == {"top_eigenvalues", "hessian_trace", "average_sharpness"}
+
+
+def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
+    files = [analyzed / "sgd" / f"seed{seed}" / analyze.ANALYSIS for seed in (0, 1)]
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert {"landscape", "density"} & second.keys() == set()
+    losses = np.array(first["landscape"]["result"])
+    keys = jax.random.split(jax.random.key(0))
+    tree = evaluate.restore(analyzed / "sgd" / "seed0").state.params
+    x, y = (row(analysis.random_direction(tree, key=key)) for key in keys)
+    params, *data = of_run(analyzed / "sgd" / "seed0")
+    with x64(True):
+        assert losses[1, 1] == pytest.approx(float(dense()[0](params, *data)), rel=1e-5)
+        assert losses[0, 2] == pytest.approx(float(dense()[0](params + x - y, *data)), rel=1e-4)
+
+
+# --- What is kept ---
+
+
+@pytest.mark.parametrize(
+    ("options", "anew"),
+    [
+        ([], set()),
+        (["--batch-size", "25"], set()),  # the same sum in another order
+        (["--directions", "4"], {"average_sharpness"}),
+        (["--points", "2"], {"loss_surface"}),
+        (["--images", "50"], set(FUNCTIONS)),
+        (["--seed", "1"], set(FUNCTIONS)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_only_what_was_measured_with_other_settings_is_measured_again(runs, calls, options, anew):
+    assert analyze.main([str(runs / "sgd"), *FEW, "--radius", "0.2", *options]) == 0
+    assert set(calls) == anew
+
+
+def test_an_analysis_of_other_parameters_is_forgotten(runs, calls):
+    path = runs / "sgd" / "seed0"
+    shutil.rmtree(path / "checkpoints")
+    shutil.copytree(runs / "sgd" / "seed1" / "checkpoints", path / "checkpoints")
+    before = json.loads((path / analyze.ANALYSIS).read_text())
+    assert analyze.main([str(path), *FEW, "--points", "0", "--radius", "0.2"]) == 0
+    assert set(calls) == set(FUNCTIONS) - {"loss_surface"}
+    now = json.loads((path / analyze.ANALYSIS).read_text())
+    assert "landscape" in before.keys() - now.keys()
+    assert now["eigenvalues"]["result"] != before["eigenvalues"]["result"]
+
+
+# --- What is wrong ---
+
+
+def test_a_run_that_cannot_be_measured_is_left_out(runs, monkeypatch, capsys, tmp_path):
+    for file in runs.rglob(analyze.ANALYSIS):
+        file.unlink()
+    function, bad = analysis.hessian_trace, []
+
+    def hessian_trace(loss, params, **options):
+        size = float(optax.tree.norm(params))
+        if size in (bad or [size]):
+            bad.append(size)
+            raise FloatingPointError("the loss is not finite\nat all")
+        return function(loss, params, **options)
+
+    monkeypatch.setattr(analysis, "hessian_trace", hessian_trace)
+    out = tmp_path / "out"
+    assert analyze.main([str(runs / "sgd"), *FEW, "--out", str(out)]) == 0
+    said = f"left out: {runs / 'sgd' / 'seed0'}: the loss is not finite"
+    assert said in capsys.readouterr().err.splitlines()
+    assert [found["seeds"] for found in read_table(out)] == ["1"]
+    # What is left is now the first seed, and drawn.
+    assert {path.stem for path in out.glob("*.png")} == PICTURES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "121", "--batch-size", "121"], "was trained on 120 images: lower --images"),
+        (["--images", "90"], "--images 90 is no multiple of --batch-size 50"),
+        (["--radius", "0"], "argument --radius: must be above 0, got 0"),
+        (["--directions", "1"], "argument --directions: must be at least 2, not '1'"),
+        (["--points", "1"], "argument --points: must be 0 or at least 2, not '1'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_said_in_a_line(trained, options, message, capsys):
+    try:
+        status = analyze.main([str(trained / "sgd"), *FEW, *options])
+    except SystemExit as exit:
+        status = exit.code
+    [line] = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert line.startswith("analyze: error: ")
+    assert message in line
+
+
+def test_streams_are_refused(trained, monkeypatch, capsys):
+    def load_stream(config):
+        stream = Stream([], np.arange(3), np.zeros(3, np.int32), 10)
+        return load(config)._replace(train=stream)
+
+    monkeypatch.setattr(analyze, "load", load_stream)
+    assert analyze.main([str(trained), *FEW]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("images that are decoded as they are read take too long")
+
+
+def test_runs_without_a_last_checkpoint_are_left_out(tmp_path, capsys):
+    path = fake_run(tmp_path / "a", 0, 1.0, dataset="digits", method="sgd")
+    assert analyze.main([str(path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"left out: {path} has no checkpoint",
+        "analyze: error: none of the runs could be analyzed",
+    ]
+    path = fake_run(tmp_path / "b", 0, 1.0, done=1, method="sgd")
+    assert analyze.main([str(path)]) == 2
+    assert capsys.readouterr().err == "analyze: error: none of the runs is finished\n"
