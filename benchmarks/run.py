@@ -21,7 +21,7 @@ import optax
 # Run as a script, the repository is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import family, search, tables, trainer
+from benchmarks import analysis, family, search, tables, trainer
 from benchmarks.models import MODELS, SIZES
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
@@ -32,6 +32,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "family": ("The family", family.family),
     "gate": ("Gates", family.gate),
     "trainer": ("An epoch of training", trainer.trainer),
+    "analysis": ("Curvature", analysis.curvature),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
 }
 

@@ -365,7 +365,7 @@ def test_the_number_of_products_is_what_the_docstrings_say():
         done = []
         call(done.append)
         counts[name] = sum(done)
-    assert 20 <= counts.pop("eigenvalues") <= 60
+    assert 12 <= counts.pop("eigenvalues") <= 40
     assert counts == {"trace": 3, "density": 14}
 
 
@@ -379,7 +379,7 @@ def test_a_product_costs_two_to_three_gradients():
             batch = jnp.tanh(batch @ weight)
         return jnp.mean(batch**2)
 
-    compiled = Objective(loss, params, [inputs])._compiled
+    compiled = Objective(loss, params, [inputs]).compiled
     total = jax.tree.map(jnp.zeros_like, params)
 
     def analysis(function, *arguments):
@@ -616,7 +616,7 @@ def test_a_surface_takes_one_pass_through_the_data():
 
 def test_memory_of_a_surface_grows_with_points_per_call_alone():
     params = jnp.ones(1000)
-    compiled = Objective(lambda x: jnp.sum(jnp.sin(x) ** 2), params, None)._compiled
+    compiled = Objective(lambda x: jnp.sum(jnp.sin(x) ** 2), params, None).compiled
     from xsam_jax.analysis.landscape import _place
 
     one, several = compiled.at(_place)

@@ -21,7 +21,7 @@ from xsam_jax.analysis.objective import (
     mean_and_standard_error,
 )
 
-ARPACK_VECTORS = 20  # that it keeps at least
+ARPACK_VECTORS = 12  # that it keeps at least
 RESTARTS = 300
 
 
@@ -44,8 +44,8 @@ def make_hvp(
 
     Returns:
       A function of a tree with the structure and shapes of `params`, which returns such a tree,
-      float32 (float64 under x64). A call costs two to three gradients, and the memory of the
-      activations twice.
+      float32 (float64 under x64). A call takes the time of about two gradients (1.6 to 2.3,
+      docs/benchmarks.md), and up to twice the memory of one.
 
     Raises:
       TypeError: `value_fn` does not return a real scalar, a leaf of `params` is not a real
@@ -79,9 +79,10 @@ def top_eigenvalues(
     Largest means most positive; the negative ones of a saddle are those of `-value_fn`. They come
     from ARPACK's implicitly restarted Lanczos iteration (`scipy.sparse.linalg.eigsh`).
 
-    **Cost.** About 30 to 60 products (`make_hvp`) for five eigenvalues of a network, 20 or
-    2 num + 1 at the least; and as many vectors, float64, in the memory of the host: 40 parameter
-    copies in float32 for up to nine eigenvalues. On the device there are three.
+    **Cost.** 15 to 40 products (`make_hvp`) for five eigenvalues of a trained network, 100 where
+    the spectrum has no gaps; at the least, and at once in the memory of the host, 2 num + 2 or 12
+    vectors in float64: 24 parameter copies in float32 for up to five eigenvalues. On the device
+    there are three.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -350,7 +351,7 @@ def _eigenpairs(
         raise ValueError(f"num must be at most {size}, the number of parameters, got {num}")
     objective.value()
     flat = _Flat(objective, progress)
-    kept = max(2 * num + 1, ARPACK_VECTORS)
+    kept = max(2 * num + 2, ARPACK_VECTORS)
     start = flat.ravel(random_tree(key, objective.params, jax.random.normal)).astype(np.float64)
     if size <= kept:  # where the iteration would take as many products as there are columns
         matrix = np.stack([flat(column) for column in np.eye(size)])

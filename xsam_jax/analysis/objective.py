@@ -40,7 +40,7 @@ class Objective:
         for arguments in self._arguments():
             _check_result(value_fn, self.params, arguments, batches)
             break
-        self._compiled = _compiled(value_fn)
+        self.compiled = _compiled(value_fn)
 
     @property
     def size(self) -> int:
@@ -73,14 +73,14 @@ class Objective:
 
     def value_and_gradient(self, params: Any) -> tuple[float, Any]:
         """Returns loss and gradient, float32 (float64 under x64); raises where not finite."""
-        value, gradient = self._mean(self._compiled.value_and_gradient, (0.0, self.params), params)
+        value, gradient = self._mean(self.compiled.value_and_gradient, (0.0, self.params), params)
         checked_finite("the loss", value)
         checked_finite("the norm of the gradient", tree.norm(gradient))
         return float(value), gradient
 
     def hessian_vector_product(self, vector: Any) -> Any:
         """Returns the Hessian times a tree, float32 (float64 under x64)."""
-        add = self._compiled.hessian_vector_product
+        add = self.compiled.hessian_vector_product
         return self._mean(add, self.params, self.params, vector)
 
     def _mean(self, add: Callable[..., Any], like: Any, *arguments: Any) -> Any:
@@ -108,7 +108,7 @@ class Objective:
           points_per_call: how many points are evaluated together, by `jax.vmap`.
           progress: called with the number of points evaluated since its last call.
         """
-        one, several = self._compiled.at(place)
+        one, several = self.compiled.at(place)
         chunks = [points[i : i + points_per_call] for i in range(0, len(points), points_per_call)]
         total = np.zeros(len(points))
         for batch in self._arguments():

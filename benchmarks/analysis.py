@@ -1,0 +1,69 @@
+"""What curvature costs: products, their time and memory, and the largest eigenvalues."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.measure import compile_program, markdown, number, paired_ratios, quotient, spread
+from benchmarks.models import Problem, cnn
+from benchmarks.tables import Bench
+from xsam_jax.analysis import make_hvp, top_eigenvalues
+from xsam_jax.analysis.objective import Objective
+
+BATCHES = 4
+NUM = 5
+HEADER = [
+    *("", "parameters", "images", "product / gradient, time", "FLOPs"),
+    *("additional memory of a product, parameter copies", "of a gradient"),
+    *("products", "seconds"),
+]
+NOTE = (
+    f"A product of the Hessian and a vector beside a gradient on one batch, and λ1 to λ{NUM} at "
+    f"initial parameters over {BATCHES} such batches, compiled before. The memory is that beside "
+    "arguments and results; ARPACK's vectors are on the host, 24 parameter copies."
+)
+
+
+def curvature(bench: Bench) -> str:
+    """Returns the table."""
+    problems = [cnn(bench.size), *map(bench.problem, bench.names)]
+    return f"{markdown(HEADER, [_row(bench, problem) for problem in problems])}\n\n{NOTE}"
+
+
+def _row(bench: Bench, problem: Problem) -> list[str]:
+    params, batch, loss_fn = problem.params, problem.batch, problem.loss_fn
+    leaves = jax.tree.leaves(params)
+    size = sum(leaf.size for leaf in leaves)
+    compiled = Objective(loss_fn, params, [batch]).compiled
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    options = {"options": bench.compiler_options}
+    gradient = compile_program(
+        compiled.value_and_gradient, (jnp.zeros(()), zeros), params, batch, **options
+    )
+    product = compile_program(
+        compiled.hessian_vector_product, zeros, params, params, batch, **options
+    )
+
+    def copies(of_bytes: int | None) -> str:
+        return number(quotient(of_bytes, 4 * size), 1)
+
+    ratios = paired_ratios({"": product}, gradient, bench.rounds.get(problem.name, 12), "product")
+    make_hvp(loss_fn, params, batches=[batch])(params)  # compiles
+    counts: list[int] = []
+    started = time.perf_counter()
+    arguments: dict[str, Any] = {"key": jax.random.key(0), "batches": [batch] * BATCHES}
+    top_eigenvalues(loss_fn, params, NUM, progress=counts.append, **arguments)
+    took = time.perf_counter() - started
+    return [
+        problem.name,
+        f"{size:,}",
+        f"{len(batch.labels)}",
+        spread(ratios[""], 2),
+        number(quotient(product.flops, gradient.flops)),
+        copies(product.temporary_bytes),
+        copies(gradient.temporary_bytes),
+        f"{len(counts)}",
+        f"{took:.1f}",
+    ]
