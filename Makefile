@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo train two-minima test lint format bench clean
+.PHONY: help demo train two-minima why many-steps flat-minima alpha test lint format bench clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -17,6 +17,18 @@ train: $(VENV)/.examples  ## train any model on any data set with any method: do
 
 two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
 	$(BIN)/python -m examples.02_two_minima $(ARGS)
+
+why: $(VENV)/.examples  ## why SAM's gradient is better where it is applied: figure 1 of the paper, on a quadratic and a network
+	$(BIN)/python -m examples.03_why_the_ascent_gradient $(ARGS)
+
+many-steps: $(VENV)/.examples  ## what more ascent steps do to SAM's gradient: figure 10b
+	$(BIN)/python -m examples.04_many_ascent_steps $(ARGS)
+
+flat-minima: $(VENV)/.examples  ## how flat the minima of SGD, SAM and XSAM are on noisy digits (4 minutes)
+	$(BIN)/python -m examples.05_flat_minima $(ARGS)
+
+alpha: $(VENV)/.examples  ## the loss over alpha while training: figure 2
+	$(BIN)/python -m examples.06_alpha_over_training $(ARGS)
 
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -6,6 +6,7 @@ r"""Tells how flat the minima of trained networks are: curvature, sharpness, lan
 Reads the finished runs in these folders and below (but for folders named `tuning`) with what their
 last checkpoints hold, and prints a table with a row a group of seeds:
 
+* the loss, since one that is high is flat as well;
 * λ1 and λ1/λ5, of the largest eigenvalues of the loss's Hessian;
 * its trace, from random probes;
 * the average sharpness: how much the loss rises on average in random directions, by a step of
@@ -114,6 +115,12 @@ def network_of(run: Run, trained: Trained, args: argparse.Namespace) -> Network:
     return Network(program.loss, params, batches, digest)
 
 
+def center(loss: Any, params: Any, *, key: jax.Array, **options: Any) -> float:
+    """Returns the loss itself."""
+    direction = analysis.random_direction(params, normalization="global", key=key)
+    return analysis.loss_line(loss, params, direction, [0.0], **options)[0]
+
+
 def landscape(loss: Any, params: Any, *, points: int, key: jax.Array, **options: Any) -> np.ndarray:
     """Returns the loss on a plane of two random directions, normalized by filters."""
     one, other = (analysis.random_direction(params, key=k) for k in jax.random.split(key))
@@ -135,6 +142,7 @@ def wanted(args: argparse.Namespace, chosen: bool, first: bool) -> Wanted:
       first: whether it has the first seed of its group.
     """
     parts: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "loss": (center, {}),
         "eigenvalues": (analysis.top_eigenvalues, {"num": 5}),
         "trace": (analysis.hessian_trace, {"num_probes": args.probes}),
     }
@@ -224,6 +232,7 @@ def rows(comparison: Comparison, found: Mapping[Path, Found], radius: float) -> 
         for name in comparison.names:
             row[short(name)] = show(member.settings[name]) if name in member.settings else None
         row["seeds"] = len(member.runs)
+        row["loss"] = over_seeds(member, found, "loss")
         values = over_seeds(member, found, "eigenvalues")
         row["λ1"], row["λ1/λ5"] = values[:, 0], values[:, 0] / values[:, 4]
         row["trace"] = over_seeds(member, found, "trace")[:, 0]

@@ -8,6 +8,8 @@ import jax
 import pytest
 from problems import x64 as x64_mode
 
+os.environ["MPLBACKEND"] = "Agg"  # no windows
+
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 # Workers compile many equal programs; what one of them compiled, the others read.

@@ -180,6 +180,9 @@ def test_sharpness_is_the_mean_rise_in_directions_normalized_by_filters(analyzed
         there = [params + 0.2 * row(analysis.random_direction(tree, key=key)) for key in keys]
         with x64(True):
             rises.append(np.mean([dense()[0](x, *data) for x in there]) - dense()[0](params, *data))
+    with x64(True):
+        losses = [dense()[0](*of_run(analyzed / "sgd" / f"seed{seed}")) for seed in (0, 1)]
+    assert float(found["loss mean"]) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(found[f"{SHARPNESS} mean"]) == pytest.approx(np.mean(rises), rel=1e-3)
 
 
@@ -200,7 +203,7 @@ def test_a_row_a_group_and_pictures(analyzed, capsys):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0][-5:] == ["seeds", "λ1", "λ1/λ5", "trace", SHARPNESS]
+    assert cells[0][-6:] == ["seeds", "loss", "λ1", "λ1/λ5", "trace", SHARPNESS]
     assert [line[0] for line in cells[2:]] == ["sgd", "sam"]
     mean = float(read_table(analyzed / "analysis")[0]["λ1 mean"])
     assert float(cells[2][-4].split("±")[0]) == pytest.approx(mean, rel=5e-3)

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,71 @@ def test_two_minima_prints_and_draws(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in END_POINTS)
     assert_is_a_picture(tmp_path / "new" / "folder" / "trajectories.png")
+
+
+# --- What analysis shows ---
+
+FEW = ["--images=50", "--directions=2", "--probes=2", "--steps=0", "--points=0"]
+
+
+def test_why_the_ascent_gradient_says_what_taylors_formula_says(tmp_path, capsys, monkeypatch):
+    why = load_example("03_why_the_ascent_gradient")
+    trained = why.train_network
+    monkeypatch.setattr(why, "train_network", lambda steps: trained(steps // 20))
+    why.main(["--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    found = re.findall(r"rho_max ([\d.]+) and beyond, exactly ([\d.]+)", printed)
+    assert len(found) == 3
+    for on_grid, exact in np.array(found, float):
+        assert on_grid - 0.011 < exact <= on_grid  # 120 points up to 1.2
+    hessian = np.diag([1.0, 12.0])
+    start = np.array([1.5, 0.12])
+    first, rho = hessian @ start, 0.3
+    last = hessian @ (start + rho * first / np.linalg.norm(first))
+    far = why.threshold(jnp.asarray(start), rho)
+
+    def loss(gradient):
+        x = start + far * gradient / np.linalg.norm(gradient)
+        return 0.5 * x @ hessian @ x
+
+    assert loss(last) == pytest.approx(loss(first), rel=1e-5)
+    assert_is_a_picture(tmp_path / "why_the_ascent_gradient.png")
+
+
+def test_more_ascent_steps_lead_astray_and_xsam_does_not(tmp_path, capsys):
+    many = load_example("04_many_ascent_steps")
+    found = [many.study(steps) for steps in (1, 4)]
+    assert found[0]["off"] < 10 < 40 < found[1]["off"]
+    assert found[1]["along"] < 0 < found[0]["along"]
+    assert found[1]["rise"] == pytest.approx(found[0]["rise"], rel=0.01)
+    # On the ring at a distance of 0.8 from (1, 0).
+    best = many.highest()
+    others = [[np.cos(a), np.sin(a)] for a in np.linspace(0, 6, 50)]
+    highest = many.loss_fn(many.START + 0.8 * best)
+    assert all(many.loss_fn(many.START + 0.8 * np.array(other)) <= highest for other in others)
+    assert found[0]["rise"] == pytest.approx(float(highest), rel=0.01)
+    many.main(["--out", str(tmp_path)])
+    assert "at alpha 0.00" in capsys.readouterr().out
+    assert_is_a_picture(tmp_path / "many_ascent_steps.png")
+
+
+def test_flat_minima_trains_and_measures(tmp_path, capsys):
+    flat = load_example("05_flat_minima")
+    assert flat.main(["--out", str(tmp_path), "--epochs", "1", "--seeds", "1", *FEW]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows[2:]] == ["sgd", "sam", "xsam"]
+    assert_is_a_picture(tmp_path / "analysis" / "eigenvalues.png")
+
+
+def test_alpha_over_training_finds_what_xsam_finds(tmp_path, capsys, monkeypatch):
+    alpha = load_example("06_alpha_over_training")
+    monkeypatch.setattr(alpha, "EPOCHS", (0, 1, 2))
+    alpha.main(["--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()[1:4]
+    pairs = [line.split()[2:] for line in lines]
+    assert len(pairs) == 3
+    assert all(maximum == found for maximum, found in pairs)
+    assert_is_a_picture(tmp_path / "alpha_over_training.png")
 
 
 # --- Noisy digits ---

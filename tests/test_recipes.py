@@ -19,9 +19,15 @@ from methods import METHODS, NAMES
 
 import xsam_jax
 from xsam_jax import gating, sam, tree, xsam
+from xsam_jax.analysis import plots
 from xsam_jax.ascent import normalize, scale_by_radius
 
 ROOT = pathlib.Path(__file__).parent.parent
+PLOTS = [
+    name
+    for name, value in vars(plots).items()
+    if inspect.isfunction(value) and value.__module__ == plots.__name__ and name[0] != "_"
+]
 FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +49,22 @@ def blocks(path, side="+"):
 
 def execute(path, code, module):
     exec(compile(code, str(path), "exec"), module.__dict__)
+
+
+def test_the_page_on_analysis_runs_from_top_to_bottom():
+    page = ROOT / "docs" / "analysis.md"
+    module = types.ModuleType("page")
+    for code in blocks(page).values():
+        execute(page, code, module)
+    assert module.ratio >= 1
+    assert module.density.shape == module.grid.shape
+    assert module.worst > 0
+    assert module.surface.shape == (11, 11)
+    assert module.layer_eigenvalues[0] <= module.eigenvalues[0] * (1 + 1e-3)  # a block of it
+    text = page.read_text()
+    assert all(f"`{name}(" in text for name in module.analysis.__all__ if name[0].islower())
+    assert all(f"`{name}`" in text or f"plots.{name}(" in text for name in PLOTS)
+    module.plt.close("all")
 
 
 RECIPES, METHODS_PAGE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "methods.md"

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 from test_examples import assert_is_a_picture
 
 from benchmarks.run import parse_arguments
-from examples import compare, evaluate, sweep
+from examples import analyze, compare, evaluate, sweep
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
@@ -627,8 +628,14 @@ def test_every_command_of_a_script_is_one(script, tmp_path, monkeypatch):
         elif module == "benchmarks.run":
             parse_arguments(arguments)
         else:
-            program = {"examples.compare": compare, "examples.evaluate": evaluate}[module]
-            program.parse_arguments(arguments)
+            flat = importlib.import_module("examples.05_flat_minima")
+            programs = {
+                "examples.analyze": analyze,
+                "examples.compare": compare,
+                "examples.evaluate": evaluate,
+                "examples.05_flat_minima": flat,
+            }
+            programs[module].parse_arguments(arguments)
 
 
 def test_scripts_give_each_method_as_many_settings():
@@ -648,7 +655,7 @@ def test_scripts_give_each_method_as_many_settings():
 
 
 def test_the_results_have_the_tables_that_were_written():
-    """Numbers in prose are not looked at; those in tables are the ones that compare has printed."""
+    """Numbers in prose are not looked at; those in tables are what a program has printed."""
     text = (ROOT / "examples" / "RESULTS.md").read_text()
     tables = sorted((ROOT / "examples" / "results").glob("*/table.md"))
     assert len(tables) >= 8
