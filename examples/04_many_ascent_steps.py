@@ -21,7 +21,6 @@ from xsam_jax.analysis import plots
 
 RHO, RHO_MAX, STEPS = 0.3, 0.8, (1, 2, 3, 4)
 START = np.array([1.0, 0.0])
-COLORS = ("#D55E00", "#009E73", "#0072B2", "#CC79A7")
 
 
 def loss_fn(x: Any) -> jax.Array:
@@ -59,12 +58,12 @@ def draw(found: dict[int, dict[str, Any]]) -> figures.Figure:
     left.plot(*found[STEPS[-1]]["path"].T, "k.-", zorder=4)
     circle = figures.plt.Circle((1.0, 0.0), RHO_MAX, fill=False, linestyle="-.")
     left.add_patch(circle)
-    for (steps, row), color in zip(found.items(), COLORS, strict=True):
+    for steps, row in found.items():
         arrow = RHO_MAX * row["gradient"]
         look: Any = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.013, "zorder": 3}
-        left.quiver(*START, *arrow, color=color, edgecolor="white", linewidth=0.5, **look)
+        left.quiver(*START, *arrow, color="white", edgecolor="k", linewidth=0.5, **look)
         place = dict(ha="center", va="center", fontsize=8)
-        box = dict(boxstyle="circle,pad=0.1", facecolor="white", edgecolor=color)
+        box = dict(boxstyle="circle,pad=0.1", facecolor="white")
         left.text(*(START + 1.15 * arrow), f"$g_{steps}$", bbox=box, **place, zorder=5)
     left.plot(
         *(START + RHO_MAX * highest()), "*", color="white", markeredgecolor="k", ms=10, zorder=6

@@ -82,7 +82,7 @@ class Network(NamedTuple):
         is compiled for one serves the others.
       params: its parameters.
       batches: statistics of BatchNorm and images, of equal size.
-      digest: tells these parameters and statistics from others.
+      digest: tells these parameters, statistics and images from others.
     """
 
     loss: Callable[..., jax.Array]
@@ -108,8 +108,9 @@ def network_of(run: Run, trained: Trained, args: argparse.Namespace) -> Network:
     plain = Config(dataset=config.dataset, model=config.model, method="sgd")
     program = make_program(plain, trained.feed.shape._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
-    leaves = jax.device_get(jax.tree.leaves((params, statistics)))
-    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    images = train.select(slice(args.images))
+    leaves = jax.device_get(jax.tree.leaves((params, statistics, images)))
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
     rows = [slice(i, i + args.batch_size) for i in range(0, args.images, args.batch_size)]
     batches = [(statistics, jax.device_put(train.select(row))) for row in rows]
     return Network(program.loss, params, batches, digest)

@@ -17,6 +17,7 @@ from xsam_jax.analysis.objective import (
     Batches,
     Objective,
     Progress,
+    check_like,
     checked_finite,
     mean_and_standard_error,
 )
@@ -40,7 +41,9 @@ def make_hvp(
       batches: a re-iterable of batches (pytrees of arrays), such as a list; the loss is the mean
         over them, each weighing the same. Batches of one shape compile once. They are arguments of
         the compiled program where what `value_fn` closes over are constants in it, so pass a single
-        batch as `batches=[batch]`, too.
+        batch as `batches=[batch]`, too. What is compiled for one function serves later calls with
+        it: what changes between them (statistics of BatchNorm, say) belongs in `params` or the
+        batch, not into a closure, where it stays what it was.
 
     Returns:
       A function of a tree with the structure and shapes of `params`, which returns such a tree,
@@ -60,7 +63,13 @@ def make_hvp(
     References:
       Pearlmutter, Fast Exact Multiplication by the Hessian, 1994
     """
-    return Objective(value_fn, params, batches).hessian_vector_product
+    objective = Objective(value_fn, params, batches)
+
+    def product(vector: Any) -> Any:
+        check_like("the vector", vector, objective.params)
+        return objective.hessian_vector_product(vector)
+
+    return product
 
 
 def top_eigenvalues(
@@ -144,7 +153,7 @@ def top_eigenpairs(
 
     Returns:
       A float64 NumPy array of shape (num,), descending; and a list of `num` trees of norm 1 with
-      the structure, shapes and dtypes of `params`.
+      the structure, shapes and dtypes of `params` (float32 for half precision).
 
     Example:
       >>> loss_fn = lambda params: 5 * params["a"] ** 2 + params["b"] ** 2
@@ -234,9 +243,9 @@ def spectral_density(
               \mathcal{N}(t;\ t_{ij}, \sigma^2).
 
     Its mean estimates :math:`\mu = \mathrm{tr}(H) / n`, with the standard error
-    :math:`\sqrt{2 (\mathrm{tr}(H^2)/n - \mu^2) / ((n + 2) m)}`; its variance is that of the
-    eigenvalues and :math:`\sigma^2`. Of a network most eigenvalues are near zero, so draw it on a
-    logarithmic axis (`plots.spectral_density`).
+    :math:`\sqrt{2 (\mathrm{tr}(H^2)/n - \mu^2) / ((n + 2) m)}`; from two steps on, its variance
+    estimates that of the eigenvalues, and has :math:`\sigma^2` added. Of a network most eigenvalues
+    are near zero, so draw it on a logarithmic axis (`plots.spectral_density`).
 
     **Cost.** `num_probes * num_steps` products (`make_hvp`), and in the memory of the host
     `num_steps` vectors, float32 (float64 under x64), for full reorthogonalisation, on top of two.
@@ -250,7 +259,7 @@ def spectral_density(
       key: a random key; direction j draws from `jax.random.fold_in(key, j)`.
       batches: a re-iterable of batches, or None.
       width: :math:`\sigma`; None for 1 % of the distance from the first to the last node.
-      num_points: the number of points of the grid.
+      num_points: the number of points of the grid, two for a width at the least.
       progress: called with 1 after each product.
 
     Returns:
@@ -276,7 +285,8 @@ def spectral_density(
     """
     checks.static_integer("num_probes", num_probes, 1)
     checks.static_integer("num_steps", num_steps, 1)
-    checks.static_integer("num_points", num_points, 2)
+    # On a grid of 110 widths, two points for each.
+    checks.static_integer("num_points", num_points, 221 if width is None else 2)
     checks.random_key("key", key)
     if width is not None:
         checks.real("width", width, above=0.0)
@@ -299,7 +309,7 @@ def spectral_density(
         least = int(np.ceil(2 * (grid[-1] - grid[0]) / width)) + 1
         raise ValueError(
             f"num_points must be at least {least} for a width of {width:g} on a grid from "
-            f"{grid[0]:.4g} to {grid[-1]:.4g}, got {num_points}"
+            f"{grid[0]:.4g} to {grid[-1]:.4g}, or the width larger, got {num_points}"
         )
     density = np.zeros(num_points)
     for node, weight in zip(nodes, weights, strict=True):  # no matrix of nodes and points

@@ -11,7 +11,13 @@ import numpy as np
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax.analysis.objective import Batches, Objective, Progress, checked_finite
+from xsam_jax.analysis.objective import (
+    Batches,
+    Objective,
+    Progress,
+    check_like,
+    checked_finite,
+)
 
 
 def loss_surface(
@@ -193,7 +199,10 @@ def ascent_plane(
     References:
       XSAM paper, figures 1a and 5 to 10
     """
-    return _climb(Objective(value_fn, params, batches), rho, steps)[0]
+    plane, _ = _climb(Objective(value_fn, params, batches), rho, steps)
+    if plane.psi == 0.0:
+        raise ValueError("the ascent and the gradient at its end span no plane: their angle is 0")
+    return plane
 
 
 def alpha_profile(
@@ -214,7 +223,9 @@ def alpha_profile(
 
     .. math:: v(\alpha) = \frac{\sin((1-\alpha)\psi)\, v_0 + \sin(\alpha\psi)\, v_1}{\sin\psi}.
 
-    Costs steps + 1 gradients and `len(alphas)` forward passes; memory is that of `ascent_plane`.
+    Where the two are parallel (one parameter, a linear loss) every :math:`\alpha` is the one
+    direction. Costs steps + 1 gradients and `len(alphas)` forward passes; memory is that of
+    `ascent_plane`.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -232,7 +243,8 @@ def alpha_profile(
 
     Raises:
       TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `ascent_plane`; or `rho_max` is out of range, or `alphas` is empty.
+      ValueError: as `make_hvp`; or an argument is out of range, or `alphas` is empty; or a gradient
+        is zero, or the last one opposite to the ascent.
       FloatingPointError: a loss or gradient of the ascent is not finite, or none of the losses is.
 
     Example:
@@ -263,9 +275,9 @@ def gradient_gap(
     .. math:: L(\theta_0 + \rho_m g_1 / \|g_1\|) - L(\theta_0 + \rho_m g_0 / \|g_0\|), \qquad
               g_1 = \nabla L(\theta_0 + \rho\, g_0 / \|g_0\|)
 
-    Where the Hessian is positive definite it is positive from some :math:`\rho_m` on (proposition
-    1 of the XSAM paper), and negative for all that are small, since :math:`g_0` is the steepest
-    direction at :math:`\theta_0`.
+    Of a quadratic whose Hessian is positive definite, and :math:`g_0` no eigenvector of it, it is
+    positive from some :math:`\rho_m` on (proposition 1 of the XSAM paper). For small
+    :math:`\rho_m` it is negative, since :math:`g_0` is the steepest direction at :math:`\theta_0`.
 
     Costs `1 + len(rhos)` gradients and `(1 + len(rhos)) * len(rho_maxs)` forward passes.
 
@@ -368,11 +380,14 @@ def _climb(objective: Objective, rho: float, steps: int) -> tuple[AscentPlane, f
     y = tree.unit(displacements[-1])
     # As in the descent of xsam: where they are parallel, a rejection is what rounding has left.
     rounding = 8 * float(jnp.finfo(tree.accumulation_dtype()).eps)
-    if not rounding < psi <= np.pi - 1e-3:
+    if psi > np.pi - 1e-3:
         raise ValueError(
-            f"the ascent and the gradient at its end span no plane: their angle is {psi:.3g}"
+            f"the ascent and the gradient at its end span no plane: their angle is {psi:.5f}"
         )
-    x = tree.unit(tree.reject(tree.unit(gradients[-1]), y))
+    if psi <= rounding:
+        psi, x = 0.0, tree.scale(0.0, y)
+    else:
+        x = tree.unit(tree.reject(tree.unit(gradients[-1]), y))
 
     def coordinates(trees: Sequence[Any]) -> np.ndarray:
         pairs = [[float(tree.dot(u, x)), float(tree.dot(u, y))] for u in trees]
@@ -434,16 +449,7 @@ def _coordinates(name: str, values: Any) -> np.ndarray:
 
 
 def _check_direction(name: str, direction: Any, params: Any) -> None:
-    expected: Any = jax.tree.structure(params)
-    got: Any = jax.tree.structure(direction)
-    shapes = [
-        [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(node)] for node in (params, direction)
-    ]
-    if expected != got or shapes[0] != shapes[1]:
-        raise TypeError(
-            f"{name} must have the structure and shapes of params, {expected} {shapes[0]}, got "
-            f"{got} {shapes[1]}"
-        )
+    check_like(name, direction, params)
     length = float(tree.norm(direction))
     checked_finite(f"the norm of {name}", length)
     if length == 0.0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,12 +23,13 @@ class Objective:
 
     Args:
       value_fn: the loss as a pure function of the parameters, or of them and a batch.
-      params: :math:`\theta`, a pytree of real floating-point arrays.
+      params: :math:`\theta`, a pytree of real floating-point arrays. Those of half precision become
+        float32: in theirs, a small step is no step.
       batches: a re-iterable of batches, pytrees of arrays, or None.
 
     Raises:
       TypeError: `value_fn` is not a function that returns a real scalar, a leaf of `params` is not
-        a real floating-point array, or `batches` can be iterated over only once.
+        a real floating-point array, or `batches` can be iterated over only once, or is one batch.
       ValueError: `params` has no entries, or there is no batch.
     """
 
@@ -36,10 +39,8 @@ class Objective:
         self.params = _arrays(params)
         self._batches = batches
         self._count: int | None = None if batches is not None else 1
-        _check_batches(batches)
-        for arguments in self._arguments():
-            _check_result(value_fn, self.params, arguments, batches)
-            break
+        arguments = () if batches is None else (_first_batch(batches),)
+        _check_result(value_fn, self.params, arguments, batches)
         self.compiled = _compiled(value_fn)
 
     @property
@@ -56,11 +57,9 @@ class Objective:
         for batch in self._batches:
             yield (batch,)
             seen += 1
-        if seen == 0 and self._count is None:
-            raise ValueError("batches has no batch")
-        if self._count not in (None, seen):
+        if seen == 0 or self._count not in (None, seen):
             raise ValueError(
-                f"batches had {self._count} batches at first and {seen} in a later pass: it is "
+                f"batches had {self._count or 'some'} at first and {seen} in a later pass: it is "
                 "gone through many times, so pass a list, or an object whose __iter__ begins anew"
             )
         self._count = seen
@@ -202,7 +201,8 @@ def restrict(
     Of the function :math:`\phi \mapsto L(\phi, \theta_{rest})` that it returns, all of this package
     can be asked: its Hessian is the block of the Hessian of :math:`L` that belongs to :math:`\phi`,
     so that `top_eigenvalues(*restrict(value_fn, params, mask), 5, key=key)` is the spectrum of a
-    layer.
+    layer. Every call returns another function, which is compiled anew and has the rest of `params`
+    as constants: call it once for several questions.
 
     Args:
       value_fn: the loss, `value_fn(params)` or `value_fn(params, batch)`.
@@ -263,6 +263,8 @@ def _here(params: Any, point: Any) -> Any:
 def _arrays(params: Any) -> Any:
     leaves = jax.tree.leaves(params)
     for leaf in leaves:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (int, float, complex)):
+            raise TypeError(f"params must have real floating-point leaves, got {leaf!r}")
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating) or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -271,7 +273,24 @@ def _arrays(params: Any) -> Any:
             )
     if not sum(jnp.size(leaf) for leaf in leaves):
         raise ValueError(f"params has no parameters, got {params!r}")
-    return jax.tree.map(jnp.asarray, params)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)),
+        params,
+    )
+
+
+def check_like(name: str, given: Any, params: Any) -> None:
+    """Raises a TypeError unless a tree has the structure and the shapes of the parameters."""
+    expected: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(given)
+    shapes = [
+        [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(node)] for node in (params, given)
+    ]
+    if expected != got or shapes[0] != shapes[1]:
+        raise TypeError(
+            f"{name} must have the structure and shapes of params, {expected} {shapes[0]}, got "
+            f"{got} {shapes[1]}"
+        )
 
 
 def _check_function(value_fn: Any) -> None:
@@ -279,25 +298,47 @@ def _check_function(value_fn: Any) -> None:
         raise TypeError(f"value_fn must be a function of the parameters, got {value_fn!r}")
 
 
-def _check_batches(batches: Any) -> None:
-    if batches is None:
-        return
-    if not hasattr(batches, "__iter__"):
+def _first_batch(batches: Any) -> Any:
+    """Returns the first batch; raises where there is none, or only one pass to be had."""
+    one = "for a single batch write batches=[batch]"
+    if not hasattr(batches, "__iter__") or isinstance(batches, (str, bytes)):
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
     if hasattr(batches, "shape"):
-        raise TypeError(
-            f"batches must be an iterable of batches, got an array of shape {batches.shape}: "
-            "write batches=[batch]"
-        )
-    if isinstance(batches, Iterator):
+        raise TypeError(f"batches must be an iterable of batches, got an array: {one}")
+    if isinstance(batches, Mapping):
+        raise TypeError(f"batches must be an iterable of batches, got a mapping: {one}")
+    iterator = iter(batches)
+    if iterator is iter(batches):
         raise TypeError(
             f"batches is gone through many times, and {batches!r} runs dry after the first: pass a "
             "list, or an object whose __iter__ begins anew"
         )
+    if isinstance(batches, Sequence) and len(batches) > 1:
+        kinds = [
+            (
+                jax.tree.structure(batch),
+                [(jnp.ndim(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(batch)],
+            )
+            for batch in batches[:2]
+        ]
+        if kinds[0] != kinds[1]:
+            raise TypeError(f"the first two batches are not alike, {kinds[0]}, {kinds[1]}: {one}")
+    for batch in iterator:
+        return batch
+    raise ValueError("batches has no batch")
 
 
 def _check_result(value_fn: Any, params: Any, arguments: tuple[Any, ...], batches: Any) -> None:
     call = "value_fn(params)" if batches is None else "value_fn(params, batch)"
+    with contextlib.suppress(ValueError):  # not every function tells its signature
+        signature = inspect.signature(value_fn)
+        try:
+            signature.bind(params, *arguments)
+        except TypeError as error:
+            raise TypeError(
+                f"value_fn is called as {call}, and takes {signature}: {error}; batches=[...] is "
+                "what makes it take a batch"
+            ) from None
     result = jax.eval_shape(value_fn, params, *arguments)
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(

@@ -44,6 +44,8 @@ def average_sharpness(
     ("global"), :math:`\sum_e H_{ee} \theta_e^2` ("element"), :math:`\sum_f \|\theta_f\|^2
     \mathrm{tr}(H_{ff}) / n_f` ("filter", "layer").
 
+    In float32 a rise below 1e-7 of the loss is rounding: take a larger radius, or x64.
+
     Costs `num_directions` + 1 forward passes over all batches, of which there is one pass through
     the data, and one more for :math:`L(\theta)`; memory is that of two parameter copies and the
     activations, times `points_per_call`. Directions are drawn anew where they are needed.
@@ -67,7 +69,7 @@ def average_sharpness(
 
     Raises:
       TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range.
+      ValueError: as `make_hvp`; or an argument is out of range, or the directions are all zero.
       FloatingPointError: the loss at `params`, or at one of the points, is not finite.
 
     Example:
@@ -89,6 +91,12 @@ def average_sharpness(
     objective = Objective(value_fn, params, batches)
     at_center = objective.value()
     keys = [jax.random.fold_in(key, j) for j in range(num_directions)]
+    one = random_direction(objective.params, normalization=normalization, key=key)
+    if float(tree.norm(one)) == 0.0:
+        raise ValueError(
+            f"normalization {normalization!r} moves none of these parameters (filter and layer: "
+            "leaves of less than two axes; element: zeros): take 'global', or another one"
+        )
     shared = objective.params, jnp.asarray(radius, tree.accumulation_dtype())
     place = _along_random(normalization)
     rises = objective.values(place, shared, keys, points_per_call, progress) - at_center
