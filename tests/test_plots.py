@@ -491,3 +491,9 @@ def test_what_does_not_fit_is_said(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
     assert not plt.get_fignums()  # no half-drawn figure is left
+
+
+def test_what_is_no_mapping_is_refused():
+    for draw in (plots.spectral_density, plots.eigenvalues):
+        with pytest.raises(TypeError, match="must be a dict from label to numbers"):
+            draw([1.0, 2.0])

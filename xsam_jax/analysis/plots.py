@@ -473,6 +473,8 @@ def eigenvalues(values: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
 
 def _check_some(name: str, lines: Mapping[str, Any]) -> None:
+    if not isinstance(lines, Mapping):
+        raise TypeError(f"{name} must be a dict from label to numbers, got {lines!r}")
     if not lines:
         raise ValueError(f"{name} is empty: there is nothing to draw")
 
