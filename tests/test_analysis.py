@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from problems import flatten, network
 from problems import x64 as x64_mode
 
-from xsam_jax import ascent, xsam
+from xsam_jax import ascent, sam, xsam
 from xsam_jax.analysis import (
     alpha_profile,
     ascent_plane,
@@ -960,6 +960,11 @@ BAD_ARGUMENTS = {
     ),
     "worst radius": (lambda: worst_case_sharpness(*GOOD, -1.0), ValueError, "radius must be great"),
     "worst steps": (lambda: worst_case_sharpness(*GOOD, 1.0, steps=0), ValueError, "steps must be"),
+    "worst method": (
+        lambda: worst_case_sharpness(*GOOD, 1.0, ascent=sam(0.1)),
+        TypeError,
+        "got a whole method",
+    ),
     "worst ascent": (
         lambda: worst_case_sharpness(*GOOD, 1.0, ascent=0.1),
         TypeError,

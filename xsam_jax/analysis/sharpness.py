@@ -168,6 +168,10 @@ def worst_case_sharpness(
     objective = Objective(value_fn, params, batches)
     point, losses = objective.params, []
     state = ascent.init(point)
+    if checks.has_node(state, lambda node: getattr(node, "_fields", ()) == ("ascent", "descent")):
+        raise TypeError(
+            "ascent must be a direction of xsam_jax.ascent, such as normalize(), got a whole method"
+        )
     for step in range(steps):
         value, gradient = objective.value_and_gradient(point)
         if step == 0:
