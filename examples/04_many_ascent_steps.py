@@ -64,7 +64,7 @@ def draw(found: dict[int, dict[str, Any]]) -> figures.Figure:
         left.quiver(*START, *arrow, color="white", edgecolor="k", linewidth=0.5, **look)
         place = dict(ha="center", va="center", fontsize=8)
         box = dict(boxstyle="circle,pad=0.1", facecolor="white")
-        left.text(*(START + 1.15 * arrow), f"$g_{steps}$", bbox=box, **place, zorder=5)
+        left.text(*(START + 0.72 * arrow), f"$g_{steps}$", bbox=box, **place, zorder=5)
     left.plot(
         *(START + RHO_MAX * highest()), "*", color="white", markeredgecolor="k", ms=10, zorder=6
     )

@@ -415,8 +415,9 @@ def run(args: argparse.Namespace) -> None:
     table = rows(comparison, found, args.radius)
     words = [{name: in_words(value) for name, value in row.items()} for row in table]
     said = [errors(found, args.radius), *(f"left out: {line}" for line in left_out)]
-    what = f"{len(usable)} runs, the first {args.images} training images of each."
-    lines = [markdown(words), "", *(f"* {line}" for line in said), ""]
+    runs_are = "1 run" if len(usable) == 1 else f"{len(usable)} runs"
+    what = f"{runs_are}, the first {args.images} training images of each."
+    lines = [markdown(words), "", *(f"- {line}" for line in said), ""]
     text = "\n".join([*lines, f"{what} {' '.join(shared(comparison))}"])
     print(text)
     out = args.out or args.folders[0] / "analysis"

@@ -262,14 +262,16 @@ def _here(params: Any, point: Any) -> Any:
 
 def _arrays(params: Any) -> Any:
     leaves = jax.tree.leaves(params)
-    for leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f" at params{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(leaf, (int, float, complex)):
-            raise TypeError(f"params must have real floating-point leaves, got {leaf!r}")
+            raise TypeError(f"params must have real floating-point leaves, got {leaf!r}{name}")
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating) or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params must have real floating-point leaves, got {dtype}{list(jnp.shape(leaf))}: "
-                "close value_fn over the others"
+                "params must have real floating-point leaves, got "
+                f"{dtype}{list(jnp.shape(leaf))}{name}: close value_fn over the others; in Flax "
+                "NNX, graphdef, params, rest = nnx.split(model, nnx.Param, ...)"
             )
     if not sum(jnp.size(leaf) for leaf in leaves):
         raise ValueError(f"params has no parameters, got {params!r}")

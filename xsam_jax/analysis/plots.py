@@ -466,6 +466,8 @@ def eigenvalues(values: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
             axes.plot(np.arange(1, len(lines[label]) + 1), lines[label], label=label, **look)
         if together.min() > 0 and together.max() >= _MANY * together.min():
             axes.set_yscale("log")
+        elif together.min() > 0:
+            axes.set_ylim(0, 1.05 * together.max())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="index", ylabel="eigenvalue of the Hessian")
         _legend_above(axes)

@@ -200,7 +200,8 @@ def max_alpha_sharpness(
               L(\theta_0 + \rho_m v(\alpha)) - L(\theta_0)
 
     with :math:`v(\alpha)` as in `alpha_profile`: at :math:`\alpha = 0` along the ascent, at 1 along
-    SAM's gradient. Costs steps + 1 gradients and `num_alphas` forward passes.
+    SAM's gradient. Where it is found at `alpha_max` the maximum may lie beyond: raise it. Costs
+    steps + 1 gradients and `num_alphas` forward passes.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -224,9 +225,10 @@ def max_alpha_sharpness(
     Example:
       >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
       >>> params = jnp.array([1.0, 0.1])
-      >>> rise, alpha = max_alpha_sharpness(loss_fn, params, rho=0.1, rho_max=0.5)
+      >>> radii = {"rho": 0.1, "rho_max": 0.5}
+      >>> rise, alpha = max_alpha_sharpness(loss_fn, params, **radii, alpha_max=4.0)
       >>> print(f"{rise:.2f} at {alpha:.1f}")
-      3.53 at 2.0
+      3.59 at 2.6
 
     References:
       `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
