@@ -153,6 +153,28 @@ def has_node(tree: Any, condition: Callable[[Any], bool]) -> bool:
     return any(condition(node) for node in jax.tree.leaves(tree, is_leaf=condition))
 
 
+def selection(mask: Any, params: Any) -> Any:
+    """Returns a boolean for each leaf of `params`, or raises where `mask` does not say them.
+
+    Args:
+      mask: a pytree of booleans with the structure of `params`, or a prefix of it, or a function
+        of `params` that returns one.
+      params: a pytree of arrays.
+    """
+    if callable(mask):
+        mask = mask(params)
+    for leaf in jax.tree.leaves(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(f"mask must hold booleans, known at trace time, got {leaf!r}")
+    try:
+        return jax.tree.map(lambda on, part: jax.tree.map(lambda _: on, part), mask, params)
+    except ValueError as error:
+        raise ValueError(
+            f"mask must be a pytree of booleans with the structure of params, or a prefix of it: "
+            f"{error}"
+        ) from None
+
+
 def parameters(params: Any) -> None:
     """Raises where `params` has leaves without a real gradient, or was cut by a mask."""
     if has_node(params, lambda node: isinstance(node, optax.MaskedNode)):

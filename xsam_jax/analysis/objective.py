@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xsam_jax import tree
+from xsam_jax import checks, tree
 
 Batches = Iterable[Any] | None
 Progress = Callable[[int], Any] | None
@@ -227,21 +227,10 @@ def restrict(
       Array(11., dtype=float32)
     """
     _check_function(value_fn)
-    mask = mask(params) if callable(mask) else mask
-    for leaf in jax.tree.leaves(mask):
-        if not isinstance(leaf, (bool, np.bool_)):
-            raise TypeError(f"mask must hold booleans, got {leaf!r}")
-    try:
-        chosen = jax.tree.map(
-            lambda on, part: jax.tree.map(lambda leaf: leaf if on else None, part), mask, params
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"mask must be a pytree of booleans with the structure of params, or a prefix of it: "
-            f"{error}"
-        ) from None
+    selected = checks.selection(mask, params)
+    chosen = jax.tree.map(lambda on, leaf: leaf if on else None, selected, params)
     if not jax.tree.leaves(chosen):
-        raise ValueError(f"mask selects no parameters, got {mask!r}")
+        raise ValueError(f"mask selects no parameters, got {selected!r}")
 
     def restricted(part: Any, *batch: Any) -> Any:
         whole = jax.tree.map(

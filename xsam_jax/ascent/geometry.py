@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from xsam_jax import checks, tree
@@ -81,7 +80,8 @@ def scale_by_magnitude(
             leaf = jnp.asarray(leaf, tree.accumulation_dtype())
             return jnp.abs(leaf) + eta if selected else jnp.ones_like(leaf)
 
-        magnitudes = jax.tree.map(magnitude, params, _selection(mask, params))
+        selected = checks.selection(True if mask is None else mask, params)
+        magnitudes = jax.tree.map(magnitude, params, selected)
         scaled = jax.tree.map(jnp.multiply, magnitudes, updates)
         steepest = jax.tree.map(jnp.multiply, magnitudes, tree.unit(scaled))
         return tree.cast_like(steepest, updates)
@@ -135,20 +135,3 @@ def scale_by_fisher(eta: float | jax.Array = 1.0) -> optax.GradientTransformatio
         return tree.cast_like(steepest, updates)
 
     return optax.stateless(direction)
-
-
-def _selection(mask: Any, params: optax.Params) -> Any:
-    if mask is None:
-        mask = True
-    elif callable(mask):
-        mask = mask(params)
-    for leaf in jax.tree.leaves(mask):
-        if not isinstance(leaf, (bool, np.bool_)):
-            raise TypeError(f"mask must hold booleans, known at trace time, got {leaf!r}")
-    try:
-        return jax.tree.map(lambda on, part: jax.tree.map(lambda _: on, part), mask, params)
-    except ValueError as error:
-        raise ValueError(
-            f"mask must be a pytree of booleans with the structure of params, or a prefix of it: "
-            f"{error}"
-        ) from None
