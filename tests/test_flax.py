@@ -1,5 +1,9 @@
 """Flax NNX and linen: statistics advance once, masks are shared, extra arguments arrive."""
 
+import dataclasses
+import functools
+import importlib.util
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import optax
 import pytest
 from flax import linen, nnx
 from methods import METHODS
+from sklearn.datasets import load_digits
 
 import xsam_jax
 from xsam_jax import flax_linen, flax_nnx
@@ -15,6 +20,8 @@ from xsam_jax import flax_linen, flax_nnx
 # The adapters do not know the method. These differ in the passes they take, and in their states.
 KINDS = ["sam", "xsam, two steps", "friendly_sam", "gam", "look_sam", "xsam at random", "esam"]
 every_kind = pytest.mark.parametrize("method", [METHODS[name] for name in KINDS], ids=KINDS)
+# Flax before 0.12.7 calls it `pure`.
+as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
 X = jax.random.normal(jax.random.key(0), (8, 5))
 Y = jax.random.normal(jax.random.key(1), (8, 1))
 
@@ -54,7 +61,7 @@ def arguments(method, model):
 
 def others(model):
     """All that is no parameter: statistics, keys, counters."""
-    state = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+    state = as_pure(nnx.state(model, nnx.Not(nnx.Param)))
     is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state)
 
@@ -126,7 +133,7 @@ def test_nnx_steps_do_not_recompile_and_alpha_is_a_variable():
     for _ in range(20):
         last = float(step(model, optimizer))
     assert last < first
-    state = nnx.as_pure(optimizer.opt_state)
+    state = as_pure(optimizer.opt_state)
     assert 0 <= float(optax.tree.get(state, "alpha")) <= 2
     assert int(optax.tree.get(state, "count")) == 22
 
@@ -137,7 +144,7 @@ def test_nnx_update_is_the_update_of_bare_jax(method):
     model, _, _ = train_step(method, tx)
     fresh = Network(nnx.Rngs(0))
     graphdef, params, rest = nnx.split(fresh, nnx.Param, ...)
-    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+    params, rest = as_pure(params), as_pure(rest)
 
     def losses(params):
         return losses_fn(nnx.merge(graphdef, params, rest), X, Y)
@@ -153,7 +160,7 @@ def test_nnx_update_is_the_update_of_bare_jax(method):
     updates, _ = update(params)
     expected = optax.apply_updates(params, updates)
     chex.assert_trees_all_close(
-        nnx.as_pure(nnx.state(model, nnx.Param)), expected, rtol=1e-4, atol=1e-6
+        as_pure(nnx.state(model, nnx.Param)), expected, rtol=1e-4, atol=1e-6
     )
 
 
@@ -175,7 +182,7 @@ def test_nnx_parameters_outside_the_filter_stay():
     model = nnx.LoRA(5, 2, 1, base_module=nnx.Linear(5, 1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     tx = optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
-    before = nnx.as_pure(nnx.state(model))
+    before = as_pure(nnx.state(model))
 
     @nnx.jit
     def step(model, optimizer):
@@ -185,9 +192,311 @@ def test_nnx_parameters_outside_the_filter_stay():
         optimizer.update(model, grads, value_fn=value_fn)
 
     step(model, optimizer)
-    after = nnx.as_pure(nnx.state(model))
+    after = as_pure(nnx.state(model))
     chex.assert_trees_all_equal(after["base_module"], before["base_module"])
     assert not np.array_equal(after["lora_b"], before["lora_b"])
+
+
+def test_nnx_works_where_flax_has_pure_instead_of_as_pure(monkeypatch):
+    monkeypatch.setattr(nnx, "pure", as_pure)
+    monkeypatch.delattr(nnx, "as_pure", raising=False)
+    spec = importlib.util.find_spec("xsam_jax.flax_nnx")
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    model = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
+    value_fn = older.make_value_fn(loss_fn, model, X, Y)
+    assert value_fn(nnx.state(model, nnx.Param)) == loss_fn(model, X, Y)
+
+
+# --- Losses that take rngs, metrics and other modules ---
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["y", "x"], meta_fields=["reduction"]
+)
+@dataclasses.dataclass
+class Batch:
+    y: jax.Array
+    x: jax.Array
+    reduction: str
+
+
+def test_nnx_arguments_arrive_as_they_are_and_modules_among_them_are_frozen():
+    model = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(1)
+    argument = {
+        "batch": Batch(Y, X, "mean"),
+        "static": (None, 3, 2.5, "text", jnp.tanh, object(), np.arange(3)),
+        "rngs": rngs,
+    }
+    seen = []
+
+    def keep(model, argument, scale):
+        seen.append((argument, scale, argument["rngs"]()))
+        return jnp.sum(model(argument["batch"].x))
+
+    value_fn = flax_nnx.make_value_fn(keep, model, argument, 0.5)
+    rngs()  # what comes later does not matter
+    values = [value_fn(nnx.state(model, nnx.Param)) for _ in range(2)]
+    assert values[0] == values[1]
+    (arrived, scale, key), (_, _, again) = seen
+    assert key == again == nnx.Rngs(1)()
+    assert int(rngs.default.count[...]) == 1
+    assert scale == 0.5
+    assert arrived["batch"].x is X
+    assert arrived["batch"].reduction == "mean"
+    assert all(a is b for a, b in zip(arrived["static"], argument["static"], strict=True))
+
+
+def test_nnx_what_model_and_arguments_share_stays_shared():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(5, 5, rngs=rngs)
+            self.rngs = rngs
+
+        def __call__(self, x):
+            return self.linear(x) + jax.random.normal(self.rngs(), x.shape)
+
+    def shared_loss(model, x, rngs, same):
+        keys = [rngs(), same(), model.rngs()]
+        return jnp.sum(model(x) * sum(jax.random.normal(key, x.shape) for key in keys))
+
+    rngs = nnx.Rngs(0)
+    model = Noisy(rngs)
+    before = int(rngs.default.count[...])
+    value_fn = flax_nnx.make_value_fn(shared_loss, model, X, rngs, rngs)
+    value = value_fn(nnx.state(model, nnx.Param))
+    assert int(rngs.default.count[...]) == before
+    np.testing.assert_allclose(value, shared_loss(model, X, rngs, rngs), rtol=1e-6)
+    assert int(rngs.default.count[...]) == before + 4
+
+
+def is_kernel(path, leaf):
+    return path in [("inner", "kernel"), ("outer", "kernel")]
+
+
+@pytest.mark.parametrize("wrt", [nnx.Param, is_kernel])
+def test_nnx_filter_sees_paths_in_the_model_and_no_argument(wrt):
+    """The teacher has the same parameters under the same names."""
+    model, teacher = Network(nnx.Rngs(0)), Network(nnx.Rngs(1))
+
+    def distance(model, x, teacher):
+        return jnp.mean((model(x) - teacher(x)) ** 2)
+
+    params = nnx.state(model, wrt)
+    value_fn = flax_nnx.make_value_fn(distance, model, X, teacher, wrt=wrt)
+    grads = jax.grad(value_fn)(as_pure(params))
+    assert jax.tree.structure(grads) == jax.tree.structure(as_pure(params))
+    assert np.any(grads["inner"]["kernel"] != 0)
+    zeros = jax.tree.map(jnp.zeros_like, as_pure(params))
+    assert value_fn(zeros) != value_fn(params)
+    assert int(teacher.calls[...]) == 0
+    # What the loss itself gives; it comes last, as it moves statistics and counters.
+    np.testing.assert_allclose(value_fn(params), distance(model, X, teacher), rtol=1e-5)
+
+
+def test_nnx_metrics_as_an_argument_count_the_clean_pass_only():
+    model = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1)), wrt=nnx.Param)
+    metrics = nnx.MultiMetric(loss=nnx.metrics.Average("loss"))
+
+    def counted_loss(model, x, y, metrics):
+        loss = loss_fn(model, x, y)
+        metrics.update(loss=loss)
+        return loss
+
+    @nnx.jit
+    def step(model, optimizer, metrics):
+        value_fn = flax_nnx.make_value_fn(counted_loss, model, X, Y, metrics)
+        loss, grads = nnx.value_and_grad(counted_loss)(model, X, Y, metrics)
+        optimizer.update(model, grads, value_fn=value_fn)
+        return loss
+
+    losses = [step(model, optimizer, metrics) for _ in range(2)]
+    assert int(metrics.loss.count[...]) == 2
+    np.testing.assert_allclose(metrics.compute()["loss"], np.mean(losses), rtol=1e-6)
+
+
+class LanguageModel(nnx.Module):
+    """As Gemma in Flax's examples: no layer has a key, all draw from the `rngs` of the call."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(7, 8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            2, 8, dropout_rate=0.3, deterministic=False, decode=False, rngs=rngs
+        )
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, tokens, rngs):
+        x = self.embed(tokens)
+        x = x + self.attention(x, mask=nnx.make_causal_mask(tokens), rngs=rngs)
+        dropped = self.dropout(x, rngs=rngs)
+        jax.debug.callback(lambda used: PASSES.append(np.asarray(used) != 0), dropped)
+        return self.embed.attend(dropped)
+
+
+def token_loss(model, tokens, rngs):
+    logits = model(tokens[:, :-1], rngs)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+@pytest.mark.parametrize("method", [METHODS["sam"], METHODS["xsam, two steps"]])
+def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(method):
+    tx = with_sgd(method)
+    tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)
+    model, rngs = LanguageModel(nnx.Rngs(0)), nnx.Rngs(dropout=1)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = as_pure(params), as_pure(rest)
+
+    @nnx.jit
+    def step(model, optimizer, tokens, rngs):
+        value_fn = flax_nnx.make_value_fn(token_loss, model, tokens, rngs)
+        loss, grads = nnx.value_and_grad(token_loss)(model, tokens, rngs)
+        optimizer.update(model, grads, value_fn=value_fn, value=loss)
+
+    PASSES.clear()
+    step(model, optimizer, tokens, rngs)
+    jax.effects_barrier()
+    assert len(PASSES) >= 1 + method.gradients
+    assert 0.2 < PASSES[0].mean() < 0.8
+    assert all(np.array_equal(mask, PASSES[0]) for mask in PASSES)
+    once = nnx.Rngs(dropout=1)
+    token_loss(nnx.merge(graphdef, params, rest), tokens, once)
+    assert int(rngs.dropout.count[...]) == int(once.dropout.count[...]) > 0
+
+    @jax.jit
+    def update(params):
+        def value_fn(params):
+            return token_loss(nnx.merge(graphdef, params, rest), tokens, nnx.Rngs(dropout=1))
+
+        return tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+
+    updates, _ = update(params)
+    expected = optax.apply_updates(params, updates)
+    actual = as_pure(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+class CNN(nnx.Module):
+    """As the network of Flax's MNIST example, for images of 8 by 8."""
+
+    def __init__(self, rngs):
+        self.conv1 = nnx.Conv(1, 8, kernel_size=(3, 3), rngs=rngs)
+        self.norm1 = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.dropout1 = nnx.Dropout(0.1)
+        self.conv2 = nnx.Conv(8, 16, kernel_size=(3, 3), rngs=rngs)
+        self.norm2 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.pool = functools.partial(nnx.avg_pool, window_shape=(2, 2), strides=(2, 2))
+        self.hidden = nnx.Linear(64, 32, rngs=rngs)
+        self.dropout2 = nnx.Dropout(0.1)
+        self.output = nnx.Linear(32, 10, rngs=rngs)
+
+    def __call__(self, x, rngs):
+        x = self.pool(nnx.relu(self.norm1(self.dropout1(self.conv1(x), rngs=rngs))))
+        x = self.pool(nnx.relu(self.norm2(self.conv2(x))))
+        x = self.dropout2(self.hidden(x.reshape(len(x), -1)), rngs=rngs)
+        jax.debug.callback(lambda used: PASSES.append(np.asarray(used) != 0), x)
+        return self.output(nnx.relu(x))
+
+
+def image_loss(model, batch, rngs):
+    logits = model(batch["image"], rngs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return losses.mean(), logits
+
+
+@nnx.jit
+def plain_image_step(model, optimizer, metrics, batch, rngs):
+    grad_fn = nnx.value_and_grad(image_loss, has_aux=True)
+    (loss, logits), grads = grad_fn(model, batch, rngs)
+    metrics.update(loss=loss, logits=logits, labels=batch["label"])
+    optimizer.update(model, grads)
+
+
+@nnx.jit
+def image_step(model, optimizer, metrics, batch, rngs):
+    value_fn = flax_nnx.make_value_fn(image_loss, model, batch, rngs, has_aux=True)
+    grad_fn = nnx.value_and_grad(image_loss, has_aux=True)
+    (loss, logits), grads = grad_fn(model, batch, rngs)
+    metrics.update(loss=loss, logits=logits, labels=batch["label"])
+    optimizer.update(model, grads, value_fn=value_fn)
+
+
+@nnx.jit
+def image_eval_step(model, metrics, batch):
+    loss, logits = image_loss(model, batch, None)
+    metrics.update(loss=loss, logits=logits, labels=batch["label"])
+
+
+def image_training(tx):
+    """The objects of the example's loop."""
+    model = CNN(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    metrics = nnx.MultiMetric(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average("loss"))
+    return model, optimizer, metrics, nnx.Rngs(0)
+
+
+def image_batches(start, stop, size=32):
+    digits = load_digits()
+    images, labels = digits.images[..., None].astype(np.float32) / 16, digits.target
+    return [
+        {"image": images[i : i + size], "label": labels[i : i + size]}
+        for i in range(start, stop, size)
+    ]
+
+
+def masks_of(step, *arguments):
+    """Which units each pass of the step keeps."""
+    jax.effects_barrier()
+    PASSES.clear()
+    step(*arguments)
+    jax.effects_barrier()
+    return list(PASSES)
+
+
+@pytest.mark.parametrize("name", ["sam", "xsam"])
+def test_nnx_mnist_example_learns_digits_with_the_lines_of_the_readme(name):
+    """One step of the example without these lines gives the statistics, counts and metrics."""
+    base = optax.adamw(0.01)
+    method = {"sam": xsam_jax.sam(0.05), "xsam": xsam_jax.xsam(0.05, 0.1)}[name]
+    model, optimizer, metrics, rngs = image_training(optax.chain(method, base))
+    plain_model, plain_optimizer, plain_metrics, plain_rngs = image_training(base)
+    train, test = image_batches(0, 1280), image_batches(1280, 1792)
+
+    model.train()
+    plain_model.train()
+    plain_image_step(plain_model, plain_optimizer, plain_metrics, train[0], plain_rngs)
+    masks = masks_of(image_step, model, optimizer, metrics, train[0], rngs)
+    assert len(masks) >= 2
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    chex.assert_trees_all_close(others(model), others(plain_model), rtol=1e-6)
+    chex.assert_trees_all_equal(others(rngs), others(plain_rngs))
+    chex.assert_trees_all_close(metrics.compute(), plain_metrics.compute(), rtol=1e-6)
+
+    losses = []
+    for epoch in range(4):
+        for batch in train[epoch == 0 :]:
+            image_step(model, optimizer, metrics, batch, rngs)
+        losses.append(float(metrics.compute()["loss"]))
+        metrics.reset()
+    assert int(rngs.default.count[...]) == 2 * 4 * len(train)  # two layers draw in each step
+    model.eval()
+    for batch in test:
+        image_eval_step(model, metrics, batch)
+    assert metrics.compute()["accuracy"] > 0.8  # chance is 0.1
+    assert losses[-1] < 0.3 * losses[0]
+    if name == "xsam":
+        alpha = float(optax.tree.get(as_pure(optimizer.opt_state), "alpha"))
+        assert 0 <= alpha <= 2
+
+    model.train()
+    later = masks_of(image_step, model, optimizer, metrics, train[0], rngs)
+    assert all(np.array_equal(mask, later[0]) for mask in later)
+    assert not np.array_equal(later[0], masks[0])
+
+
+# --- Linen ---
 
 
 class LinenNetwork(linen.Module):

@@ -11,6 +11,9 @@ from flax import nnx
 
 from xsam_jax.base import ValueFn
 
+# Flax before 0.12.7 calls it `pure`.
+_as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
+
 
 def make_value_fn(
     loss_fn: Callable[..., Any],
@@ -22,16 +25,16 @@ def make_value_fn(
     """Returns the loss as a pure function of the parameters, for `optimizer.update(value_fn=...)`.
 
     All that is not a parameter (BatchNorm statistics, dropout keys and their counters) is frozen
-    as it is at this call, and what the loss function does to it is dropped. Called before the
-    clean pass, as below, every pass of a step uses the same dropout mask; called after it, the
-    further passes use a fresh one. Either way statistics advance once, in the clean pass.
+    as it is at this call, in the model and in `args`, and what the loss function does to it is
+    dropped. Called before the clean pass, as below, every pass of a step uses the same dropout
+    mask; called after it, the further passes use a fresh one. Either way statistics advance once,
+    in the clean pass.
 
     Args:
       loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`; or, for the
         `losses_fn` of `esam`, a vector, the loss of each sample.
       model: the model.
-      *args: what else `loss_fn` takes, such as the batch: arrays, not modules, `nnx.Rngs` or
-        metrics, which belong to the model or are made inside `loss_fn`.
+      *args: what else `loss_fn` takes, such as the batch, `nnx.Rngs` or another module.
       wrt: the filter of the parameters, as given to `nnx.Optimizer`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
 
@@ -65,12 +68,20 @@ def make_value_fn(
             "loss_fn must be a function of the model and what follows it, as in "
             f"make_value_fn(loss_fn, model, batch), got {type(loss_fn).__name__}"
         )
-    graphdef, *states = nnx.split(model, wrt, ...)
+    selected = nnx.filterlib.to_predicate(wrt)
+
+    def is_parameter(path: Any, leaf: Any) -> bool:
+        # Paths start with 0 in the model and with 1 in args. The filter sees paths in the model.
+        return path[0] == 0 and selected(path[1:], leaf)
+
+    # One split, so that what the model shares with an argument stays shared.
+    graphdef, *states = nnx.split((model, args), is_parameter, ...)
     # Pure arrays: Variables of the outer trace may not be mutated inside the inner ones.
-    rest = nnx.as_pure(states[1])
+    rest = _as_pure(states[1])
 
     def value_fn(params: Any) -> jax.Array:
-        result = loss_fn(nnx.merge(graphdef, params, rest), *args)
+        frozen_model, frozen_args = nnx.merge(graphdef, {0: params}, rest)
+        result = loss_fn(frozen_model, *frozen_args)
         if has_aux and not isinstance(result, tuple):
             raise TypeError(f"with has_aux=True loss_fn must return (loss, aux), got {result!r}")
         return result[0] if has_aux else result
