@@ -8,6 +8,8 @@ import re
 import types
 
 import chex
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -302,6 +304,114 @@ def test_the_train_state_of_flax_keeps_the_loss_from_the_optimizer(heading):
     base = train_state.TrainState
     with pytest.raises(ValueError, match="value_fn is missing"):
         run(heading, {"class State(TrainState)": "class State(base)"}, base=base)
+
+
+@recipe("Equinox")
+def test_equinox_state_advances_once_and_all_passes_share_a_mask(heading):
+    recorder = Recorder()
+
+    class RecordedDropout(eqx.nn.Dropout):
+        def __call__(self, x, *, key):
+            mask = super().__call__(jnp.ones_like(x), key=key)
+            recorder(mask)
+            return mask * x
+
+    replace = {"self.dropout = eqx.nn.Dropout": "self.dropout = RecordedDropout"}
+    ns = run(heading, replace, RecordedDropout=RecordedDropout)
+    assert recorder.counts() == [2] * 32  # a mask for each of the 32 samples, in two passes
+
+    model, state = eqx.nn.make_with_state(ns.Model)(jax.random.key(0))
+    _, clean = equinox_loss(model, state, ns.batch, jax.random.key(2))
+    assert_close(jax.tree.leaves(ns.state), jax.tree.leaves(clean))
+    assert ns.state.get(model.norm.batch_counter) == 1
+
+
+@eqx.filter_jit
+def equinox_loss(model, state, batch, key):
+    forward = jax.vmap(model, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")
+    logits, state = forward(batch[0], state, jax.random.split(key, 32))
+    return setup().cross_entropy(logits, batch[1]), state
+
+
+@recipe("Equinox")
+def test_equinox_step_has_the_gradient_of_sam(ns):
+    model, state = eqx.nn.make_with_state(ns.Model)(jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss_fn(params, batch):
+        model = eqx.combine(params, static)
+        return equinox_loss(model, state, batch, jax.random.key(1))[0]
+
+    expected = sam_gradient(params, ns.batch, 0.05, loss_fn)
+    updated = eqx.filter(ns.model, eqx.is_inexact_array)
+    assert_close(gradient_taken(params, updated), expected, rtol=1e-3)
+
+
+@recipe("Equinox")
+def test_equinox_integer_arrays_are_no_parameters(heading):
+    replace = {
+        "    output: eqx.nn.Linear\n": "    output: eqx.nn.Linear\n    order: jax.Array\n",
+        "        self.dropout =": "        self.order = jnp.arange(8)\n        self.dropout =",
+        "self.hidden(x)": "self.hidden(x[self.order])",
+    }
+    ns = run(heading, replace)
+    np.testing.assert_array_equal(ns.model.order, jnp.arange(8))
+    for call in ("eqx.filter(model, ", "eqx.partition(model, "):
+        too_many = {f"{call}eqx.is_inexact_array)": f"{call}eqx.is_array)"}
+        with pytest.raises(TypeError):
+            run(heading, replace | too_many)
+    with pytest.raises(TypeError, match=r"params has a leaf without gradient, int32\[8\]"):
+        sam(rho=0.05).init(eqx.filter(ns.model, eqx.is_array))
+
+
+@recipe("Equinox")
+def test_equinox_activation_functions_are_no_parameters(ns):
+    mlp = eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(0))
+    assert jax.nn.relu in jax.tree.leaves(mlp)
+
+    def loss_fn(model):
+        return setup().cross_entropy(jax.vmap(model)(ns.x), ns.y)
+
+    gradient = eqx.filter_grad(loss_fn)(mlp)
+    for tx in (ns.tx, sam(rho=0.05)):
+        with pytest.raises(TypeError):
+            tx.update(gradient, tx.init(mlp), mlp, value_fn=loss_fn)
+
+
+@recipe("Haiku with state")
+@pytest.mark.parametrize("masks", ["same", "fresh"])
+def test_haiku_state_advances_once_and_masks_are_as_chosen(heading, masks):
+    recorder = Recorder()
+
+    def recorded_dropout(key, rate, x):
+        mask = hk.dropout(key, rate, jnp.ones_like(x))
+        recorder(mask)
+        return mask * x
+
+    key = "jax.random.fold_in(key, 1)" if masks == "fresh" else "key"
+    replace = {
+        "hk.dropout": "recorded_dropout",
+        "model_loss(p, state, key, batch)": f"model_loss(p, state, {key}, batch)",
+    }
+    ns = run(heading, replace, recorded_dropout=recorded_dropout)
+    # One of `init`, and those of the two passes.
+    assert recorder.counts() == ([1, 2] if masks == "same" else [1, 1, 1])
+
+    params, state = ns.model.init(jax.random.key(0), ns.x, train=True)
+    _, clean = ns.model_loss(params, state, jax.random.key(2), ns.batch)
+    assert_close(ns.state, clean)
+    assert ns.state["batch_norm/~/mean_ema"]["counter"] == 1
+
+
+@recipe("Haiku with state")
+def test_haiku_step_has_the_gradient_of_sam(ns):
+    params, state = ns.model.init(jax.random.key(0), ns.x, train=True)
+
+    def loss_fn(params, batch):
+        return ns.model_loss(params, state, jax.random.key(1), batch)[0]
+
+    expected = sam_gradient(params, ns.batch, 0.05, loss_fn)
+    assert_close(gradient_taken(params, ns.params), expected, rtol=1e-3)
 
 
 @recipe("Gradient clipping")
@@ -912,6 +1022,90 @@ def test_a_resumed_run_is_equal_bit_for_bit(ns):
         forgotten = ns.train_step(*forgotten, ns.batch)
     chex.assert_trees_all_equal(resumed, expected)
     assert all(differ(forgotten[0], expected[0]))
+
+
+CONTRIB = "Coming from optax.contrib.sam"
+
+
+def trained(ns, tx=None, steps=30):
+    """The parameters after that many steps, each on the next of four micro-batches."""
+    train_step = ns.train_step if tx is None else ns.make_train_step(tx)
+    params, opt_state = ns.initial, (tx or ns.tx).init(ns.initial)
+    for i in range(steps):
+        params, opt_state = train_step(params, opt_state, micro_batches(ns)[i % 4])
+    return params
+
+
+@recipe(CONTRIB)
+@pytest.mark.parametrize("sync_period", [2, 3])
+@pytest.mark.usefixtures("x64")
+def test_thirty_steps_are_those_of_contrib_sam(heading, sync_period):
+    ours = run(heading, {"steps=1": f"steps={sync_period - 1}"})
+    theirs = run(heading, {"sync_period=2": f"sync_period={sync_period}"}, side="-")
+    expected = trained(theirs)
+    assert jax.tree.leaves(expected)[0].dtype == jnp.float64
+    assert_close(trained(ours), expected, rtol=1e-8)
+
+
+@recipe(CONTRIB)
+def test_contrib_sam_leaves_parameters_perturbed_in_its_default_mode(heading, ns):
+    theirs = run(heading, {"opaque_mode=True": "opaque_mode=False"}, side="-")
+    perturbation = along(gradient_of(ns.initial, ns.batch), 0.1)
+    assert_close(optax.tree.sub(theirs.params, ns.initial), perturbation)
+    second, _ = theirs.train_step(theirs.params, theirs.opt_state, ns.batch)
+    expected = sam_gradient(ns.initial, ns.batch, 0.1)
+    for params in (second, ns.params):
+        assert_close(gradient_taken(ns.initial, params, 0.01), expected, rtol=1e-3)
+
+
+@recipe(CONTRIB)
+def test_grad_fn_takes_the_parameters_alone(ns):
+    gradient = gradient_of(ns.initial, ns.batch)
+    update = functools.partial(ns.tx.update, gradient, ns.tx.init(ns.initial), ns.initial)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'i'"):
+        update(grad_fn=lambda p, i: gradient_of(p, ns.batch))
+    updates, _ = update(grad_fn=lambda p: gradient_of(p, ns.batch))
+    assert_close(optax.tree.scale(-100, updates), sam_gradient(ns.initial, ns.batch, 0.1))
+
+
+@recipe(CONTRIB)
+@pytest.mark.parametrize(
+    ("sync_period", "reset_state", "steps"), [(2, False, 5), (2, True, 5), (3, False, 1)]
+)
+@pytest.mark.usefixtures("x64")
+def test_the_state_of_an_adversary_advances_in_every_ascent_step(
+    heading, sync_period, reset_state, steps
+):
+    replace = {
+        "optax.sgd(0.1))\ntx": "optax.sgd(0.1, momentum=0.9))\ntx",
+        "sync_period=2": f"sync_period={sync_period}, reset_state={reset_state}",
+    }
+    theirs = run(heading, replace, side="-")
+    ascent = optax.chain(normalize(), optax.trace(0.9), scale_by_radius(0.1))
+    ours = optax.chain(xsam_jax.sharpness_aware(ascent, steps=sync_period - 1), optax.sgd(0.01))
+    result, expected = trained(theirs, ours, steps), trained(theirs, steps=steps)
+    if sync_period == 2 and not reset_state:
+        assert_close(result, expected, rtol=1e-8)
+    else:
+        with pytest.raises(AssertionError):
+            assert_close(result, expected, rtol=1e-5)
+
+
+@recipe(CONTRIB)
+def test_an_ascent_with_the_sign_of_an_optimizer_lowers_the_loss(ns):
+    loss = ns.loss_fn(ns.params, ns.batch)
+    perturbation = along(gradient_of(ns.params, ns.batch), 0.1)
+    for rise, sign in ((ns.uphill, 1), (ns.downhill, -1)):
+        end = optax.tree.add_scale(ns.params, sign, perturbation)
+        np.testing.assert_allclose(rise, ns.loss_fn(end, ns.batch) - loss, rtol=1e-3)
+        assert sign * rise > 0.01
+
+
+@recipe(CONTRIB)
+def test_the_rise_of_the_loss_needs_the_value_and_no_grad_fn(heading):
+    for given in ("", "value=value, grad_fn=lambda p: grads, "):
+        ns = run(heading, {"value=value, ": given})
+        assert np.isnan(ns.uphill)
 
 
 # --------------------------------------------------------------------------------------------------
