@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo train two-minima why many-steps flat-minima alpha test lint format bench clean
+.PHONY: help demo train two-minima why many-steps flat-minima alpha test test-optax lint format bench clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ alpha: $(VENV)/.examples  ## the loss over alpha while training: figure 2
 
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-optax: $(VENV)/.test  ## Optax's own suites over every method: the cases that are too slow for make test
+	$(BIN)/python -m pytest -n $(JOBS) -m optax_full tests/test_optax_suites.py $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -986,6 +986,29 @@ def test_seeds_train_as_if_alone_and_the_conditional_stays(ns):
     assert str(jax.make_jaxpr(everywhere)(start, batched, ns.batch)).count(" cond[") == 0
 
 
+@recipe("Several devices")
+def test_several_devices_compute_the_step_of_one(ns):
+    """One device here; test_devices.py runs it with eight."""
+    tx = optax.chain(xsam(rho=0.1, rho_max=0.2), optax.sgd(0.1))
+    expected = ns.make_train_step(tx)(ns.initial, tx.init(ns.initial), ns.batch)
+    with_pmap = jax.tree.map(lambda leaf: leaf[0], ns.with_pmap)
+    for result in (ns.with_jit, ns.with_shard_map, with_pmap, ns.with_explicit_mesh):
+        for part, expected_part in zip(result, expected, strict=True):
+            assert_close(jax.device_get(part), jax.device_get(expected_part))
+    replicas = jax.tree.leaves(ns.with_pmap)
+    assert all(jnp.array_equal(leaf, jnp.broadcast_to(leaf[0], leaf.shape)) for leaf in replicas)
+
+    start = ns.tx.init(ns.initial)
+    params, opt_state = ns.make_train_step(ns.tx)(ns.initial, start, ns.batch)
+    assert_close(jax.device_get(ns.params), jax.device_get(params))
+    averages = optax.tree.get(ns.opt_state, "average")
+    one_device = optax.tree.get(opt_state, "average")
+    assert_close(jax.device_get(averages), jax.device_get(one_device))
+    for leaf, average in zip(*map(jax.tree.leaves, (ns.params, averages)), strict=True):
+        assert leaf.sharding.is_equivalent_to(average.sharding, leaf.ndim)
+        assert leaf.sharding.num_devices == jax.device_count()
+
+
 @recipe("Line searches and L-BFGS")
 def test_the_direction_is_sharpness_aware_and_the_length_searched(ns, heading):
     step = optax.tree.sub(ns.initial, ns.params)

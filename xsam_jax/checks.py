@@ -198,10 +198,17 @@ def parameters(params: Any) -> None:
             )
 
 
-def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: optax.Params) -> None:
+def loss_functions(
+    value_fn: ValueFn | None,
+    grad_fn: GradFn | None,
+    params: optax.Params,
+    updates: optax.Updates,
+    value: Any,
+) -> None:
     """Raises unless there is a way to a gradient: a scalar loss, or a gradient function.
 
-    Evaluates nothing but the shape of `value_fn(params)`.
+    Within `jax.shard_map`, `value_fn` and `value` must be the loss of all devices. Evaluates
+    nothing but the shape of `value_fn(params)`.
     """
     if value_fn is None and grad_fn is None:
         raise ValueError(
@@ -235,6 +242,12 @@ def loss_functions(value_fn: ValueFn | None, grad_fn: GradFn | None, params: opt
             f"value_fn must return a real scalar, got {result.dtype}{list(result.shape)}"
             + (hint if result.shape else "")
         )
+    inputs = params, updates
+    mean = "value_fn=lambda params: jax.lax.pmean(loss(params), {})"
+    reason = "its gradient would be their sum, n times too long on n devices"
+    _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
+    value_type = jax.tree.map(jax.typeof, value)
+    _of_all_devices("value", value_type, inputs, "write value=jax.lax.pmean(loss, {})")
     _argument_used(program)
 
 
@@ -256,10 +269,11 @@ def returns_gradients(name: str, state: Any) -> None:
         )
 
 
-def sample_losses(losses_fn: Any, losses: Any, params: optax.Params) -> Any:
+def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: optax.Updates) -> Any:
     """Returns `losses_fn`, or raises unless it is a function that returns a loss for each sample.
 
-    Evaluates nothing but the shape of `losses_fn(params)`, which `losses` must have, too.
+    Within `jax.shard_map`, the samples must be those of all devices. Evaluates nothing but the
+    shape of `losses_fn(params)`, which `losses` must have, too.
     """
     present(
         losses_fn,
@@ -268,7 +282,7 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params) -> Any:
     )
     if not callable(losses_fn):
         raise TypeError(f"losses_fn must be a function of the parameters, got {losses_fn!r}")
-    result = jax.eval_shape(losses_fn, params)
+    program, result = jax.make_jaxpr(losses_fn, return_shape=True)(params)
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise TypeError(f"losses_fn must return an array of shape (batch,), got {result!r}")
     if len(result.shape) != 1 or not jnp.issubdtype(result.dtype, jnp.floating):
@@ -282,7 +296,42 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params) -> Any:
             f"losses must be losses_fn(params), of shape {list(result.shape)}, "
             f"got shape {list(jnp.shape(losses))}"
         )
+    inputs = params, updates
+    gathered = 'jax.lax.all_gather(losses, {}, tiled=True, to="invarying")'
+    reason = "esam compares the samples of all devices"
+    fix = f"{reason}. Return {gathered}, or use jax.jit with a sharded batch, without jax.shard_map"
+    _of_all_devices("losses_fn", program.out_avals, inputs, fix)
+    losses_type = jax.tree.map(jax.typeof, losses)
+    _of_all_devices("losses", losses_type, inputs, f"{reason}. Pass {gathered}")
     return losses_fn
+
+
+def _of_all_devices(name: str, types: Any, inputs: Any, fix: str) -> None:
+    """Raises where `types` vary over axes of `jax.shard_map` over which `inputs` do not vary.
+
+    Args:
+      name: the argument's name, for the message.
+      types: the types of its value, or of what it returns, a pytree.
+      inputs: the parameters and the incoming gradient.
+      fix: the end of the message, with `{}` for the names of the axes.
+    """
+    axes = _varying_axes(types)
+    # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
+    if axes:
+        axes -= _varying_axes(jax.tree.map(jax.typeof, inputs))
+    if axes:
+        names = ", ".join(map(repr, sorted(axes, key=str)))
+        fix = fix.format(names if len(axes) == 1 else f"({names})")
+        raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
+
+
+def _varying_axes(types: Any) -> frozenset[Any]:
+    """Returns the axes of `jax.shard_map` over which any of `types` varies."""
+    axes: frozenset[Any] = frozenset()
+    for aval in jax.tree.leaves(types):
+        manual = getattr(aval, "manual_axis_type", None)  # `vma` in older JAX
+        axes |= getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+    return axes
 
 
 def _argument_used(program: Any) -> None:

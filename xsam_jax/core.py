@@ -53,6 +53,9 @@ def sharpness_aware(
     * `grad_fn(params)` replaces `jax.grad(value_fn)` where there is a better way (microbatches,
       loss scaling, collectives). It alone suffices unless the descent looks at losses. Line
       searches later in the chain refuse it: they know `value_fn`, `value` and `grad`.
+    * On several devices both are means over all of them. In `jax.shard_map`, `value_fn` is the
+      `jax.lax.pmean` of the loss; in `jax.pmap`, pass the `pmean` of the gradient as `grad_fn`,
+      too, since nothing there can detect that it is missing.
     * `value` is the loss at `params`, for those descents that would otherwise evaluate it.
     * `count_gradients(number)`, where given, is called while the step is traced, once for each
       gradient that is evaluated; `xsam_jax.gating` uses it.
@@ -86,8 +89,8 @@ def sharpness_aware(
         real scalar, `grad_fn` not one that returns a gradient, or a parameter is not a real
         floating-point array.
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
-        `grad_fn`, are missing, `value_fn` ignores its argument, or `params` was cut by
-        `optax.masked` or `optax.partition`.
+        `grad_fn`, are missing, `value_fn` ignores its argument or, in `jax.shard_map`, is
+        the loss of one device, or `params` was cut by `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -133,7 +136,7 @@ def sharpness_aware(
         )
         checks.parameters(params)
         value_and_gradient_at = _value_and_gradient_function(
-            value_fn, grad_fn, params, count_gradients
+            value_fn, grad_fn, params, updates, value, count_gradients
         )
         functions = {"value_fn": value_fn, "grad_fn": lambda point: value_and_gradient_at(point)[1]}
         point, gradient, point_value = params, updates, value
@@ -192,10 +195,12 @@ def _value_and_gradient_function(
     value_fn: ValueFn | None,
     grad_fn: GradFn | None,
     params: optax.Params,
+    updates: optax.Updates,
+    value: jax.Array | None,
     count_gradients: Callable[[Any], None] | None,
 ) -> Callable[[Any], tuple[jax.Array | None, Any]]:
     """Returns the map from a point to loss and gradient; behind a `grad_fn` the loss is None."""
-    checks.loss_functions(value_fn, grad_fn, params)
+    checks.loss_functions(value_fn, grad_fn, params, updates, value)
 
     def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
         if count_gradients is not None:

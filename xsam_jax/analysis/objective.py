@@ -84,7 +84,7 @@ class Objective:
 
     def _mean(self, add: Callable[..., Any], like: Any, *arguments: Any) -> Any:
         dtype = tree.accumulation_dtype()
-        total = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), like)
+        total = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=dtype), like)
         for batch in self._arguments():
             total = add(total, *arguments, *batch)
         assert self._count is not None

@@ -129,7 +129,7 @@ def ema_of_gradients(theta: float | jax.Array) -> optax.GradientTransformation:
 
 def _init(params: optax.Params) -> GradientAverageState:
     dtype = tree.accumulation_dtype()
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=dtype), params)
     return GradientAverageState(jnp.zeros((), jnp.int32), zeros)
 
 

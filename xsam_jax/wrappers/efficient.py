@@ -89,7 +89,7 @@ def esam(
             params, "params is missing: tx.update(grads, opt_state, params, losses_fn=...)"
         )
         checks.parameters(params)
-        losses_fn = checks.sample_losses(losses_fn, losses, params)
+        losses_fn = checks.sample_losses(losses_fn, losses, params, updates)
 
         def gradient_of_the_most_sensitive(point: optax.Params) -> optax.Updates:
             before = losses_fn(params) if losses is None else losses
@@ -108,9 +108,18 @@ def _weights_of_the_most_sensitive(rise: jax.Array, gamma: Any) -> jax.Array:
     size = rise.shape[0]
     rank = size * gamma
     rank = rank.astype(jnp.int32) if isinstance(rank, jax.Array) else int(rank)
-    cutoff = jnp.sort(rise, descending=True)[jnp.clip(rank - 1, 0, size - 1)]
+    cutoff = jnp.sort(_unsharded(rise), descending=True)[jnp.clip(rank - 1, 0, size - 1)]
     chosen = rise > cutoff
     everyone = (jnp.asarray(gamma) >= 0.99) | ~jnp.any(chosen)
     # Where a loss is NaN no comparison holds, all are taken, and the NaN comes out.
     chosen = chosen | everyone
     return chosen / jnp.sum(chosen)
+
+
+def _unsharded(array: jax.Array) -> jax.Array:
+    """Returns a vector that is whole on each device of an explicit mesh, as a sort needs it."""
+    sharding = jax.typeof(array).sharding
+    if sharding.spec[0] is None:  # automatic and manual axes do not appear in a type
+        return array
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None))
+    return jax.sharding.reshard(array, whole)

@@ -84,7 +84,7 @@ def look_sam(
         # Two arrays, as one cannot be donated twice.
         count, evaluations = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         dtype = tree.accumulation_dtype()
-        orthogonal = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+        orthogonal = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=dtype), params)
         return LookSamState(count, evaluations, orthogonal)
 
     def update_fn(

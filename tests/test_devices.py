@@ -1,0 +1,460 @@
+"""Steps on eight devices equal those on one, and a loss that would make them differ raises."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from methods import METHODS
+
+import xsam_jax
+from xsam_jax.analysis.objective import Objective
+
+# The number of devices is fixed when JAX starts, so most tests here run in a process of their own.
+EIGHT_DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+STARTED = os.environ.items() >= EIGHT_DEVICES.items()
+
+
+def on_eight_devices(test):
+    """Collects a test in the process with eight devices only."""
+    return test if STARTED else None
+
+
+def test_on_eight_devices():
+    """Runs the other tests of this file, and the recipe, in a process with eight devices."""
+    recipe = pathlib.Path(__file__).parent / "test_recipes.py"
+    tests = [__file__, f"{recipe}::test_several_devices_compute_the_step_of_one"]
+    command = [sys.executable, "-m", "pytest", *tests, "-q", "--tb=short"]
+    done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+if STARTED:  # or this would be a process that starts itself
+    test_on_eight_devices = None
+
+
+# --------------------------------------------------------------------------------------------------
+# A network whose leaves and batch eight devices can share
+
+
+def make_params():
+    keys = jax.random.split(jax.random.key(1))
+    return {
+        "hidden": 0.4 * jax.random.normal(keys[0], (8, 8)),
+        "bias": jnp.zeros(8),
+        "output": 0.4 * jax.random.normal(keys[1], (8,)),
+    }
+
+
+def make_batch():
+    x = jax.random.normal(jax.random.key(0), (32, 8))
+    # Later samples are harder: the losses of the devices differ.
+    return x, jnp.sin(3 * x[:, 0]) * jnp.linspace(0.5, 2.0, 32)
+
+
+def sample_losses(params, batch):
+    x, y = batch
+    return jnp.square(jnp.tanh(x @ params["hidden"] + params["bias"]) @ params["output"] - y)
+
+
+def loss_fn(params, batch):
+    return sample_losses(params, batch).mean()
+
+
+def gathered_loss_fn(params, batch):
+    """The loss of parameters that are sharded on an explicit mesh."""
+    return loss_fn(jax.sharding.reshard(params, P()), batch)
+
+
+def pmean(loss_or_gradient):
+    return lambda *args: jax.lax.pmean(loss_or_gradient(*args), "data")
+
+
+def make_step(tx, value_fn=loss_fn, grad_fn=None, pass_grad_fn=False):
+    """Returns a training step; `grad_fn`, if any, takes the first gradient, too."""
+    grad_fn = grad_fn or jax.grad(value_fn)
+
+    def step(params, state, batch):
+        arguments = {"value_fn": lambda p: value_fn(p, batch)}
+        if pass_grad_fn:
+            arguments["grad_fn"] = lambda p: grad_fn(p, batch)
+        updates, state = tx.update(grad_fn(params, batch), state, params, **arguments)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def make_esam_step(tx, losses=sample_losses):
+    def step(params, state, batch):
+        grads = jax.grad(lambda p: losses(p, batch).mean())(params)
+        updates, state = tx.update(grads, state, params, losses_fn=lambda p: losses(p, batch))
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(step, params, state, batch, steps=4):
+    step = jax.jit(step)
+    for _ in range(steps):
+        params, state = step(params, state, batch)
+    return params, state
+
+
+TRANSFORMS = {
+    "sam": xsam_jax.sam(0.3),
+    "xsam": xsam_jax.xsam(0.3, 0.6, probe_every=2),
+    "gsam": xsam_jax.gsam(0.3, 0.4),
+    "friendly_sam": xsam_jax.friendly_sam(0.3, 0.6),
+    "look_sam": xsam_jax.look_sam(0.3, 0.7, 2),
+}
+TRANSFORMS = {name: optax.chain(tx, optax.sgd(0.1)) for name, tx in TRANSFORMS.items()}
+ESAM = optax.chain(
+    xsam_jax.esam(0.3, beta=0.6, gamma=0.5, key=jax.random.key(3)), optax.sgd(0.1, momentum=0.9)
+)
+every_transform = pytest.mark.parametrize("tx", TRANSFORMS.values(), ids=TRANSFORMS)
+sam_and_xsam = pytest.mark.parametrize(
+    "tx", [TRANSFORMS["sam"], TRANSFORMS["xsam"]], ids=["sam", "xsam"]
+)
+every_mesh = pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"]
+)
+
+
+@functools.cache
+def on_one_device(tx):
+    """Parameters and state after four steps, to compare with."""
+    params, batch = make_params(), make_batch()
+    return train((make_esam_step if tx is ESAM else make_step)(tx), params, tx.init(params), batch)
+
+
+def make_mesh(axis_type=AxisType.Auto):
+    return jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+
+
+def place(tree, mesh, spec):
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def in_shard_map(step, **kwargs):
+    specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
+    return jax.shard_map(step, mesh=make_mesh(), **{**specs, **kwargs})
+
+
+def in_pmap(step):
+    """The step of all devices, of stacked parameters and state."""
+
+    def mapped(params, state, batch):
+        local_batch = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch)
+        return jax.pmap(step, axis_name="data")(params, state, local_batch)
+
+    return mapped
+
+
+def in_unchecked_shard_map(step):
+    """As `in_pmap`, by `jax.shard_map` with `check_vma=False`."""
+
+    def local_step(params, state, batch):
+        params, state = jax.tree.map(lambda leaf: leaf[0], (params, state))
+        return jax.tree.map(lambda leaf: leaf[None], step(params, state, batch))
+
+    return in_shard_map(local_step, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+
+
+def on_replicas(mapped, tx):
+    """Parameters and state of all devices after four steps, stacked."""
+    params = make_params()
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), (params, tx.init(params)))
+    return train(mapped, *stacked, make_batch())
+
+
+def assert_close(actual, expected):
+    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def drift(replicas):
+    """The largest difference of a parameter between devices."""
+    return max(float(jnp.max(leaf.max(0) - leaf.min(0))) for leaf in jax.tree.leaves(replicas))
+
+
+def error(replicas, expected):
+    differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), replicas, expected)
+    return max(jax.tree.leaves(differences))
+
+
+# --------------------------------------------------------------------------------------------------
+# jax.jit and jax.shard_map
+
+
+@on_eight_devices
+@sam_and_xsam
+def test_jit_with_a_sharded_batch_equals_one_device(tx):
+    batch = place(make_batch(), make_mesh(), P("data"))
+    result = train(make_step(tx), make_params(), tx.init(make_params()), batch)
+    assert_close(result, on_one_device(tx))
+
+
+@on_eight_devices
+@every_transform
+def test_an_explicit_mesh_with_a_sharded_batch_equals_one_device(tx):
+    mesh = make_mesh(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params = place(make_params(), mesh, P())
+        result = train(make_step(tx), params, tx.init(params), place(make_batch(), mesh, P("data")))
+    assert_close(result, on_one_device(tx))
+
+
+@on_eight_devices
+@every_transform
+def test_shard_map_with_the_mean_loss_equals_one_device(tx):
+    params = make_params()
+    step = in_shard_map(make_step(tx, pmean(loss_fn)))
+    assert_close(train(step, params, tx.init(params), make_batch()), on_one_device(tx))
+
+
+def trace_in_shard_map(update, mesh=None, axes="data"):
+    """Traces `update(params, batch)`, which computes nothing."""
+    mesh = mesh or make_mesh()
+    mapped = jax.shard_map(update, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P())
+    return jax.eval_shape(mapped, make_params(), make_batch())
+
+
+def update_with(tx, params, batch, axes="data", **arguments):
+    """An update with the right first gradient, so that only `arguments` can be wrong."""
+    mean = jax.lax.pmean(jax.grad(loss_fn)(jax.lax.pcast(params, axes, to="varying"), batch), axes)
+    return tx.update(mean, tx.init(params), params, **arguments)[0]
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", METHODS)
+def test_shard_map_with_the_loss_of_one_device_raises(name):
+    method = METHODS[name]
+    tx = method.make()
+
+    def update(params, batch):
+        arguments = method.arguments(lambda p: loss_fn(p, batch))
+        return update_with(tx, params, batch, **arguments)
+
+    with pytest.raises(ValueError) as raised:
+        trace_in_shard_map(update)
+    message = str(raised.value)
+    if method.sample_losses:
+        assert message.startswith("losses_fn differs between the devices of mesh axis 'data'")
+        assert "jax.lax.all_gather(losses, 'data', tiled=True, to=\"invarying\")" in message
+    else:
+        assert message.startswith("value_fn differs between the devices of mesh axis 'data'")
+        assert "value_fn=lambda params: jax.lax.pmean(loss(params), 'data')" in message
+
+
+@on_eight_devices
+@pytest.mark.parametrize("axes", ["x", ("x", "y")], ids=str)
+def test_the_error_names_the_axes_that_are_missing(axes):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+    def update(params, batch):
+        def value_fn(params):
+            loss = loss_fn(params, batch)
+            return jax.lax.pmean(loss, "y") if axes == "x" else loss
+
+        return update_with(xsam_jax.sam(0.1), params, batch, ("x", "y"), value_fn=value_fn)
+
+    with pytest.raises(ValueError) as raised:
+        trace_in_shard_map(update, mesh, ("x", "y"))
+    assert f"pmean(loss(params), {axes!r})" in str(raised.value)
+
+
+@on_eight_devices
+def test_shard_map_with_the_value_of_one_device_raises():
+    def update(params, batch):
+        def value_fn(params):
+            return pmean(loss_fn)(params, batch)
+
+        value = loss_fn(params, batch)
+        return update_with(xsam_jax.sam(0.1), params, batch, value_fn=value_fn, value=value)
+
+    with pytest.raises(ValueError, match=r"^value differs .*value=jax.lax.pmean\(loss, 'data'\)"):
+        trace_in_shard_map(update)
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", ["sam", "gsam"])
+@pytest.mark.parametrize("varying", ["params", "updates"])
+def test_varying_inputs_give_one_perturbation_per_device(name, varying):
+    tx = METHODS[name].make()
+
+    def local_update(params, batch):
+        own = jax.lax.pcast(params, "data", to="varying")
+        grads = jax.grad(loss_fn)(own, batch)
+        params = own if varying == "params" else params
+        updates, _ = tx.update(grads, tx.init(params), params, value_fn=lambda p: loss_fn(p, batch))
+        return jax.lax.pmean(updates, "data")
+
+    def group_update(batch):
+        params = make_params()
+        grads = jax.grad(loss_fn)(params, batch)
+        return tx.update(grads, tx.init(params), params, value_fn=lambda p: loss_fn(p, batch))[0]
+
+    groups = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch())
+    expected = jax.tree.map(lambda x: x.mean(0), jax.jit(jax.vmap(group_update))(groups))
+    mapped = in_shard_map(local_update, in_specs=(P(), P("data")))
+    assert_close(jax.jit(mapped)(make_params(), make_batch()), expected)
+
+
+# --------------------------------------------------------------------------------------------------
+# jax.pmap, and jax.shard_map with check_vma=False
+
+
+@on_eight_devices
+@sam_and_xsam
+def test_pmap_with_the_mean_loss_and_the_mean_gradient_equals_one_device(tx):
+    assert_replicas_equal_one_device(in_pmap, tx)
+
+
+@on_eight_devices
+@every_transform
+def test_unchecked_shard_map_with_the_mean_loss_and_gradient_equals_one_device(tx):
+    assert_replicas_equal_one_device(in_unchecked_shard_map, tx)
+
+
+def assert_replicas_equal_one_device(mapped, tx):
+    step = make_step(tx, pmean(loss_fn), pmean(jax.grad(loss_fn)), pass_grad_fn=True)
+    replicas = on_replicas(mapped(step), tx)
+    assert drift(replicas) == 0
+    assert_close(jax.tree.map(lambda leaf: leaf[0], replicas), on_one_device(tx))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("mapped", [in_pmap, in_unchecked_shard_map])
+@pytest.mark.parametrize("value_fn", [loss_fn, pmean(loss_fn)], ids=["local", "mean"])
+def test_without_the_mean_gradient_devices_drift_apart(mapped, value_fn):
+    """If this fails, JAX has changed, and the recipe warns of what no longer happens."""
+    tx = TRANSFORMS["sam"]
+    params, _ = on_replicas(mapped(make_step(tx, value_fn, pmean(jax.grad(loss_fn)))), tx)
+    assert drift(params) > 0.01
+    assert error(params, on_one_device(tx)[0]) > 0.01
+
+
+# --------------------------------------------------------------------------------------------------
+# esam
+
+
+@on_eight_devices
+def test_esam_in_shard_map_with_gathered_losses_equals_one_device():
+    def gathered(params, batch):
+        losses = sample_losses(params, batch)
+        return jax.lax.all_gather(losses, "data", tiled=True, to="invarying")
+
+    params = make_params()
+    step = in_shard_map(make_esam_step(ESAM, gathered))
+    assert_close(train(step, params, ESAM.init(params), make_batch()), on_one_device(ESAM))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("pass_losses", [False, True], ids=["computed", "passed"])
+def test_esam_in_shard_map_with_varying_gathered_losses_raises(pass_losses):
+    def update(params, batch):
+        def losses_fn(params, to="varying"):
+            return jax.lax.all_gather(sample_losses(params, batch), "data", tiled=True, to=to)
+
+        arguments = {"losses_fn": losses_fn}
+        if pass_losses:
+            arguments["losses_fn"] = functools.partial(losses_fn, to="invarying")
+            arguments["losses"] = losses_fn(params)
+        return update_with(ESAM, params, batch, **arguments)
+
+    name = "losses" if pass_losses else "losses_fn"
+    with pytest.raises(ValueError, match=f"^{name} differs .*'data'.* to=\"invarying\""):
+        trace_in_shard_map(update)
+
+
+@on_eight_devices
+@every_mesh
+@pytest.mark.parametrize("spec", [P(), P("data")], ids=["replicated", "sharded"])
+def test_esam_with_a_sharded_batch_equals_one_device(axis_type, spec):
+    def losses(params, batch):
+        explicit = axis_type == AxisType.Explicit
+        params = jax.sharding.reshard(params, P()) if explicit else params
+        return sample_losses(params, batch)
+
+    mesh = make_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        params, batch = place(make_params(), mesh, spec), place(make_batch(), mesh, P("data"))
+        result = train(make_esam_step(ESAM, losses), params, ESAM.init(params), batch)
+    assert_close(result, on_one_device(ESAM))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_random_subset_of_a_sharded_array_is_that_of_a_whole_one(convention):
+    tx = xsam_jax.ascent.random_subset(0.6, jax.random.key(0), convention=convention)
+    updates = jax.random.normal(jax.random.key(1), (8, 8))
+    expected, _ = tx.update(updates, tx.init(updates))
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        sharded = place(updates, make_mesh(axis_type), P("data"))
+        kept, _ = jax.jit(tx.update)(sharded, tx.init(sharded))
+        np.testing.assert_array_equal(kept, expected)
+        assert sharding(kept) == sharding(sharded)
+
+
+# --------------------------------------------------------------------------------------------------
+# Sharded parameters (FSDP)
+
+
+def sharding(leaf):
+    """The type, which has the explicit axes, and the placement, in a form that can be compared."""
+    return str(jax.typeof(leaf)), leaf.sharding.devices_indices_map(leaf.shape)
+
+
+def state_of_parameters(state, params):
+    """The leaves of the state that have the shape of parameters."""
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    return [leaf for leaf in jax.tree.leaves(state) if leaf.shape in shapes]
+
+
+def has_state_of_parameters(method):
+    params = make_params()
+    return bool(state_of_parameters(jax.eval_shape(method.make().init, params), params))
+
+
+STATEFUL = {name: method for name, method in METHODS.items() if has_state_of_parameters(method)}
+
+
+@on_eight_devices
+@every_mesh
+@pytest.mark.parametrize("method", STATEFUL.values(), ids=STATEFUL)
+def test_state_and_updates_are_sharded_like_parameters(method, axis_type):
+    tx, mesh = method.make(), make_mesh(axis_type)
+    value_fn = gathered_loss_fn if axis_type == AxisType.Explicit else loss_fn
+    whole = make_params()
+    with jax.set_mesh(mesh):
+        params, batch = place(whole, mesh, P("data")), place(make_batch(), mesh, P("data"))
+        expected = {leaf.shape: sharding(leaf) for leaf in jax.tree.leaves(params)}
+        state = tx.init(params)
+        for leaf in state_of_parameters(state, params):
+            assert sharding(leaf) == expected[leaf.shape]
+        params, state = train(make_step(tx, value_fn), params, state, batch, steps=2)
+        for leaf in [*jax.tree.leaves(params), *state_of_parameters(state, params)]:
+            assert sharding(leaf) == expected[leaf.shape]
+    one_device = train(make_step(tx), whole, tx.init(whole), make_batch(), steps=2)
+    assert_close((params, state), one_device)
+
+
+@on_eight_devices
+@every_mesh
+def test_hessian_vector_products_are_sharded_like_parameters(axis_type):
+    mesh, batch = make_mesh(axis_type), make_batch()
+    whole_batch_loss = gathered_loss_fn if axis_type == AxisType.Explicit else loss_fn
+    with jax.set_mesh(mesh):
+        params = place(make_params(), mesh, P("data"))
+        objective = Objective(lambda p: whole_batch_loss(p, batch), params, None)
+        product = objective.hessian_vector_product(params)
+        expected = jax.tree.map(sharding, params)
+        assert jax.tree.map(sharding, product) == expected
