@@ -253,3 +253,20 @@ def test_a_decision_of_the_host_leaves_no_conditional(sharp):
         params = jnp.ones(1000)
         assert "cond" not in str(jax.make_jaxpr(program)(params, tx.init(params)))
         assert "cond" in str(jax.make_jaxpr(step)(params, tx.init(params)))
+
+
+def instructions(method, num_leaves):
+    """The length of the compiled program of an update."""
+    tx, params = method.make(), [jnp.ones((2, 2))] * num_leaves
+
+    def value_fn(params):
+        return sum(jnp.sum(leaf**2) for leaf in params)
+
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, **method.arguments(value_fn)))
+    return update.lower(params, tx.init(params), params).compile().as_text().count(" = ")
+
+
+@pytest.mark.parametrize("name", ["gsam", "xsam", "look_sam", "gam"])
+def test_the_program_grows_linearly_with_the_number_of_leaves(name):
+    small, large = (instructions(METHODS[name], n) for n in (25, 50))
+    assert large <= 2.1 * small
