@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -276,6 +277,67 @@ def test_bad_updates_are_refused_before_any_computation(method, kwargs, error, m
         tx.update(GRADS, tx.init(PARAMS), **kwargs)
     jax.effects_barrier()
     assert evaluated == []
+
+
+WRAPPERS = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "split_real_and_imaginary": optax.contrib.split_real_and_imaginary,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_that_drops_value_fn_is_named(name):
+    tx = optax.chain(WRAPPERS[name](xsam_jax.sam(0.1)), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=f"value_fn is missing.* dropped it.*{name}"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+
+
+@gradient_method
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"grad_fn": lambda p, i: jax.grad(loss_fn)(p)},
+            r"grad_fn is called with the parameters alone.*\(p, i\).*grad_fn\(params, 0\)",
+        ),
+        (
+            {"value_fn": lambda p, batch: loss_fn(p)},
+            r"value_fn is called with the parameters alone.*\(p, batch\).*loss\(params, batch\)",
+        ),
+    ],
+    ids=["grad_fn", "value_fn"],
+)
+def test_a_function_of_more_than_the_parameters_is_explained(method, arguments, message):
+    tx = method.make()
+    with pytest.raises(TypeError, match=message):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, **{"value_fn": loss_fn, **arguments})
+
+
+@pytest.mark.parametrize(
+    "leaf", [2, True, "relu", jax.nn.relu], ids=["int", "bool", "str", "function"]
+)
+def test_a_leaf_that_is_no_array_is_named(leaf):
+    with pytest.raises(TypeError, match=r"no floating-point array, .* at params\['b'\]\[0\]: "):
+        xsam_jax.sam(0.1).init({"a": jnp.ones(2), "b": [leaf]})
+
+
+def test_a_python_float_is_a_parameter():
+    tx, params = xsam_jax.sam(0.1), {"a": 3.0, "b": jnp.float32(4.0)}
+    updates, _ = tx.update(
+        {"a": 6.0, "b": 8.0}, tx.init(params), params, value_fn=lambda p: p["a"] ** 2 + p["b"] ** 2
+    )
+    np.testing.assert_allclose([updates["a"], updates["b"]], [6.12, 8.16], rtol=1e-6)
+
+
+@pytest.mark.parametrize("choose", [lambda m: m, lambda m: eqx.filter(m, eqx.is_array)])
+def test_an_equinox_model_in_place_of_its_inexact_arrays_is_explained(choose):
+    class Model(eqx.Module):
+        layer: eqx.nn.MLP
+        steps: jax.Array
+
+    model = Model(eqx.nn.MLP(2, 1, 4, 1, key=KEY), jnp.arange(3))
+    with pytest.raises(TypeError, match=r"eqx.partition\(model, eqx.is_inexact_array\)"):
+        xsam_jax.sam(0.1).init(choose(model))
 
 
 @gradient_method

@@ -1,5 +1,6 @@
 """Eager validation: each error names the argument, the value, and what to write instead."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -175,6 +176,12 @@ def selection(mask: Any, params: Any) -> Any:
         ) from None
 
 
+_EQUINOX = (
+    "of an Equinox model, pass the inexact arrays, "
+    "params, static = eqx.partition(model, eqx.is_inexact_array)"
+)
+
+
 def parameters(params: Any) -> None:
     """Raises where `params` has leaves without a real gradient, or was cut by a mask."""
     if has_node(params, lambda node: isinstance(node, optax.MaskedNode)):
@@ -184,17 +191,24 @@ def parameters(params: Any) -> None:
             "optax.chain(xsam(...), optax.partition(...)); to perturb a subset only, mask inside "
             "the ascent"
         )
-    for leaf in jax.tree.leaves(params):
-        dtype = getattr(leaf, "dtype", np.float32)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            if not isinstance(leaf, float):
+                raise TypeError(
+                    f"params has a leaf that is no floating-point array, {leaf!r} at "
+                    f"params{jax.tree_util.keystr(path)}: make a number an array, "
+                    f"jnp.asarray(1.0), and keep the rest out of params; {_EQUINOX}"
+                )
+        elif jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"params has a complex leaf, {dtype}{list(leaf.shape)}: "
                 "split it into real and imaginary parts"
             )
-        if not jnp.issubdtype(dtype, jnp.floating):
+        elif not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params has a leaf without gradient, {dtype}{list(leaf.shape)}: "
-                "close value_fn over it, and keep it out of params"
+                f"params has a leaf without gradient, {dtype}{list(leaf.shape)}: close value_fn "
+                f"over it, and keep it out of params; {_EQUINOX}"
             )
 
 
@@ -215,11 +229,17 @@ def loss_functions(
             "value_fn is missing: a sharpness-aware step evaluates the loss at other parameters. "
             "Write tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))"
             "; in Flax NNX, optimizer.update(model, grads, value_fn=make_value_fn(loss_fn, model, "
-            "batch)) with xsam_jax.flax_nnx; in linen, apply_gradients(grads=grads, value_fn=...) "
-            "of xsam_jax.flax_linen.TrainState, since Flax's own drops it"
+            "batch)) with xsam_jax.flax_nnx. If you passed it, something around the method dropped "
+            "it: the TrainState of Flax linen does (use xsam_jax.flax_linen.TrainState), and so do "
+            "optax.MultiSteps(...).gradient_transformation() and "
+            "optax.contrib.split_real_and_imaginary (put them after the method in the chain)"
         )
     if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
+    if grad_fn is not None:
+        contrib = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
+        fix = f"grad_fn=jax.grad(loss); {contrib}"
+        _takes_parameters_alone("grad_fn", grad_fn, params, fix)
     if value_fn is None:
         return
     if not callable(value_fn):
@@ -227,6 +247,8 @@ def loss_functions(
             "value_fn must be a function of the parameters, "
             f"value_fn=lambda params: loss(params, batch), got {value_fn!r}"
         )
+    fix = "value_fn=lambda params: loss(params, batch)"
+    _takes_parameters_alone("value_fn", value_fn, params, fix)
     program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(
@@ -249,6 +271,21 @@ def loss_functions(
     value_type = jax.tree.map(jax.typeof, value)
     _of_all_devices("value", value_type, inputs, "write value=jax.lax.pmean(loss, {})")
     _argument_used(program)
+
+
+def _takes_parameters_alone(name: str, function: Any, params: optax.Params, fix: str) -> None:
+    """Raises where the signature of `function` does not allow `function(params)`."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables written in C do not tell
+        return
+    try:
+        signature.bind(params)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called with the parameters alone, but its signature is {signature} "
+            f"({error}): write {fix}"
+        ) from None
 
 
 def scalar_result(name: str, value: Any) -> None:
