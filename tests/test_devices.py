@@ -420,7 +420,7 @@ def state_of_parameters(state, params):
 
 
 def has_state_of_parameters(method):
-    params = make_params()
+    params = jax.eval_shape(make_params)
     return bool(state_of_parameters(jax.eval_shape(method.make().init, params), params))
 
 

@@ -198,25 +198,25 @@ def slerp_to_maximum(
 class _Plane(NamedTuple):
     """The plane of two trees, and the angle between them.
 
-    It keeps the trees as they are, with one factor each, not their unit directions: a conditional
+    It keeps the trees as they are, with one divisor each, not their unit directions: a conditional
     holds what its branches read, and these two are in memory anyway.
     """
 
     start: Any
     end: Any
-    reciprocal_start: jax.Array
-    reciprocal_end: jax.Array
+    start_length: jax.Array
+    end_length: jax.Array
     psi: jax.Array
 
     @classmethod
     def spanned_by(cls, start: Any, end: Any) -> "_Plane":
-        factors = tree.reciprocal_norm(start), tree.reciprocal_norm(end)
-        return cls(start, end, *factors, tree.angle(start, end))
+        lengths = tree.divisor(start), tree.divisor(end)
+        return cls(start, end, *lengths, tree.angle(start, end))
 
     @property
     def exists(self) -> jax.Array:
         # Past pi - 1e-3 the weights exceed 1000, and a float32 direction is noise.
-        nonzero = (self.reciprocal_start > 0) & (self.reciprocal_end > 0)
+        nonzero = jnp.isfinite(self.start_length) & jnp.isfinite(self.end_length)
         return nonzero & (self.psi <= jnp.pi - 1e-3)
 
     @property
@@ -226,6 +226,7 @@ class _Plane(NamedTuple):
 
     def direction(self, alpha: jax.Array) -> Any:
         weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
-        start_weight = jnp.where(self.exists, weights[0], 0.0) * self.reciprocal_start
-        end_weight = jnp.where(self.exists, weights[1], 1.0) * self.reciprocal_end
+        # Divided last: XLA repeats cheaper operations on scalars in the program of each leaf.
+        start_weight = jnp.where(self.exists, weights[0], 0.0) / self.start_length
+        end_weight = jnp.where(self.exists, weights[1], 1.0) / self.end_length
         return tree.combine(start_weight, self.start, end_weight, self.end)
