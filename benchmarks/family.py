@@ -4,12 +4,22 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import xsam_jax as xj
 from benchmarks import steps
-from benchmarks.measure import Program, markdown, number, paired_ratios, quotient
+from benchmarks.measure import (
+    Program,
+    markdown,
+    number,
+    paired_ratios,
+    progress,
+    quotient,
+    seconds,
+)
 from benchmarks.models import Problem
 from benchmarks.tables import Bench
 from xsam_jax.gating import every, gated
@@ -117,4 +127,41 @@ def _with_extra_args(
 ) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(
         tx.init, functools.partial(tx.update, **extra_args)
+    )
+
+
+LEAVES = {"tiny": 20, "full": 500, "large": 500}
+
+
+def compile_time(bench: Bench) -> str:
+    """Times trace, lowering and compilation of a step of a network with many small arrays."""
+    leaves = LEAVES[bench.size]
+    params = [jnp.full((16, 16) if i % 2 == 0 else (16,), 0.1) for i in range(leaves)]
+    batch = jnp.ones((8, 16)), jnp.ones((8, 16))
+
+    def loss_fn(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        for weight, bias in zip(params[::2], params[1::2], strict=True):
+            x = x + jnp.tanh(x @ weight + bias)
+        return jnp.mean((x - y) ** 2)
+
+    def measured(step: steps.Step) -> float:
+        # The function has never been traced before, so that nothing of it can be cached.
+        return seconds(lambda: bench.compile(step.step, params, step.init(params), batch).compiled)
+
+    others = {"xsam": xj.xsam(RHO, steps.RHO_MAX), "look_sam": xj.look_sam(RHO, 0.7, 5)}
+    competitors = {
+        "gradient": steps.gradient(loss_fn),
+        "hand-written SAM": steps.hand_written_sam(loss_fn),
+        **{name: steps.ours(loss_fn, tx) for name, tx in {**TRANSFORMS, **others}.items()},
+    }
+    # What JAX itself traces once and keeps. A step of its own, or that of the table is cached.
+    measured(steps.ours(loss_fn, TRANSFORMS["sam"]))
+    names = list(competitors)
+    times = {names[i]: measured(competitors[names[i]]) for i in progress(len(names), "compile")}
+    rows = [[name, number(t, 1), number(t / times["sam"])] for name, t in times.items()]
+    return (
+        f"{markdown(['', 'seconds', 'over sam'], rows)}\n\nTrace, lowering and compilation of a "
+        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays; once "
+        "each."
     )

@@ -34,6 +34,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "trainer": ("An epoch of training", trainer.trainer),
     "analysis": ("Curvature", analysis.curvature),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
+    "leaves": ("Compile time with many arrays", family.compile_time),
 }
 
 # So many pairs that everything takes about 25 minutes on two cores.

@@ -200,9 +200,11 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
       >>> angle(jnp.array([2.0, 0.0]), jnp.array([1.0, 1e-3]))
       Array(0.001, dtype=float32)
     """
-    c = cosine(u, v)
+    # As `cosine` and `reject` of unit trees, but each norm is traced once.
+    length_u, length_v = divisor(u), divisor(v)
+    c = dot(u, v) / length_u / length_v
     # Not `norm`: a small rejection of unit trees is a small angle, not an underflow.
-    rejection = combine(-c * reciprocal_norm(u), u, reciprocal_norm(v), v)
+    rejection = combine(-c / length_u, u, 1.0 / length_v, v)
     return jnp.arctan2(jnp.sqrt(squared_norm(rejection)), c)
 
 
