@@ -118,7 +118,24 @@ def unit(tree: PyTree) -> PyTree:
       >>> unit(jnp.zeros(2))
       Array([0., 0.], dtype=float32)
     """
-    return scale(reciprocal_norm(tree), tree)
+    return with_norm(tree, 1.0)
+
+
+def with_norm(tree: PyTree, length: Any) -> PyTree:
+    r"""Returns :math:`s\, u / \|u\|` in one pass, guarded as `unit` is.
+
+    Args:
+      tree: a pytree of real arrays of any floating dtypes.
+      length: :math:`s`, any real scalar; a negative one turns the direction.
+
+    Returns:
+      A tree of the same structure and shapes, float32 (float64 under x64).
+
+    Example:
+      >>> with_norm(jnp.array([3.0, 4.0]), 2.0)
+      Array([1.2, 1.6], dtype=float32)
+    """
+    return scale(length / divisor(tree), tree)
 
 
 def dot(u: PyTree, v: PyTree) -> jax.Array:

@@ -83,8 +83,8 @@ def slerp_sam(
       >>> params = jnp.array([1.0, 1.0])
       >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
       >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
-      >>> updates
-      Array([1.9107751, 8.807129 ], dtype=float32)
+      >>> print([f"{u:.3f}" for u in updates])
+      ['1.911', '8.807']
 
     References:
       `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,

@@ -87,16 +87,15 @@ def match_norm(
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         path = checks.ascent_path("match_norm", path, params)
-        direction = tree.unit(updates)
         if scale in _LENGTHS:
             length = _LENGTHS[scale](path)
         else:
             limit = tree.norm(path.last_gradient)
             displacement, end = path.displacement, path.last_value
             if scale == "slope_max":
-                displacement, end = tree.scale(at_count(rho_max, state), direction), None
+                displacement, end = tree.with_norm(updates, at_count(rho_max, state)), None
             length = _slope(displacement, end, limit, params, value_fn, value)
-        return tree.scale(length, direction), advance(state)
+        return tree.with_norm(updates, length), advance(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

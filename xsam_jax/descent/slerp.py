@@ -167,7 +167,7 @@ def slerp_to_maximum(
         radius = jnp.asarray(at_count(rho_max, state))
 
         def loss_at(alpha: jax.Array) -> jax.Array:
-            return value_at(value_fn, params, tree.scale(radius, plane.direction(alpha)))
+            return value_at(value_fn, params, plane.direction(alpha, radius))
 
         def probe(alpha: jax.Array) -> jax.Array:
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
@@ -224,9 +224,9 @@ class _Plane(NamedTuple):
         # Where both are equal to rounding every alpha is one direction, and its maximum noise.
         return self.exists & (self.psi > 8 * jnp.finfo(self.psi.dtype).eps)
 
-    def direction(self, alpha: jax.Array) -> Any:
+    def direction(self, alpha: jax.Array, length: Any = 1.0) -> Any:
         weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
         # Divided last: XLA repeats cheaper operations on scalars in the program of each leaf.
-        start_weight = jnp.where(self.exists, weights[0], 0.0) / self.start_length
-        end_weight = jnp.where(self.exists, weights[1], 1.0) / self.end_length
+        start_weight = length * jnp.where(self.exists, weights[0], 0.0) / self.start_length
+        end_weight = length * jnp.where(self.exists, weights[1], 1.0) / self.end_length
         return tree.combine(start_weight, self.start, end_weight, self.end)
