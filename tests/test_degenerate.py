@@ -173,6 +173,14 @@ def test_a_slope_is_signed(scale):
     np.testing.assert_allclose(updates, (0.36 / 0.2) * AXES[0], atol=1e-5)
 
 
+def test_a_unit_direction_is_not_measured_again():
+    """Given one of norm 2, `unit=True` believes that it is 1."""
+    double = optax.stateless(lambda updates, params: 2.0 * AXES[1])
+    for unit, length in ((False, 5.0), (True, 10.0)):
+        updates, _ = descend(optax.chain(double, match_norm(unit=unit)), AXES[0], 5.0 * AXES[0])
+        np.testing.assert_allclose(updates, length * AXES[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
 def test_parallel_vectors_slerp_to_themselves(alpha):
     updates, _ = descend(slerp(alpha), 0.1 * AXES[0], 5.0 * AXES[0])

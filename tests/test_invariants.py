@@ -230,7 +230,7 @@ def test_slerp_gives_a_unit_direction_at_the_fraction_of_the_angle(pair, alpha):
     start, gradients = pair
     psi = float(tree.angle(start, gradients))
     hypothesis.assume(psi < 3.0)
-    descent = optax.chain(slerp(alpha), match_norm())
+    descent = optax.chain(slerp(alpha), match_norm(unit=True))
     tx = xsam_jax.sharpness_aware(optax.stateless(lambda g, p: start), descent)
     zeros = jax.tree.map(jnp.zeros_like, start)
     updates, _ = tx.update(gradients, tx.init(zeros), zeros, grad_fn=lambda p: gradients)

@@ -118,21 +118,21 @@ def unit(tree: PyTree) -> PyTree:
       >>> unit(jnp.zeros(2))
       Array([0., 0.], dtype=float32)
     """
-    return with_norm(tree, 1.0)
+    return with_norm(1.0, tree)
 
 
-def with_norm(tree: PyTree, length: Any) -> PyTree:
+def with_norm(length: Any, tree: PyTree) -> PyTree:
     r"""Returns :math:`s\, u / \|u\|` in one pass, guarded as `unit` is.
 
     Args:
-      tree: a pytree of real arrays of any floating dtypes.
       length: :math:`s`, any real scalar; a negative one turns the direction.
+      tree: a pytree of real arrays of any floating dtypes.
 
     Returns:
       A tree of the same structure and shapes, float32 (float64 under x64).
 
     Example:
-      >>> with_norm(jnp.array([3.0, 4.0]), 2.0)
+      >>> with_norm(2.0, jnp.array([3.0, 4.0]))
       Array([1.2, 1.6], dtype=float32)
     """
     return scale(length / divisor(tree), tree)

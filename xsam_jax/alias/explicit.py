@@ -92,7 +92,7 @@ def slerp_sam(
     """
     return sharpness_aware(
         climb(rho, steps),
-        optax.chain(slerp(alpha, between=between), match_norm()),
+        optax.chain(slerp(alpha, between=between), match_norm(unit=True)),
         steps=steps,
     )
 
@@ -184,7 +184,7 @@ def xsam(
                 probe_batch_size=probe_batch_size,
                 search=search,
             ),
-            match_norm(scale, rho_max if scale == "slope_max" else None),
+            match_norm(scale, rho_max if scale == "slope_max" else None, unit=True),
         ),
         steps=steps,
     )

@@ -82,7 +82,7 @@ def gradient_norm_aware(
         grad_fn = checks.present(grad_fn, "grad_fn is missing: sharpness_aware passes it on")
 
         def climb(point: optax.Params, length: Any, direction: Any) -> optax.Params:
-            return optax.apply_updates(point, tree.with_norm(direction, length))
+            return optax.apply_updates(point, tree.with_norm(length, direction))
 
         g_0, g_1 = path.first_gradient, updates
         change = tree.combine(1.0, g_1, -1.0, g_0)

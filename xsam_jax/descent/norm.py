@@ -19,7 +19,7 @@ SCALES = (*_LENGTHS, "slope", "slope_max")
 
 
 def match_norm(
-    scale: str = "last", rho_max: optax.ScalarOrSchedule | None = None
+    scale: str = "last", rho_max: optax.ScalarOrSchedule | None = None, *, unit: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gives a direction its length: :math:`s\, u / \|u\|`.
 
@@ -43,6 +43,8 @@ def match_norm(
       scale: the name of the length. Static.
       rho_max: :math:`\rho_m > 0`, for "slope_max" only: a number, which may be traced, or a
         schedule.
+      unit: whether `updates` has the norm 1 already, as what `slerp` returns; it is not measured
+        again. Static.
 
     Returns:
       A descent that rescales `updates` (zero stays zero), float32 (float64 under x64). Its state
@@ -87,15 +89,16 @@ def match_norm(
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         path = checks.ascent_path("match_norm", path, params)
+        with_norm = tree.scale if unit else tree.with_norm
         if scale in _LENGTHS:
             length = _LENGTHS[scale](path)
         else:
             limit = tree.norm(path.last_gradient)
             displacement, end = path.displacement, path.last_value
             if scale == "slope_max":
-                displacement, end = tree.with_norm(updates, at_count(rho_max, state)), None
+                displacement, end = with_norm(at_count(rho_max, state), updates), None
             length = _slope(displacement, end, limit, params, value_fn, value)
-        return tree.with_norm(updates, length), advance(state)
+        return with_norm(length, updates), advance(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

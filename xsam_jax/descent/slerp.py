@@ -47,7 +47,7 @@ def slerp(
       >>> from xsam_jax.core import sharpness_aware
       >>> from xsam_jax.descent import match_norm
       >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
-      >>> tx = sharpness_aware(ascent, optax.chain(slerp(alpha=1.5), match_norm()))
+      >>> tx = sharpness_aware(ascent, optax.chain(slerp(alpha=1.5), match_norm(unit=True)))
 
     References:
       `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
@@ -118,7 +118,8 @@ def slerp_to_maximum(
         points, and finds the same one where the loss over the grid rises, then falls. Static.
 
     Returns:
-      A descent with state `SlerpToMaximumState`; follow it with `match_norm`. Needs `value_fn`.
+      A descent with state `SlerpToMaximumState`; follow it with `match_norm(unit=True)`.
+      Needs `value_fn`.
 
     Raises:
       TypeError: an argument is of the wrong type, or a static one is traced.
@@ -129,7 +130,7 @@ def slerp_to_maximum(
       >>> from xsam_jax.core import sharpness_aware
       >>> from xsam_jax.descent import match_norm
       >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
-      >>> descent = optax.chain(slerp_to_maximum(0.2, probe_every=10), match_norm())
+      >>> descent = optax.chain(slerp_to_maximum(0.2, probe_every=10), match_norm(unit=True))
       >>> tx = sharpness_aware(ascent, descent)
 
     References:
