@@ -255,18 +255,26 @@ def test_a_decision_of_the_host_leaves_no_conditional(sharp):
         assert "cond" in str(jax.make_jaxpr(step)(params, tx.init(params)))
 
 
-def instructions(method, num_leaves):
-    """The length of the compiled program of an update."""
+def program_of_update(method, num_leaves):
+    """The text of the compiled program of an update."""
     tx, params = method.make(), [jnp.ones((2, 2))] * num_leaves
 
     def value_fn(params):
         return sum(jnp.sum(leaf**2) for leaf in params)
 
     update = jax.jit(lambda g, s, p: tx.update(g, s, p, **method.arguments(value_fn)))
-    return update.lower(params, tx.init(params), params).compile().as_text().count(" = ")
+    return update.lower(params, tx.init(params), params).compile().as_text()
 
 
 @pytest.mark.parametrize("name", ["gsam", "xsam", "look_sam", "gam"])
 def test_the_program_grows_linearly_with_the_number_of_leaves(name):
-    small, large = (instructions(METHODS[name], n) for n in (25, 50))
+    small, large = (program_of_update(METHODS[name], n).count(" = ") for n in (25, 50))
     assert large <= 2.1 * small
+
+
+@pytest.mark.parametrize("name", ["gsam", "gam", "msam"])
+def test_no_kernel_adds_up_two_sums_over_all_leaves(name):
+    """One sum takes a parameter and an addition for each leaf."""
+    computations = program_of_update(METHODS[name], 50).split("\n\n")
+    sizes = [c.count(" = ") for c in computations if c.startswith("%fused_computation")]
+    assert 2 * 50 < max(sizes) < 3 * 50

@@ -118,7 +118,7 @@ def unit(tree: PyTree) -> PyTree:
       >>> unit(jnp.zeros(2))
       Array([0., 0.], dtype=float32)
     """
-    return with_norm(1.0, tree)
+    return scale(reciprocal_norm(tree), tree)
 
 
 def with_norm(length: Any, tree: PyTree) -> PyTree:
@@ -135,7 +135,7 @@ def with_norm(length: Any, tree: PyTree) -> PyTree:
       >>> with_norm(2.0, jnp.array([3.0, 4.0]))
       Array([1.2, 1.6], dtype=float32)
     """
-    return scale(length / divisor(tree), tree)
+    return scale(length, unit(tree))
 
 
 def dot(u: PyTree, v: PyTree) -> jax.Array:
@@ -175,9 +175,8 @@ def project(u: PyTree, v: PyTree) -> PyTree:
       >>> project(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
       Array([3., 0.], dtype=float32)
     """
-    # Not by `unit`, which would be another tree in memory.
     length = divisor(v)
-    return scale(dot(u, v) / length / length, v)
+    return scale(dot(u, v) / length, scale(1.0 / length, v))
 
 
 def reject(u: PyTree, v: PyTree) -> PyTree:
