@@ -308,6 +308,29 @@ def test_varying_inputs_give_one_perturbation_per_device(name, varying):
     assert_close(jax.jit(mapped)(make_params(), make_batch()), expected)
 
 
+@on_eight_devices
+@pytest.mark.parametrize("name", METHODS)
+def test_shards_of_the_parameters_in_shard_map_raise(name):
+    """Each device would take the norm of its shard."""
+    method = METHODS[name]
+    tx = method.make()
+
+    def update(params, batch):
+        def value_fn(shards):
+            whole = jax.lax.all_gather(shards, "data", tiled=True)
+            return pmean(loss_fn)(whole, batch)
+
+        arguments = method.arguments(value_fn)
+        grads = jax.grad(value_fn)(params)
+        return tx.update(grads, tx.init(params), params, **arguments)[0]
+
+    mapped = jax.shard_map(
+        update, mesh=make_mesh(), in_specs=(P("data"), P("data")), out_specs=P("data")
+    )
+    with pytest.raises(ValueError, match=r"mesh axis 'data', .* a shard .* \(FSDP\) under jax.jit"):
+        jax.eval_shape(mapped, make_params(), make_batch())
+
+
 # --------------------------------------------------------------------------------------------------
 # jax.pmap, and jax.shard_map with check_vma=False
 

@@ -354,6 +354,18 @@ def test_a_gradient_function_that_returns_the_value_too_is_explained(method):
 
 
 @gradient_method
+def test_a_gradient_of_other_shapes_is_an_error(method):
+    tx = method.make()
+    args, per_sample = (tx.init(PARAMS), PARAMS), {"a": jnp.ones((8, 3)), "b": jnp.ones(8)}
+    with pytest.raises(ValueError, match=r"grads must be .* \[3\] at params\['a'\], got \[8, 3\]"):
+        tx.update(per_sample, *args, value_fn=loss_fn)
+    with pytest.raises(TypeError, match=r"grads must be .* structure .*pass grads = jax.grad"):
+        tx.update({"a": GRADS["a"]}, *args, value_fn=loss_fn)
+    with pytest.raises(ValueError, match=r"grad_fn must return .* \[3\] at params\['a'\], got"):
+        tx.update(GRADS, *args, value_fn=loss_fn, grad_fn=lambda params: per_sample)
+
+
+@gradient_method
 def test_a_gradient_function_is_not_enough_for_a_probe(method):
     tx = method.make()
     args = GRADS, tx.init(PARAMS), PARAMS

@@ -275,6 +275,25 @@ def is_kernel(path, leaf):
     return path in [("inner", "kernel"), ("outer", "kernel")]
 
 
+@pytest.mark.parametrize("other", [is_kernel, nnx.BatchStat], ids=["fewer", "others"])
+def test_nnx_filters_that_differ_are_an_error(other):
+    model = Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
+    grads = nnx.grad(loss_fn)(model, X, Y)
+    value_fn = flax_nnx.make_value_fn(loss_fn, model, X, Y, wrt=other)
+    with pytest.raises(ValueError, match=r"the same wrt to nnx\.Optimizer and to make_value_fn"):
+        optimizer.update(model, grads, value_fn=value_fn)
+
+
+def test_nnx_lambda_over_the_parameters_is_sent_to_make_value_fn():
+    model = Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
+    grads = nnx.grad(loss_fn)(model, X, Y)
+    with pytest.raises(TypeError) as raised:
+        optimizer.update(model, grads, value_fn=lambda params: loss_fn(params, X, Y))
+    assert "value_fn=make_value_fn(loss, model, batch)" in "".join(raised.value.__notes__)
+
+
 @pytest.mark.parametrize("wrt", [nnx.Param, is_kernel])
 def test_nnx_filter_sees_paths_in_the_model_and_no_argument(wrt):
     """The teacher has the same parameters under the same names."""

@@ -249,7 +249,15 @@ def loss_functions(
         )
     fix = "value_fn=lambda params: loss(params, batch)"
     _takes_parameters_alone("value_fn", value_fn, params, fix)
-    program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
+    try:
+        program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
+    except Exception as error:
+        error.add_note(
+            "value_fn raised this when it was called with params. In Flax NNX write "
+            "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; in Equinox, "
+            "value_fn=lambda params: loss(eqx.combine(params, static), batch)"
+        )
+        raise
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(
             f"value_fn must return the loss alone, got a {type(result).__name__} of {len(result)}: "
@@ -270,6 +278,7 @@ def loss_functions(
     _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
     value_type = jax.tree.map(jax.typeof, value)
     _of_all_devices("value", value_type, inputs, "write value=jax.lax.pmean(loss, {})")
+    _no_shards(params, updates, program.out_avals)
     _argument_used(program)
 
 
@@ -340,6 +349,7 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
     _of_all_devices("losses_fn", program.out_avals, inputs, fix)
     losses_type = jax.tree.map(jax.typeof, losses)
     _of_all_devices("losses", losses_type, inputs, f"{reason}. Pass {gathered}")
+    _no_shards(params, updates, program.out_avals)
     return losses_fn
 
 
@@ -360,6 +370,21 @@ def _of_all_devices(name: str, types: Any, inputs: Any, fix: str) -> None:
         names = ", ".join(map(repr, sorted(axes, key=str)))
         fix = fix.format(names if len(axes) == 1 else f"({names})")
         raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
+
+
+def _no_shards(params: optax.Params, updates: optax.Updates, losses: Any) -> None:
+    """Raises where parameters and gradient vary over axes of `jax.shard_map`, and the loss not."""
+    varying = [_varying_axes(jax.tree.map(jax.typeof, tree)) for tree in (params, updates)]
+    axes = frozenset.intersection(*varying)
+    if axes:
+        axes -= _varying_axes(losses)
+    if axes:
+        names = ", ".join(map(repr, sorted(axes, key=str)))
+        raise ValueError(
+            f"params differ between the devices of mesh axis {names}, but their loss does not, so "
+            "each device has a shard of them, and would take the norm of its shard alone. Shard "
+            "parameters (FSDP) under jax.jit, outside jax.shard_map"
+        )
 
 
 def _varying_axes(types: Any) -> frozenset[Any]:
@@ -383,15 +408,28 @@ def _argument_used(program: Any) -> None:
         )
 
 
-def gradients_like(gradients: Any, params: optax.Params) -> None:
-    """Raises unless `gradients`, from a `grad_fn`, has the tree structure of `params`."""
+def gradients_like(subject: str, gradients: Any, params: optax.Params, fix: str) -> None:
+    """Raises unless `gradients` have the tree structure and the shapes of `params`.
+
+    Args:
+      subject: the beginning of the message, such as "grads must be".
+      gradients: a pytree of arrays.
+      params: the parameters.
+      fix: the end of the message.
+    """
     expected: Any = jax.tree.structure(params)
     got: Any = jax.tree.structure(gradients)
     if expected != got:
         raise TypeError(
-            f"grad_fn must return a gradient with the structure of params, {expected}, got {got}: "
-            "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
+            f"{subject} a gradient with the structure of params, {expected}, got {got}: {fix}"
         )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), gradient in zip(leaves, jax.tree.leaves(gradients), strict=True):
+        if jnp.shape(leaf) != jnp.shape(gradient):
+            raise ValueError(
+                f"{subject} a gradient with the shapes of params, {list(jnp.shape(leaf))} at "
+                f"params{jax.tree_util.keystr(path)}, got {list(jnp.shape(gradient))}: {fix}"
+            )
 
 
 def present(value: Any, message: str) -> Any:

@@ -86,11 +86,12 @@ def sharpness_aware(
     Raises:
       TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, a whole
         method; `steps` is not an integer; in `update`, `value_fn` is not a function that returns a
-        real scalar, `grad_fn` not one that returns a gradient, or a parameter is not a real
-        floating-point array.
+        real scalar, `grad_fn` not one that returns a gradient, the gradient has not the structure
+        of `params`, or a parameter is not a real floating-point array.
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
-        `grad_fn`, are missing, `value_fn` ignores its argument or, in `jax.shard_map`, is
-        the loss of one device, or `params` was cut by `optax.masked` or `optax.partition`.
+        `grad_fn`, are missing, the gradient has not the shapes of `params`, `value_fn` ignores its
+        argument or, in `jax.shard_map`, is the loss of one device or of shards of the parameters,
+        or `params` was cut by `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -135,6 +136,8 @@ def sharpness_aware(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
+        fix = "pass grads = jax.grad(loss)(params)"
+        checks.gradients_like("grads must be", updates, params, fix)
         value_and_gradient_at = _value_and_gradient_function(
             value_fn, grad_fn, params, updates, value, count_gradients
         )
@@ -208,7 +211,8 @@ def _value_and_gradient_function(
         if grad_fn is None:
             return jax.value_and_grad(cast(ValueFn, value_fn))(point)
         gradient = grad_fn(point)
-        checks.gradients_like(gradient, params)
+        fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
+        checks.gradients_like("grad_fn must return", gradient, params, fix)
         return None, gradient
 
     return value_and_gradient_at

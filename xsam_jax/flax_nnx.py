@@ -80,7 +80,13 @@ def make_value_fn(
     rest = _as_pure(states[1])
 
     def value_fn(params: Any) -> jax.Array:
-        frozen_model, frozen_args = nnx.merge(graphdef, {0: params}, rest)
+        try:
+            frozen_model, frozen_args = nnx.merge(graphdef, {0: params}, rest)
+        except ValueError as error:
+            raise ValueError(
+                f"the loss was given other parameters than make_value_fn selected, wrt={wrt!r}: "
+                "give the same wrt to nnx.Optimizer and to make_value_fn"
+            ) from error
         result = loss_fn(frozen_model, *frozen_args)
         if has_aux and not isinstance(result, tuple):
             raise TypeError(f"with has_aux=True loss_fn must return (loss, aux), got {result!r}")
