@@ -331,6 +331,21 @@ def test_shards_of_the_parameters_in_shard_map_raise(name):
         jax.eval_shape(mapped, make_params(), make_batch())
 
 
+@on_eight_devices
+@pytest.mark.parametrize("name", METHODS)
+def test_a_first_gradient_of_one_device_raises(name):
+    method = METHODS[name]
+    tx = method.make()
+
+    def update(params, batch):
+        own = jax.grad(loss_fn)(jax.lax.pcast(params, "data", to="varying"), batch)
+        arguments = method.arguments(lambda p: pmean(loss_fn)(p, batch))
+        return tx.update(own, tx.init(params), params, **arguments)[0]
+
+    with pytest.raises(ValueError, match=r"^grads differ between the devices of mesh axis 'data'"):
+        trace_in_shard_map(update)
+
+
 # --------------------------------------------------------------------------------------------------
 # jax.pmap, and jax.shard_map with check_vma=False
 

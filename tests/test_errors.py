@@ -1,5 +1,6 @@
 """Bad input: the right exception, naming argument, value and fix, before anything is computed."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -354,6 +355,25 @@ def test_a_gradient_function_that_returns_the_value_too_is_explained(method):
 
 
 @gradient_method
+def test_a_function_that_wraps_one_of_more_arguments_is_no_error(method):
+    """`functools.wraps` gives it the other one's signature, and `jax.jit` keeps that."""
+
+    def loss_of_batch(params, batch):
+        return batch * loss_fn(params)
+
+    @jax.jit
+    @functools.wraps(loss_of_batch)
+    def value_fn(params):
+        return loss_of_batch(params, 1.0)
+
+    tx = method.make()
+    arguments = {"value_fn": value_fn, "grad_fn": jax.jit(jax.grad(value_fn))}
+    wrapped, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, **arguments)
+    plain, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+    np.testing.assert_allclose(wrapped["a"], plain["a"], rtol=1e-6)
+
+
+@gradient_method
 def test_a_gradient_of_other_shapes_is_an_error(method):
     tx = method.make()
     args, per_sample = (tx.init(PARAMS), PARAMS), {"a": jnp.ones((8, 3)), "b": jnp.ones(8)}
@@ -423,7 +443,8 @@ def test_complex_parameters_are_refused(method):
 @every_method
 def test_parameters_without_a_gradient_are_refused(method):
     with pytest.raises(
-        TypeError, match=r"a leaf without gradient, int32\[2\]: close value_fn over"
+        TypeError,
+        match=r"a leaf without gradient, int32\[2\] at params\['b'\]: close value_fn over",
     ):
         method.make().init({"a": jnp.ones(2), "b": jnp.arange(2)})
 

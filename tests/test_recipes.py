@@ -990,16 +990,17 @@ def test_seeds_train_as_if_alone_and_the_conditional_stays(ns):
 
 
 @recipe("Several devices")
-def test_several_devices_compute_the_step_of_one(ns):
+def test_several_devices_compute_the_step_of_one(ns, heading):
     """One device here; test_devices.py runs it with eight."""
     tx = optax.chain(xsam(rho=0.1, rho_max=0.2), optax.sgd(0.1))
     expected = ns.make_train_step(tx)(ns.initial, tx.init(ns.initial), ns.batch)
-    with_pmap = jax.tree.map(lambda leaf: leaf[0], ns.with_pmap)
-    for result in (ns.with_jit, ns.with_shard_map, with_pmap, ns.with_explicit_mesh):
+    for result in (ns.with_jit, ns.with_shard_map, ns.with_pmap, ns.with_explicit_mesh):
         for part, expected_part in zip(result, expected, strict=True):
             assert_close(jax.device_get(part), jax.device_get(expected_part))
-    replicas = jax.tree.leaves(ns.with_pmap)
-    assert all(jnp.array_equal(leaf, jnp.broadcast_to(leaf[0], leaf.shape)) for leaf in replicas)
+    call = "step(params, opt_state, jax.tree.map(split, batch))"
+    twice = run(heading, {call: f"step(*{call}, jax.tree.map(split, batch))"}).with_pmap
+    expected = ns.make_train_step(tx)(*expected, ns.batch)
+    assert_close(jax.device_get(twice[0]), jax.device_get(expected[0]))
 
     start = ns.tx.init(ns.initial)
     params, opt_state = ns.make_train_step(ns.tx)(ns.initial, start, ns.batch)

@@ -207,8 +207,9 @@ def parameters(params: Any) -> None:
             )
         elif not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params has a leaf without gradient, {dtype}{list(leaf.shape)}: close value_fn "
-                f"over it, and keep it out of params; {_EQUINOX}"
+                f"params has a leaf without gradient, {dtype}{list(leaf.shape)} at "
+                f"params{jax.tree_util.keystr(path)}: close value_fn over it, and keep it out of "
+                f"params; {_EQUINOX}"
             )
 
 
@@ -231,15 +232,12 @@ def loss_functions(
             "; in Flax NNX, optimizer.update(model, grads, value_fn=make_value_fn(loss_fn, model, "
             "batch)) with xsam_jax.flax_nnx. If you passed it, something around the method dropped "
             "it: the TrainState of Flax linen does (use xsam_jax.flax_linen.TrainState), and so do "
-            "optax.MultiSteps(...).gradient_transformation() and "
-            "optax.contrib.split_real_and_imaginary (put them after the method in the chain)"
+            "optax.MultiSteps(...).gradient_transformation() around it (put it after the method in "
+            "the chain) and optax.contrib.split_real_and_imaginary (split complex parameters "
+            "before init, and join them in value_fn)"
         )
     if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
-    if grad_fn is not None:
-        contrib = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
-        fix = f"grad_fn=jax.grad(loss); {contrib}"
-        _takes_parameters_alone("grad_fn", grad_fn, params, fix)
     if value_fn is None:
         return
     if not callable(value_fn):
@@ -247,15 +245,15 @@ def loss_functions(
             "value_fn must be a function of the parameters, "
             f"value_fn=lambda params: loss(params, batch), got {value_fn!r}"
         )
-    fix = "value_fn=lambda params: loss(params, batch)"
-    _takes_parameters_alone("value_fn", value_fn, params, fix)
     try:
         program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
     except Exception as error:
+        fix = "value_fn=lambda params: loss(params, batch)"
+        explain_signature("value_fn", value_fn, params, fix)
         error.add_note(
-            "value_fn raised this when it was called with params. In Flax NNX write "
-            "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; in Equinox, "
-            "value_fn=lambda params: loss(eqx.combine(params, static), batch)"
+            "value_fn raised this when it was called with params. For a Flax NNX model write "
+            "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; for an Equinox "
+            "model, value_fn=lambda params: loss(eqx.combine(params, static), batch)"
         )
         raise
     if isinstance(result, (tuple, list, dict)):
@@ -275,15 +273,20 @@ def loss_functions(
     inputs = params, updates
     mean = "value_fn=lambda params: jax.lax.pmean(loss(params), {})"
     reason = "its gradient would be their sum, n times too long on n devices"
+    if grad_fn is not None:
+        reason = "losses that a method compares must be equal on all devices"
     _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
     value_type = jax.tree.map(jax.typeof, value)
     _of_all_devices("value", value_type, inputs, "write value=jax.lax.pmean(loss, {})")
-    _no_shards(params, updates, program.out_avals)
+    _whole_inputs(params, updates, program.out_avals)
     _argument_used(program)
 
 
-def _takes_parameters_alone(name: str, function: Any, params: optax.Params, fix: str) -> None:
-    """Raises where the signature of `function` does not allow `function(params)`."""
+def explain_signature(name: str, function: Any, params: optax.Params, fix: str) -> None:
+    """Raises where the signature of `function`, whose call failed, forbids `function(params)`.
+
+    Not before the call: `functools.wraps` gives a function the signature of another one.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some callables written in C do not tell
@@ -349,7 +352,7 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
     _of_all_devices("losses_fn", program.out_avals, inputs, fix)
     losses_type = jax.tree.map(jax.typeof, losses)
     _of_all_devices("losses", losses_type, inputs, f"{reason}. Pass {gathered}")
-    _no_shards(params, updates, program.out_avals)
+    _whole_inputs(params, updates, program.out_avals)
     return losses_fn
 
 
@@ -367,24 +370,34 @@ def _of_all_devices(name: str, types: Any, inputs: Any, fix: str) -> None:
     if axes:
         axes -= _varying_axes(jax.tree.map(jax.typeof, inputs))
     if axes:
-        names = ", ".join(map(repr, sorted(axes, key=str)))
+        names = _names(axes)
         fix = fix.format(names if len(axes) == 1 else f"({names})")
         raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
 
 
-def _no_shards(params: optax.Params, updates: optax.Updates, losses: Any) -> None:
-    """Raises where parameters and gradient vary over axes of `jax.shard_map`, and the loss not."""
-    varying = [_varying_axes(jax.tree.map(jax.typeof, tree)) for tree in (params, updates)]
-    axes = frozenset.intersection(*varying)
+def _whole_inputs(params: optax.Params, updates: optax.Updates, losses: Any) -> None:
+    """Raises where parameters or gradient vary over axes of `jax.shard_map`, and the loss not."""
+    gradient_axes = _varying_axes(jax.tree.map(jax.typeof, updates))
+    if not gradient_axes:
+        return
+    gradient_axes -= _varying_axes(losses)
+    axes = gradient_axes & _varying_axes(jax.tree.map(jax.typeof, params))
     if axes:
-        axes -= _varying_axes(losses)
-    if axes:
-        names = ", ".join(map(repr, sorted(axes, key=str)))
         raise ValueError(
-            f"params differ between the devices of mesh axis {names}, but their loss does not, so "
-            "each device has a shard of them, and would take the norm of its shard alone. Shard "
-            "parameters (FSDP) under jax.jit, outside jax.shard_map"
+            f"params differ between the devices of mesh axis {_names(axes)}, but their loss does "
+            "not, so each device has a shard of them, and would take the norm of its shard alone. "
+            "Shard parameters (FSDP) under jax.jit, outside jax.shard_map"
         )
+    if gradient_axes:
+        raise ValueError(
+            f"grads differ between the devices of mesh axis {_names(gradient_axes)}, but params "
+            "and their loss do not: pass grads = jax.grad(value_fn)(params), or the mean, "
+            "jax.lax.pmean"
+        )
+
+
+def _names(axes: frozenset[Any]) -> str:
+    return ", ".join(map(repr, sorted(axes, key=str)))
 
 
 def _varying_axes(types: Any) -> frozenset[Any]:

@@ -210,7 +210,13 @@ def _value_and_gradient_function(
             count_gradients(1)
         if grad_fn is None:
             return jax.value_and_grad(cast(ValueFn, value_fn))(point)
-        gradient = grad_fn(point)
+        try:
+            gradient = grad_fn(point)
+        except TypeError:
+            fix = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
+            fix = f"grad_fn=jax.grad(loss); {fix}"
+            checks.explain_signature("grad_fn", grad_fn, params, fix)
+            raise
         fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
         checks.gradients_like("grad_fn must return", gradient, params, fix)
         return None, gradient
