@@ -333,6 +333,44 @@ def test_shards_of_the_parameters_in_shard_map_raise(name):
 
 @on_eight_devices
 @pytest.mark.parametrize("name", METHODS)
+def test_replicas_with_a_mean_gradient_raise(name):
+    """As in pmap, where further gradients would be those of one device, and nothing tells."""
+    method = METHODS[name]
+    tx = method.make()
+
+    def update(params, batch):
+        own = jax.lax.pcast(params, "data", to="varying")
+        mean = jax.lax.pmean(jax.grad(loss_fn)(own, batch), "data")
+        arguments = method.arguments(lambda p: pmean(loss_fn)(p, batch))
+        return tx.update(mean, tx.init(params), own, **arguments)[0]
+
+    with pytest.raises(ValueError, match=r"^params differ .* 'data', but grads do not"):
+        trace_in_shard_map(update)
+
+
+@on_eight_devices
+def test_replicas_with_the_mean_gradient_as_function_equal_one_device():
+    tx = TRANSFORMS["sam"]
+
+    def step(params, state, batch):
+        own = jax.lax.pcast(params, "data", to="varying")
+        mean_gradient = pmean(jax.grad(loss_fn))
+        updates, state = tx.update(
+            mean_gradient(own, batch),
+            state,
+            own,
+            value_fn=lambda p: pmean(loss_fn)(p, batch),
+            grad_fn=lambda p: mean_gradient(p, batch),
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = make_params()
+    result = train(in_shard_map(step), params, tx.init(params), make_batch())
+    assert_close(result, on_one_device(tx))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", METHODS)
 def test_a_first_gradient_of_one_device_raises(name):
     method = METHODS[name]
     tx = method.make()

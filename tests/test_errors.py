@@ -373,6 +373,40 @@ def test_a_function_that_wraps_one_of_more_arguments_is_no_error(method):
     np.testing.assert_allclose(wrapped["a"], plain["a"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["value_fn", "grad_fn"])
+def test_an_error_of_a_function_that_wraps_another_comes_through(name):
+    def of_batch(params, batch):
+        return jnp.dot(params["a"], batch)
+
+    @functools.wraps(of_batch)
+    def function(params):
+        return of_batch(params, jnp.ones(4))
+
+    tx = xsam_jax.sam(0.1)
+    with pytest.raises(TypeError, match="dot_general"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, **{name: function})
+
+
+def test_a_pytree_whose_constructor_makes_arrays_is_allowed():
+    @jax.tree_util.register_pytree_node_class
+    class Weights:
+        def __init__(self, array):
+            self.array = jnp.asarray(array, jnp.float32)
+
+        def tree_flatten(self):
+            return (self.array,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    tx, params = xsam_jax.sam(0.1), Weights([3.0, 4.0])
+    updates, _ = tx.update(
+        params, tx.init(params), params, value_fn=lambda p: jnp.sum(p.array**2) / 2
+    )
+    np.testing.assert_allclose(updates.array, [3.06, 4.08], rtol=1e-6)
+
+
 @gradient_method
 def test_a_gradient_of_other_shapes_is_an_error(method):
     tx = method.make()

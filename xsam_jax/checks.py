@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -249,7 +250,7 @@ def loss_functions(
         program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
     except Exception as error:
         fix = "value_fn=lambda params: loss(params, batch)"
-        explain_signature("value_fn", value_fn, params, fix)
+        explain_signature("value_fn", value_fn, params, error, fix)
         error.add_note(
             "value_fn raised this when it was called with params. For a Flax NNX model write "
             "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; for an Equinox "
@@ -276,28 +277,31 @@ def loss_functions(
     if grad_fn is not None:
         reason = "losses that a method compares must be equal on all devices"
     _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
-    value_type = jax.tree.map(jax.typeof, value)
-    _of_all_devices("value", value_type, inputs, "write value=jax.lax.pmean(loss, {})")
-    _whole_inputs(params, updates, program.out_avals)
+    _of_all_devices("value", _types(value), inputs, "write value=jax.lax.pmean(loss, {})")
+    _consistent_inputs(params, updates, program.out_avals, grad_fn)
     _argument_used(program)
 
 
-def explain_signature(name: str, function: Any, params: optax.Params, fix: str) -> None:
-    """Raises where the signature of `function`, whose call failed, forbids `function(params)`.
+def explain_signature(
+    name: str, function: Any, params: optax.Params, error: Exception, fix: str
+) -> None:
+    """Raises where `function(params)` raised `error` since its signature forbids this call.
 
     Not before the call: `functools.wraps` gives a function the signature of another one.
     """
+    if not re.search("(positional|keyword-only) argument", str(error)):
+        return
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some callables written in C do not tell
         return
     try:
         signature.bind(params)
-    except TypeError as error:
+    except TypeError as mismatch:
         raise TypeError(
             f"{name} is called with the parameters alone, but its signature is {signature} "
-            f"({error}): write {fix}"
-        ) from None
+            f"({mismatch}): write {fix}"
+        ) from error
 
 
 def scalar_result(name: str, value: Any) -> None:
@@ -350,9 +354,8 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
     reason = "esam compares the samples of all devices"
     fix = f"{reason}. Return {gathered}, or use jax.jit with a sharded batch, without jax.shard_map"
     _of_all_devices("losses_fn", program.out_avals, inputs, fix)
-    losses_type = jax.tree.map(jax.typeof, losses)
-    _of_all_devices("losses", losses_type, inputs, f"{reason}. Pass {gathered}")
-    _whole_inputs(params, updates, program.out_avals)
+    _of_all_devices("losses", _types(losses), inputs, f"{reason}. Pass {gathered}")
+    _consistent_inputs(params, updates, program.out_avals)
     return losses_fn
 
 
@@ -368,32 +371,42 @@ def _of_all_devices(name: str, types: Any, inputs: Any, fix: str) -> None:
     axes = _varying_axes(types)
     # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
     if axes:
-        axes -= _varying_axes(jax.tree.map(jax.typeof, inputs))
+        axes -= _varying_axes(_types(inputs))
     if axes:
         names = _names(axes)
         fix = fix.format(names if len(axes) == 1 else f"({names})")
         raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
 
 
-def _whole_inputs(params: optax.Params, updates: optax.Updates, losses: Any) -> None:
-    """Raises where parameters or gradient vary over axes of `jax.shard_map`, and the loss not."""
-    gradient_axes = _varying_axes(jax.tree.map(jax.typeof, updates))
-    if not gradient_axes:
-        return
-    gradient_axes -= _varying_axes(losses)
-    axes = gradient_axes & _varying_axes(jax.tree.map(jax.typeof, params))
+def _consistent_inputs(
+    params: optax.Params, updates: optax.Updates, losses: Any, grad_fn: GradFn | None = None
+) -> None:
+    """Raises where parameters, gradient and loss vary over axes of `jax.shard_map` that differ."""
+    params_axes, axes = _varying_axes(_types(params)), _varying_axes(_types(updates))
+    # What a grad_fn returns may be a mean, whatever the loss is.
+    if grad_fn is None and params_axes - axes:
+        raise ValueError(
+            f"params differ between the devices of mesh axis {_names(params_axes - axes)}, but "
+            "grads do not, and further gradients would be those of one device: pass params with "
+            "in_specs=P(), or the mean gradient as grad_fn"
+        )
     if axes:
+        axes -= _varying_axes(losses)
+    if axes & params_axes:
         raise ValueError(
-            f"params differ between the devices of mesh axis {_names(axes)}, but their loss does "
-            "not, so each device has a shard of them, and would take the norm of its shard alone. "
-            "Shard parameters (FSDP) under jax.jit, outside jax.shard_map"
+            f"params differ between the devices of mesh axis {_names(axes & params_axes)}, but "
+            "their loss does not, so each device has a shard of them, and would take the norm of "
+            "its shard alone. Shard parameters (FSDP) under jax.jit, outside jax.shard_map"
         )
-    if gradient_axes:
+    if grad_fn is None and axes:
         raise ValueError(
-            f"grads differ between the devices of mesh axis {_names(gradient_axes)}, but params "
-            "and their loss do not: pass grads = jax.grad(value_fn)(params), or the mean, "
-            "jax.lax.pmean"
+            f"grads differ between the devices of mesh axis {_names(axes)}, but params and their "
+            "loss do not: pass grads = jax.grad(value_fn)(params), or the mean, jax.lax.pmean"
         )
+
+
+def _types(tree: Any) -> list[Any]:
+    return [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _names(axes: frozenset[Any]) -> str:

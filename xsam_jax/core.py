@@ -212,10 +212,10 @@ def _value_and_gradient_function(
             return jax.value_and_grad(cast(ValueFn, value_fn))(point)
         try:
             gradient = grad_fn(point)
-        except TypeError:
+        except TypeError as error:
             fix = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
             fix = f"grad_fn=jax.grad(loss); {fix}"
-            checks.explain_signature("grad_fn", grad_fn, params, fix)
+            checks.explain_signature("grad_fn", grad_fn, params, error, fix)
             raise
         fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
         checks.gradients_like("grad_fn must return", gradient, params, fix)
