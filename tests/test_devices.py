@@ -333,18 +333,29 @@ def test_shards_of_the_parameters_in_shard_map_raise(name):
 
 @on_eight_devices
 @pytest.mark.parametrize("name", METHODS)
-def test_replicas_with_a_mean_gradient_raise(name):
-    """As in pmap, where further gradients would be those of one device, and nothing tells."""
+@pytest.mark.parametrize(
+    ("varying", "message"),
+    [
+        ("params", r"^params differ .* 'data', but grads do not"),
+        ("updates", r"^grads differ between the devices of mesh axis 'data'"),
+    ],
+)
+def test_one_of_parameters_and_gradient_that_varies_beside_a_mean_loss_raises(
+    name, varying, message
+):
+    """Further gradients would be those of one device, as in pmap; or the first one is."""
     method = METHODS[name]
     tx = method.make()
 
     def update(params, batch):
         own = jax.lax.pcast(params, "data", to="varying")
-        mean = jax.lax.pmean(jax.grad(loss_fn)(own, batch), "data")
+        grads = jax.grad(loss_fn)(own, batch)
+        if varying == "params":
+            params, grads = own, jax.lax.pmean(grads, "data")
         arguments = method.arguments(lambda p: pmean(loss_fn)(p, batch))
-        return tx.update(mean, tx.init(params), own, **arguments)[0]
+        return tx.update(grads, tx.init(params), params, **arguments)[0]
 
-    with pytest.raises(ValueError, match=r"^params differ .* 'data', but grads do not"):
+    with pytest.raises(ValueError, match=message):
         trace_in_shard_map(update)
 
 
@@ -367,21 +378,6 @@ def test_replicas_with_the_mean_gradient_as_function_equal_one_device():
     params = make_params()
     result = train(in_shard_map(step), params, tx.init(params), make_batch())
     assert_close(result, on_one_device(tx))
-
-
-@on_eight_devices
-@pytest.mark.parametrize("name", METHODS)
-def test_a_first_gradient_of_one_device_raises(name):
-    method = METHODS[name]
-    tx = method.make()
-
-    def update(params, batch):
-        own = jax.grad(loss_fn)(jax.lax.pcast(params, "data", to="varying"), batch)
-        arguments = method.arguments(lambda p: pmean(loss_fn)(p, batch))
-        return tx.update(own, tx.init(params), params, **arguments)[0]
-
-    with pytest.raises(ValueError, match=r"^grads differ between the devices of mesh axis 'data'"):
-        trace_in_shard_map(update)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def loss_functions(
         program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
     except Exception as error:
         fix = "value_fn=lambda params: loss(params, batch)"
-        explain_signature("value_fn", value_fn, params, error, fix)
+        _explain_signature("value_fn", value_fn, params, error, fix)
         error.add_note(
             "value_fn raised this when it was called with params. For a Flax NNX model write "
             "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; for an Equinox "
@@ -282,7 +282,20 @@ def loss_functions(
     _argument_used(program)
 
 
-def explain_signature(
+def gradient_at(point: optax.Params, grad_fn: GradFn) -> optax.Updates:
+    """Returns `grad_fn(point)`, or raises where it is no function from parameters to gradient."""
+    try:
+        gradient = grad_fn(point)
+    except TypeError as error:
+        contrib = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
+        _explain_signature("grad_fn", grad_fn, point, error, f"grad_fn=jax.grad(loss); {contrib}")
+        raise
+    fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
+    gradients_like("grad_fn must return", gradient, point, fix)
+    return gradient
+
+
+def _explain_signature(
     name: str, function: Any, params: optax.Params, error: Exception, fix: str
 ) -> None:
     """Raises where `function(params)` raised `error` since its signature forbids this call.
@@ -390,8 +403,7 @@ def _consistent_inputs(
             "grads do not, and further gradients would be those of one device: pass params with "
             "in_specs=P(), or the mean gradient as grad_fn"
         )
-    if axes:
-        axes -= _varying_axes(losses)
+    axes -= _varying_axes(losses)
     if axes & params_axes:
         raise ValueError(
             f"params differ between the devices of mesh axis {_names(axes & params_axes)}, but "

@@ -86,12 +86,12 @@ def sharpness_aware(
     Raises:
       TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, a whole
         method; `steps` is not an integer; in `update`, `value_fn` is not a function that returns a
-        real scalar, `grad_fn` not one that returns a gradient, the gradient has not the structure
-        of `params`, or a parameter is not a real floating-point array.
+        real scalar, `grad_fn` not one that returns a gradient, the gradient does not have the
+        structure of `params`, or a parameter is not a real floating-point array.
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
-        `grad_fn`, are missing, the gradient has not the shapes of `params`, `value_fn` ignores its
-        argument or, in `jax.shard_map`, is the loss of one device or of shards of the parameters,
-        or `params` was cut by `optax.masked` or `optax.partition`.
+        `grad_fn`, are missing, the gradient does not have the shapes of `params`, `value_fn`
+        ignores its argument or, in `jax.shard_map`, is the loss of one device or of shards of the
+        parameters, or `params` was cut by `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -210,15 +210,6 @@ def _value_and_gradient_function(
             count_gradients(1)
         if grad_fn is None:
             return jax.value_and_grad(cast(ValueFn, value_fn))(point)
-        try:
-            gradient = grad_fn(point)
-        except TypeError as error:
-            fix = "for that of optax.contrib.sam, grad_fn=lambda params: grad_fn(params, 0)"
-            fix = f"grad_fn=jax.grad(loss); {fix}"
-            checks.explain_signature("grad_fn", grad_fn, params, error, fix)
-            raise
-        fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
-        checks.gradients_like("grad_fn must return", gradient, params, fix)
-        return None, gradient
+        return None, checks.gradient_at(point, grad_fn)
 
     return value_and_gradient_at
