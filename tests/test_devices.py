@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from methods import METHODS
+from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 from xsam_jax.analysis.objective import Objective
@@ -284,28 +284,37 @@ def test_shard_map_with_the_value_of_one_device_raises():
         trace_in_shard_map(update)
 
 
+def two_updates(name, params, grads, batch):
+    """The second of two updates, with what the first one has left in the state."""
+    method = METHODS[name]
+    tx, arguments = method.make(), method.arguments(lambda p: loss_fn(p, batch))
+    _, state = tx.update(grads, tx.init(params), params, **arguments)
+    grads = jax.tree.map(lambda leaf: 1.5 * leaf, grads)
+    return tx.update(grads, state, params, **arguments)[0]
+
+
+@functools.cache
+def mean_update_of_groups(name):
+    def group_update(batch):
+        params = make_params()
+        return two_updates(name, params, jax.grad(loss_fn)(params, batch), batch)
+
+    groups = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch())
+    return jax.tree.map(lambda x: x.mean(0), jax.jit(jax.vmap(group_update))(groups))
+
+
 @on_eight_devices
-@pytest.mark.parametrize("name", ["sam", "gsam"])
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("varying", ["params", "updates"])
 def test_varying_inputs_give_one_perturbation_per_device(name, varying):
-    tx = METHODS[name].make()
-
     def local_update(params, batch):
         own = jax.lax.pcast(params, "data", to="varying")
         grads = jax.grad(loss_fn)(own, batch)
-        params = own if varying == "params" else params
-        updates, _ = tx.update(grads, tx.init(params), params, value_fn=lambda p: loss_fn(p, batch))
+        updates = two_updates(name, own if varying == "params" else params, grads, batch)
         return jax.lax.pmean(updates, "data")
 
-    def group_update(batch):
-        params = make_params()
-        grads = jax.grad(loss_fn)(params, batch)
-        return tx.update(grads, tx.init(params), params, value_fn=lambda p: loss_fn(p, batch))[0]
-
-    groups = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch())
-    expected = jax.tree.map(lambda x: x.mean(0), jax.jit(jax.vmap(group_update))(groups))
     mapped = in_shard_map(local_update, in_specs=(P(), P("data")))
-    assert_close(jax.jit(mapped)(make_params(), make_batch()), expected)
+    assert_close(jax.jit(mapped)(make_params(), make_batch()), mean_update_of_groups(name))
 
 
 @on_eight_devices

@@ -286,11 +286,38 @@ WRAPPERS = {
 }
 
 
+LOSSES = {
+    "value_fn": (xsam_jax.sam(0.1), loss_fn),
+    "losses_fn": (xsam_jax.esam(0.1, 0.5, 0.5, KEY), lambda p: loss_fn(p) * jnp.ones(3)),
+}
+
+
+@pytest.mark.parametrize("argument", LOSSES)
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapper_that_drops_value_fn_is_named(name):
-    tx = optax.chain(WRAPPERS[name](xsam_jax.sam(0.1)), optax.sgd(0.1))
-    with pytest.raises(ValueError, match=f"value_fn is missing.* dropped it.*{name}"):
-        tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
+def test_a_wrapper_that_drops_the_loss_is_named(name, argument):
+    method, loss = LOSSES[argument]
+    tx = optax.chain(WRAPPERS[name](method), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=f"{argument} is missing.* dropped it.*{name}"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, **{argument: loss})
+
+
+@pytest.mark.parametrize("argument", LOSSES)
+def test_parameters_used_as_the_model_are_explained(argument):
+    method, loss = LOSSES[argument]
+
+    def update_with(function):
+        return method.update(GRADS, method.init(PARAMS), PARAMS, **{argument: function})
+
+    for of_a_model in (lambda p: loss(p("x")), lambda p: loss(p.apply("x"))):
+        with pytest.raises((TypeError, AttributeError)) as raised:
+            update_with(of_a_model)
+        note = raised.value.__notes__[-1]  # JAX adds notes, too
+        assert re.search(rf"{argument}=make_value_fn\(loss(es)?, model, batch\)", note)
+        assert f"{argument}=lambda params: " in note
+        assert "(eqx.combine(params, static), batch)" in note
+    with pytest.raises(TypeError) as raised:
+        update_with(lambda p: jnp.dot(p["a"], jnp.ones(4)))
+    assert "eqx" not in "".join(raised.value.__notes__)
 
 
 @gradient_method
@@ -312,6 +339,13 @@ def test_a_function_of_more_than_the_parameters_is_explained(method, arguments, 
     tx = method.make()
     with pytest.raises(TypeError, match=message):
         tx.update(GRADS, tx.init(PARAMS), PARAMS, **{"value_fn": loss_fn, **arguments})
+
+
+def test_sample_losses_of_more_than_the_parameters_are_explained():
+    tx = xsam_jax.esam(0.1, 0.5, 0.5, KEY)
+    message = r"losses_fn is called with the parameters alone.*\(p, x\).*losses\(params, batch\)"
+    with pytest.raises(TypeError, match=message):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, losses_fn=lambda p, x: p["a"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ ARROWS = {
     "descent": {"base", "checks", "tree", "descent"},
     "core": {"base", "checks", "tree"},
     "alias": {"base", "checks", "ascent", "descent", "core", "alias"},
-    "gating": {"checks", "tree", "gating"},
+    "gating": {"base", "checks", "tree", "gating"},
     "wrappers": {"base", "checks", "tree", "ascent", "core", "alias", "gating", "wrappers"},
     "flax_nnx": {"base"},
     "flax_linen": set(),

@@ -85,3 +85,31 @@ def value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.
     """Returns the loss at `params + displacement`, float32 (float64 under x64)."""
     point = optax.apply_updates(params, displacement)
     return jnp.asarray(value_fn(point), tree.accumulation_dtype())
+
+
+def varying_axes(*trees: Any) -> frozenset[Any]:
+    """Returns the axes of `jax.shard_map` over which a leaf of `trees`, or its type, varies."""
+    axes: frozenset[Any] = frozenset()
+    for leaf in jax.tree.leaves(trees):
+        aval = leaf if isinstance(leaf, jax.core.AbstractValue) else jax.typeof(leaf)
+        manual = getattr(aval, "manual_axis_type", None)  # `vma` in older JAX
+        axes |= getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+    return axes
+
+
+def varying_like(tree: Any, *like: Any) -> Any:
+    """Returns `tree` marked as varying over the axes of `jax.shard_map` over which `like` varies.
+
+    Both branches of a conditional, and each pass of a loop, must return the same types.
+    """
+    axes = varying_axes(like)
+
+    def mark(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying_axes(leaf))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]  # in older JAX
+
+    return jax.tree.map(mark, tree)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xsam_jax.base import AscentPath, GradFn, ValueFn
+from xsam_jax.base import AscentPath, GradFn, ValueFn, varying_axes
 
 
 def real(
@@ -177,6 +177,13 @@ def selection(mask: Any, params: Any) -> Any:
         ) from None
 
 
+_DROPPED = (
+    "If you passed it, something around the method dropped it: the TrainState of Flax linen does "
+    "(use xsam_jax.flax_linen.TrainState), and so do "
+    "optax.MultiSteps(...).gradient_transformation() around it (put it after the method in the "
+    "chain) and optax.contrib.split_real_and_imaginary (split complex parameters before init, "
+    "and join them in the loss)"
+)
 _EQUINOX = (
     "of an Equinox model, pass the inexact arrays, "
     "params, static = eqx.partition(model, eqx.is_inexact_array)"
@@ -231,11 +238,7 @@ def loss_functions(
             "value_fn is missing: a sharpness-aware step evaluates the loss at other parameters. "
             "Write tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))"
             "; in Flax NNX, optimizer.update(model, grads, value_fn=make_value_fn(loss_fn, model, "
-            "batch)) with xsam_jax.flax_nnx. If you passed it, something around the method dropped "
-            "it: the TrainState of Flax linen does (use xsam_jax.flax_linen.TrainState), and so do "
-            "optax.MultiSteps(...).gradient_transformation() around it (put it after the method in "
-            "the chain) and optax.contrib.split_real_and_imaginary (split complex parameters "
-            "before init, and join them in value_fn)"
+            f"batch)) with xsam_jax.flax_nnx. {_DROPPED}"
         )
     if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
@@ -246,17 +249,7 @@ def loss_functions(
             "value_fn must be a function of the parameters, "
             f"value_fn=lambda params: loss(params, batch), got {value_fn!r}"
         )
-    try:
-        program, result = jax.make_jaxpr(value_fn, return_shape=True)(params)
-    except Exception as error:
-        fix = "value_fn=lambda params: loss(params, batch)"
-        _explain_signature("value_fn", value_fn, params, error, fix)
-        error.add_note(
-            "value_fn raised this when it was called with params. For a Flax NNX model write "
-            "value_fn=make_value_fn(loss, model, batch), with xsam_jax.flax_nnx; for an Equinox "
-            "model, value_fn=lambda params: loss(eqx.combine(params, static), batch)"
-        )
-        raise
+    program, result = _traced("value_fn", value_fn, params, "loss")
     if isinstance(result, (tuple, list, dict)):
         raise TypeError(
             f"value_fn must return the loss alone, got a {type(result).__name__} of {len(result)}: "
@@ -277,7 +270,7 @@ def loss_functions(
     if grad_fn is not None:
         reason = "losses that a method compares must be equal on all devices"
     _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
-    _of_all_devices("value", _types(value), inputs, "write value=jax.lax.pmean(loss, {})")
+    _of_all_devices("value", value, inputs, "write value=jax.lax.pmean(loss, {})")
     _consistent_inputs(params, updates, program.out_avals, grad_fn)
     _argument_used(program)
 
@@ -293,6 +286,30 @@ def gradient_at(point: optax.Params, grad_fn: GradFn) -> optax.Updates:
     fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
     gradients_like("grad_fn must return", gradient, point, fix)
     return gradient
+
+
+def _traced(name: str, function: Any, params: optax.Params, loss: str) -> Any:
+    """Returns the program and the types of `function(params)`, or raises what it raises.
+
+    Args:
+      name: the argument's name, for the message.
+      function: the loss, or the losses.
+      params: the parameters.
+      loss: what it computes, for the message.
+    """
+    try:
+        return jax.make_jaxpr(function, return_shape=True)(params)
+    except Exception as error:
+        fix = f"{name}=lambda params: {loss}(params, batch)"
+        _explain_signature(name, function, params, error, fix)
+        # As for parameters that are called, or asked for a method, as if they were the model.
+        if isinstance(error, AttributeError) or "not callable" in str(error):
+            error.add_note(
+                f"{name} raised this when it was called with params. For a Flax NNX model write "
+                f"{name}=make_value_fn({loss}, model, batch), with xsam_jax.flax_nnx; for an "
+                f"Equinox model, {name}=lambda params: {loss}(eqx.combine(params, static), batch)"
+            )
+        raise
 
 
 def _explain_signature(
@@ -344,11 +361,12 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
     present(
         losses_fn,
         "losses_fn is missing: esam compares the losses of samples. Write tx.update(grads, "
-        "opt_state, params, losses_fn=lambda params: losses(params, batch)), of shape (batch,)",
+        "opt_state, params, losses_fn=lambda params: losses(params, batch)), of shape (batch,). "
+        f"{_DROPPED}",
     )
     if not callable(losses_fn):
         raise TypeError(f"losses_fn must be a function of the parameters, got {losses_fn!r}")
-    program, result = jax.make_jaxpr(losses_fn, return_shape=True)(params)
+    program, result = _traced("losses_fn", losses_fn, params, "losses")
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise TypeError(f"losses_fn must return an array of shape (batch,), got {result!r}")
     if len(result.shape) != 1 or not jnp.issubdtype(result.dtype, jnp.floating):
@@ -367,24 +385,24 @@ def sample_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
     reason = "esam compares the samples of all devices"
     fix = f"{reason}. Return {gathered}, or use jax.jit with a sharded batch, without jax.shard_map"
     _of_all_devices("losses_fn", program.out_avals, inputs, fix)
-    _of_all_devices("losses", _types(losses), inputs, f"{reason}. Pass {gathered}")
+    _of_all_devices("losses", losses, inputs, f"{reason}. Pass {gathered}")
     _consistent_inputs(params, updates, program.out_avals)
     return losses_fn
 
 
-def _of_all_devices(name: str, types: Any, inputs: Any, fix: str) -> None:
-    """Raises where `types` vary over axes of `jax.shard_map` over which `inputs` do not vary.
+def _of_all_devices(name: str, values: Any, inputs: Any, fix: str) -> None:
+    """Raises where `values` vary over axes of `jax.shard_map` over which `inputs` do not vary.
 
     Args:
       name: the argument's name, for the message.
-      types: the types of its value, or of what it returns, a pytree.
+      values: its value, or the types of what it returns.
       inputs: the parameters and the incoming gradient.
       fix: the end of the message, with `{}` for the names of the axes.
     """
-    axes = _varying_axes(types)
+    axes = varying_axes(values)
     # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
     if axes:
-        axes -= _varying_axes(_types(inputs))
+        axes -= varying_axes(inputs)
     if axes:
         names = _names(axes)
         fix = fix.format(names if len(axes) == 1 else f"({names})")
@@ -395,7 +413,7 @@ def _consistent_inputs(
     params: optax.Params, updates: optax.Updates, losses: Any, grad_fn: GradFn | None = None
 ) -> None:
     """Raises where parameters, gradient and loss vary over axes of `jax.shard_map` that differ."""
-    params_axes, axes = _varying_axes(_types(params)), _varying_axes(_types(updates))
+    params_axes, axes = varying_axes(params), varying_axes(updates)
     # What a grad_fn returns may be a mean, whatever the loss is.
     if grad_fn is None and params_axes - axes:
         raise ValueError(
@@ -403,7 +421,7 @@ def _consistent_inputs(
             "grads do not, and further gradients would be those of one device: pass params with "
             "in_specs=P(), or the mean gradient as grad_fn"
         )
-    axes -= _varying_axes(losses)
+    axes -= varying_axes(losses)
     if axes & params_axes:
         raise ValueError(
             f"params differ between the devices of mesh axis {_names(axes & params_axes)}, but "
@@ -417,21 +435,8 @@ def _consistent_inputs(
         )
 
 
-def _types(tree: Any) -> list[Any]:
-    return [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
-
-
 def _names(axes: frozenset[Any]) -> str:
     return ", ".join(map(repr, sorted(axes, key=str)))
-
-
-def _varying_axes(types: Any) -> frozenset[Any]:
-    """Returns the axes of `jax.shard_map` over which any of `types` varies."""
-    axes: frozenset[Any] = frozenset()
-    for aval in jax.tree.leaves(types):
-        manual = getattr(aval, "manual_axis_type", None)  # `vma` in older JAX
-        axes |= getattr(aval, "vma", frozenset()) if manual is None else manual.varying
-    return axes
 
 
 def _argument_used(program: Any) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from xsam_jax.base import varying_like
+
 LossAt = Callable[[jax.Array], jax.Array]
 
 
@@ -95,7 +97,7 @@ def section(loss_at: LossAt, alphas: jax.Array) -> tuple[jax.Array, jax.Array]:
         jnp.asarray(-jnp.inf, alphas.dtype),
         distances[top - 2],
     )
-    _, best, loss, _ = jax.lax.fori_loop(0, top - 1, cut, start)
+    _, best, loss, _ = jax.lax.fori_loop(0, top - 1, cut, varying_like(start, alphas))
     return best - 1, loss
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax.base import AscentPath, ValueFn, at_count, value_at
+from xsam_jax.base import AscentPath, ValueFn, at_count, value_at, varying_like
 from xsam_jax.descent import search as alpha_search
 from xsam_jax.descent.stateless import stateless
 
@@ -172,7 +172,7 @@ def slerp_to_maximum(
 
         def probe(alpha: jax.Array) -> jax.Array:
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
-            alphas = fractions * jnp.asarray(alpha_max, alpha.dtype)
+            alphas = varying_like(fractions * jnp.asarray(alpha_max, alpha.dtype), alpha)
             if search == "grid":
                 index, loss = alpha_search.grid(loss_at, alphas, probe_batch_size)
             else:
@@ -189,7 +189,8 @@ def slerp_to_maximum(
         # one, which looks at the counter alone, stays. The direction comes out of it so that what
         # it is made of need not outlive the probe.
         is_due = state.count % jnp.asarray(probe_every) == 0
-        alpha, direction = jax.lax.cond(is_due, due, directed, state.alpha)
+        last_alpha = varying_like(state.alpha, plane.psi)
+        alpha, direction = jax.lax.cond(is_due, due, directed, last_alpha)
         count = optax.safe_increment(state.count)
         return direction, SlerpToMaximumState(count, alpha, plane.psi)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from xsam_jax import checks, tree
+from xsam_jax.base import varying_like
 
 GateFn = Callable[[Any], Any]
 
@@ -123,12 +124,13 @@ def gated(
             result, inner = transform.update(
                 updates, inner, params, count_gradients=counter, **extra_args
             )
-            # The dtypes of the other branch, whatever the transform has made of them.
-            result = tree.cast_like(result, updates)
+            # The types of the other branch, whatever the transform has made of them.
+            result, inner = varying_like((tree.cast_like(result, updates), inner), updates)
             return result, inner, jnp.asarray(counter.total, jnp.int32)
 
         def when_shut(inner: optax.OptState) -> tuple[Any, optax.OptState, jax.Array]:
-            return updates, inner, jnp.zeros((), jnp.int32)
+            result, inner = varying_like((updates, inner), updates)
+            return result, inner, jnp.zeros((), jnp.int32)
 
         sharp = decision if sharp is None else sharp
         result, inner, further = switch(sharp, when_open, when_shut, state.inner)

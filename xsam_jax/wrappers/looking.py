@@ -11,7 +11,7 @@ import optax
 
 from xsam_jax import checks, tree
 from xsam_jax.alias import sam
-from xsam_jax.base import at_count
+from xsam_jax.base import at_count, varying_like
 from xsam_jax.gating import GradientCounter, switch
 from xsam_jax.gating import every as every_nth
 
@@ -112,7 +112,8 @@ def look_sam(
             return tree.cast_like(gradient, updates), jnp.zeros((), jnp.int32), orthogonal
 
         sharp = jnp.asarray(gate(state.count)) if sharp is None else sharp
-        result, further, orthogonal = switch(sharp, climb, reuse, state.orthogonal)
+        last_orthogonal = varying_like(state.orthogonal, updates)
+        result, further, orthogonal = switch(sharp, climb, reuse, last_orthogonal)
         if count_gradients is not None:
             count_gradients(further)
         evaluations = state.gradient_evaluations + 1 + further
