@@ -17,6 +17,8 @@ from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 from xsam_jax.analysis.objective import Objective
+from xsam_jax.ascent import normalize, scale_by_radius
+from xsam_jax.descent import record
 
 # The number of devices is fixed when JAX starts, so most tests here run in a process of their own.
 EIGHT_DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
@@ -368,25 +370,80 @@ def test_one_of_parameters_and_gradient_that_varies_beside_a_mean_loss_raises(
         trace_in_shard_map(update)
 
 
-@on_eight_devices
-def test_replicas_with_the_mean_gradient_as_function_equal_one_device():
-    tx = TRANSFORMS["sam"]
+def update_of_replicas(tx, params, state, batch, mean_loss=True, mean_gradient=True):
+    """An update with the mean gradient, of parameters that each device has for itself."""
+    own = jax.lax.pcast(params, "data", to="varying")
+    value_fn, grad_fn = loss_fn, jax.grad(loss_fn)
+    arguments = {
+        "value_fn": lambda p: (pmean(value_fn) if mean_loss else value_fn)(p, batch),
+        "grad_fn": lambda p: (pmean(grad_fn) if mean_gradient else grad_fn)(p, batch),
+    }
+    state = tx.init(own) if state is None else state
+    return tx.update(pmean(grad_fn)(own, batch), state, own, **arguments)
 
+
+@on_eight_devices
+@every_transform
+def test_replicas_with_the_mean_gradient_as_function_equal_one_device(tx):
     def step(params, state, batch):
-        own = jax.lax.pcast(params, "data", to="varying")
-        mean_gradient = pmean(jax.grad(loss_fn))
-        updates, state = tx.update(
-            mean_gradient(own, batch),
-            state,
-            own,
-            value_fn=lambda p: pmean(loss_fn)(p, batch),
-            grad_fn=lambda p: mean_gradient(p, batch),
-        )
+        updates, state = update_of_replicas(tx, params, state, batch)
         return optax.apply_updates(params, updates), state
 
     params = make_params()
     result = train(in_shard_map(step), params, tx.init(params), make_batch())
     assert_close(result, on_one_device(tx))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n != "esam"])
+def test_replicas_may_make_the_state(name):
+    tx = METHODS[name].make()
+
+    def update(params, batch):
+        return jax.lax.pmean(update_of_replicas(tx, params, None, batch)[0], "data")
+
+    trace_in_shard_map(update)
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n != "esam"])
+@pytest.mark.parametrize(
+    ("means", "message"),
+    [
+        ({"mean_loss": False}, r"^value_fn differs .* losses .* must be equal"),
+        ({"mean_gradient": False}, r"^grad_fn differs .*jax.lax.pmean\(jax.grad\(loss\)\(params\)"),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_replicas_with_a_function_of_one_device_beside_the_mean_gradient_raise(
+    name, means, message
+):
+    tx = METHODS[name].make()
+
+    def update(params, batch):
+        return jax.lax.pmean(update_of_replicas(tx, params, None, batch, **means)[0], "data")
+
+    with pytest.raises(ValueError, match=message):
+        trace_in_shard_map(update)
+
+
+@on_eight_devices
+def test_what_is_recorded_varies_like_the_gradient_in_a_scan():
+    ascent = optax.chain(normalize(), scale_by_radius(0.3))
+    tx = xsam_jax.sharpness_aware(ascent, record())
+
+    def update(params, batch):
+        own = jax.lax.pcast(params, "data", to="varying")
+
+        def step(state, _):
+            grads = jax.grad(loss_fn)(own, batch)
+            return tx.update(grads, state, own, value_fn=lambda p: loss_fn(p, batch))[::-1]
+
+        state = jax.lax.pcast(tx.init(own), "data", to="varying")
+        _, updates = jax.lax.scan(step, state, length=2)
+        return jax.lax.pmean(updates, "data")
+
+    trace_in_shard_map(update)
 
 
 # --------------------------------------------------------------------------------------------------

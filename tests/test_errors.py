@@ -303,12 +303,13 @@ def test_a_wrapper_that_drops_the_loss_is_named(name, argument):
 
 @pytest.mark.parametrize("argument", LOSSES)
 def test_parameters_used_as_the_model_are_explained(argument):
-    method, loss = LOSSES[argument]
+    method, _ = LOSSES[argument]
 
     def update_with(function):
         return method.update(GRADS, method.init(PARAMS), PARAMS, **{argument: function})
 
-    for of_a_model in (lambda p: loss(p("x")), lambda p: loss(p.apply("x"))):
+    models = (lambda p: p("x"), lambda p: p.apply("x"), lambda p: 1.0 - p.get("rate"))
+    for of_a_model in models:
         with pytest.raises((TypeError, AttributeError)) as raised:
             update_with(of_a_model)
         note = raised.value.__notes__[-1]  # JAX adds notes, too

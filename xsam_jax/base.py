@@ -97,12 +97,14 @@ def varying_axes(*trees: Any) -> frozenset[Any]:
     return axes
 
 
-def varying_like(tree: Any, *like: Any) -> Any:
-    """Returns `tree` marked as varying over the axes of `jax.shard_map` over which `like` varies.
+def varying_like(values: Any, *like: Any) -> Any:
+    """Returns `values` marked as varying over the axes of `jax.shard_map` over which `like` varies.
 
     Both branches of a conditional, and each pass of a loop, must return the same types.
     """
     axes = varying_axes(like)
+    if not axes:
+        return values
 
     def mark(leaf: jax.Array) -> jax.Array:
         missing = tuple(axes - varying_axes(leaf))
@@ -112,4 +114,4 @@ def varying_like(tree: Any, *like: Any) -> Any:
             return jax.lax.pcast(leaf, missing, to="varying")
         return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]  # in older JAX
 
-    return jax.tree.map(mark, tree)
+    return jax.tree.map(mark, values)

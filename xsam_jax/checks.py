@@ -268,6 +268,8 @@ def loss_functions(
     mean = "value_fn=lambda params: jax.lax.pmean(loss(params), {})"
     reason = "its gradient would be their sum, n times too long on n devices"
     if grad_fn is not None:
+        # Where params vary, grads and grad_fn may be means over devices all the same.
+        inputs = updates
         reason = "losses that a method compares must be equal on all devices"
     _of_all_devices("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
     _of_all_devices("value", value, inputs, "write value=jax.lax.pmean(loss, {})")
@@ -275,8 +277,8 @@ def loss_functions(
     _argument_used(program)
 
 
-def gradient_at(point: optax.Params, grad_fn: GradFn) -> optax.Updates:
-    """Returns `grad_fn(point)`, or raises where it is no function from parameters to gradient."""
+def gradient_at(point: optax.Params, grad_fn: GradFn, updates: optax.Updates) -> optax.Updates:
+    """Returns `grad_fn(point)`, or raises where it is no gradient such as `updates`."""
     try:
         gradient = grad_fn(point)
     except TypeError as error:
@@ -285,6 +287,9 @@ def gradient_at(point: optax.Params, grad_fn: GradFn) -> optax.Updates:
         raise
     fix = "write grad_fn=jax.grad(loss), not jax.value_and_grad(loss)"
     gradients_like("grad_fn must return", gradient, point, fix)
+    mean = "grad_fn=lambda params: jax.lax.pmean(jax.grad(loss)(params), {})"
+    reason = "grads do not differ, so it should be the mean gradient, too"
+    _of_all_devices("grad_fn", gradient, updates, f"{reason}. Write {mean}")
     return gradient
 
 
@@ -303,7 +308,7 @@ def _traced(name: str, function: Any, params: optax.Params, loss: str) -> Any:
         fix = f"{name}=lambda params: {loss}(params, batch)"
         _explain_signature(name, function, params, error, fix)
         # As for parameters that are called, or asked for a method, as if they were the model.
-        if isinstance(error, AttributeError) or "not callable" in str(error):
+        if isinstance(error, AttributeError) or re.search("not callable|NoneType", str(error)):
             error.add_note(
                 f"{name} raised this when it was called with params. For a Flax NNX model write "
                 f"{name}=make_value_fn({loss}, model, batch), with xsam_jax.flax_nnx; for an "

@@ -91,7 +91,8 @@ def sharpness_aware(
       ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
         `grad_fn`, are missing, the gradient does not have the shapes of `params`, `value_fn`
         ignores its argument or, in `jax.shard_map`, is the loss of one device or of shards of the
-        parameters, or `params` was cut by `optax.masked` or `optax.partition`.
+        parameters, or `grad_fn` the gradient of one device where the incoming one is a mean, or
+        `params` was cut by `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -210,6 +211,6 @@ def _value_and_gradient_function(
             count_gradients(1)
         if grad_fn is None:
             return jax.value_and_grad(cast(ValueFn, value_fn))(point)
-        return None, checks.gradient_at(point, grad_fn)
+        return None, checks.gradient_at(point, grad_fn, updates)
 
     return value_and_gradient_at

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import checks, tree
-from xsam_jax.base import AscentPath
+from xsam_jax.base import AscentPath, varying_like
 
 Diagnostic = Callable[[optax.Updates, AscentPath, optax.Params], Any]
 
@@ -115,7 +115,8 @@ def record(
         def evaluate(name: str) -> jax.Array:
             result = diagnostics[name](updates, path, params)
             checks.scalar_result(f"diagnostics[{name!r}]", result)
-            return jnp.asarray(result, tree.accumulation_dtype())
+            # One type, whatever it is made of: loss_rise is a constant where value is not given.
+            return varying_like(jnp.asarray(result, tree.accumulation_dtype()), updates)
 
         return updates, RecordState({name: evaluate(name) for name in diagnostics})
 

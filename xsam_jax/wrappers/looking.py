@@ -105,7 +105,10 @@ def look_sam(
                 updates, climber.init(params), params, count_gradients=counter, **extra_args
             )
             further = jnp.asarray(counter.total, jnp.int32)
-            return gradient, further, _orthogonal_direction(gradient, updates, orthogonal)
+            direction = _orthogonal_direction(gradient, updates, orthogonal)
+            # The types of the other branch, which adds the stored direction.
+            gradient, direction = varying_like((gradient, direction), orthogonal)
+            return gradient, further, direction
 
         def reuse(orthogonal: Any) -> tuple[Any, jax.Array, Any]:
             gradient = tree.combine(1.0, updates, alpha * tree.norm(updates), orthogonal)
