@@ -61,6 +61,11 @@ def test_a_whole_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(n
     assert extra <= 2 * copy, f"{extra / copy:.2f} copies"
 
 
+def compiled_update(tx, params, arguments):
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, **arguments))
+    return update.lower(params, tx.init(params), params).compile()
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_no_method_holds_the_activations_of_two_gradients(method):
     def losses_fn(params):
@@ -73,12 +78,13 @@ def test_no_method_holds_the_activations_of_two_gradients(method):
         return losses_fn(params).mean()
 
     losses = {"losses_fn": losses_fn} if method.sample_losses else {"value_fn": value_fn}
-    tx, params = method.make(), 0.5 * jnp.eye(8)
-    gradient = jax.jit(jax.grad(value_fn)).lower(params)
-    step = jax.jit(lambda g, s, p: tx.update(g, s, p, **losses))
+    params = 0.5 * jnp.eye(8)
     memory_of_gradient, memory_of_step = (
-        lowered.compile().memory_analysis().temp_size_in_bytes
-        for lowered in (gradient, step.lower(params, tx.init(params), params))
+        program.memory_analysis().temp_size_in_bytes
+        for program in (
+            jax.jit(jax.grad(value_fn)).lower(params).compile(),
+            compiled_update(method.make(), params, losses),
+        )
     )
     assert memory_of_step < 1.5 * memory_of_gradient
 
@@ -254,11 +260,6 @@ def test_a_decision_of_the_host_leaves_no_conditional(sharp):
         params = jnp.ones(1000)
         assert "cond" not in str(jax.make_jaxpr(program)(params, tx.init(params)))
         assert "cond" in str(jax.make_jaxpr(step)(params, tx.init(params)))
-
-
-def compiled_update(tx, params, arguments):
-    update = jax.jit(lambda g, s, p: tx.update(g, s, p, **arguments))
-    return update.lower(params, tx.init(params), params).compile()
 
 
 @pytest.mark.parametrize("name", ["slerp_sam", "xsam"])

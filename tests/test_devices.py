@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -394,19 +395,27 @@ def test_replicas_with_the_mean_gradient_as_function_equal_one_device(tx):
     assert_close(result, on_one_device(tx))
 
 
-@on_eight_devices
-@pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n != "esam"])
-def test_replicas_may_make_the_state(name):
+takes_grad_fn = pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n != "esam"])
+
+
+def trace_replicas(name, **means):
+    """Traces an update of replicas that make the state, too."""
     tx = METHODS[name].make()
 
     def update(params, batch):
-        return jax.lax.pmean(update_of_replicas(tx, params, None, batch)[0], "data")
+        return jax.lax.pmean(update_of_replicas(tx, params, None, batch, **means)[0], "data")
 
-    trace_in_shard_map(update)
+    return trace_in_shard_map(update)
 
 
 @on_eight_devices
-@pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n != "esam"])
+@takes_grad_fn
+def test_replicas_may_make_the_state(name):
+    chex.assert_trees_all_equal_shapes_and_dtypes(trace_replicas(name), make_params())
+
+
+@on_eight_devices
+@takes_grad_fn
 @pytest.mark.parametrize(
     ("means", "message"),
     [
@@ -418,13 +427,8 @@ def test_replicas_may_make_the_state(name):
 def test_replicas_with_a_function_of_one_device_beside_the_mean_gradient_raise(
     name, means, message
 ):
-    tx = METHODS[name].make()
-
-    def update(params, batch):
-        return jax.lax.pmean(update_of_replicas(tx, params, None, batch, **means)[0], "data")
-
     with pytest.raises(ValueError, match=message):
-        trace_in_shard_map(update)
+        trace_replicas(name, **means)
 
 
 @on_eight_devices
@@ -440,10 +444,11 @@ def test_what_is_recorded_varies_like_the_gradient_in_a_scan():
             return tx.update(grads, state, own, value_fn=lambda p: loss_fn(p, batch))[::-1]
 
         state = jax.lax.pcast(tx.init(own), "data", to="varying")
-        _, updates = jax.lax.scan(step, state, length=2)
-        return jax.lax.pmean(updates, "data")
+        state, _ = jax.lax.scan(step, state, length=2)
+        return state.descent.diagnostics["loss_rise"][None]
 
-    trace_in_shard_map(update)
+    mapped = in_shard_map(update, in_specs=(P(), P("data")), out_specs=P("data"))
+    assert jax.eval_shape(mapped, make_params(), make_batch()).shape == (8,)
 
 
 # --------------------------------------------------------------------------------------------------

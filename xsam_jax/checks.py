@@ -264,10 +264,11 @@ def loss_functions(
             f"value_fn must return a real scalar, got {result.dtype}{list(result.shape)}"
             + (hint if result.shape else "")
         )
-    inputs = params, updates
     mean = "value_fn=lambda params: jax.lax.pmean(loss(params), {})"
-    reason = "its gradient would be their sum, n times too long on n devices"
-    if grad_fn is not None:
+    if grad_fn is None:
+        inputs: Any = (params, updates)
+        reason = "its gradient would be their sum, n times too long on n devices"
+    else:
         # Where params vary, grads and grad_fn may be means over devices all the same.
         inputs = updates
         reason = "losses that a method compares must be equal on all devices"
@@ -401,13 +402,11 @@ def _of_all_devices(name: str, values: Any, inputs: Any, fix: str) -> None:
     Args:
       name: the argument's name, for the message.
       values: its value, or the types of what it returns.
-      inputs: the parameters and the incoming gradient.
+      inputs: the incoming gradient, and the parameters where they count.
       fix: the end of the message, with `{}` for the names of the axes.
     """
-    axes = varying_axes(values)
     # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
-    if axes:
-        axes -= varying_axes(inputs)
+    axes = varying_axes(values) - varying_axes(inputs)
     if axes:
         names = _names(axes)
         fix = fix.format(names if len(axes) == 1 else f"({names})")
