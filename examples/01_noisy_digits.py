@@ -4,7 +4,7 @@
 
 Trains a small network with each method, over a sweep of rho and five seeds, by the trainer in
 examples/image_classification; chooses rho by the accuracy on validation images, and reports the
-test accuracy of that choice. Takes three minutes on two cores; writes two pictures, results.json
+test accuracy of that choice. Takes four minutes on two cores; writes two pictures, results.json
 and a folder for each run to runs/noisy_digits, and goes on there if it is interrupted. Expect a
 test accuracy of about 82 % with SGD, and of 95 % with SAM and with XSAM, which tie: they differ by
 less than two standard errors. `--method gsam` trains with any other method of the library
