@@ -8,7 +8,7 @@ test accuracy of that choice. Takes four minutes on two cores; writes two pictur
 and a folder for each run to runs/noisy_digits, and goes on there if it is interrupted. Expect a
 test accuracy of about 82 % with SGD, and of 95 % with SAM and with XSAM, which tie: they differ by
 less than two standard errors. `--method gsam` trains with any other method of the library
-(examples/family.py), `--method all` with the whole family, in half an hour.
+(examples/image_classification/methods.py), `--method all` with the whole family, in half an hour.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from examples import figures
 from examples.config import Config, Setting, read_config, settings
+from examples.experiments import figures
+from examples.experiments.seeds import spread
 from examples.image_classification import config as trainer
 from examples.image_classification.devices import cache_compilations
 from examples.image_classification.presets import settings_for
 from examples.image_classification.train import train
 from examples.report import Results, choose, report
-from examples.seeds import spread
 
 
 def run(setting: Setting, seed: int, config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples import figures
+from examples.experiments import figures
 from xsam_jax import sam, xsam
 
 START = (-6.0, 10.0)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from examples import figures
+from examples.experiments import figures
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 

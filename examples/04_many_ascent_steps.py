@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples import figures
+from examples.experiments import figures
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 

@@ -3,15 +3,16 @@
     make flat-minima       (or: python -m examples.05_flat_minima [--further RUN_FOLDER])
 
 Trains the networks of the demo on noisy digits, one setting a method, three seeds, unless they are
-there already; then measures them as `python -m examples.analyze` does, whose options it takes too.
-Takes four minutes on two cores. `--further RUN_FOLDER` adds table and figures of other runs.
+there already; then measures them as `python -m examples.experiments.analyze` does, whose
+options it takes too. Takes four minutes on two cores. `--further RUN_FOLDER` adds table and figures
+of other runs.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from examples import analyze
+from examples.experiments import analyze
 from examples.image_classification.config import Config
 from examples.image_classification.devices import cache_compilations
 from examples.image_classification.presets import DEMO

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.arguments import Parser
-from examples.family import FAMILY
+from examples.experiments.arguments import Parser
+from examples.image_classification.methods import FAMILY
 
 RHOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 

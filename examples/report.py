@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 
 from examples.config import Config, Setting
+from examples.experiments.seeds import difference, spread
 from examples.image_classification.presets import DIGITS
-from examples.seeds import difference, spread
 
 Results = dict[Setting, dict[str, np.ndarray]]  # what training one model returns, over seeds
 COLLAPSED = 20  # percent; guessing gives 10

@@ -17,7 +17,8 @@ from scipy.special import log_softmax
 from test_examples import assert_is_a_picture
 from test_runs import fake_run
 
-from examples import analyze, evaluate
+from examples.experiments import analyze, evaluate
+from examples.experiments.records import read_runs
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.devices import Devices
@@ -28,7 +29,6 @@ from examples.image_classification.run_folder import read_config_file
 from examples.image_classification.steps import Inputs, make_program
 from examples.image_classification.streaming import Stream
 from examples.image_classification.train import train
-from examples.records import read_runs
 from xsam_jax import analysis
 from xsam_jax.analysis.directions import random_tree
 

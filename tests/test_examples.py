@@ -18,8 +18,8 @@ import pytest
 
 from examples import config as command_line
 from examples import report
-from examples.family import FAMILY, Training
-from examples.seeds import difference
+from examples.experiments.seeds import difference
+from examples.image_classification.methods import FAMILY, Training
 from xsam_jax import alias, slerp_sam, wrappers
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from matplotlib.patches import Circle
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
-from examples import figures
+from examples.experiments import figures
 from xsam_jax.analysis import plots
 from xsam_jax.analysis.landscape import AscentPlane
 

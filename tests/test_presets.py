@@ -11,8 +11,14 @@ import optax
 import pytest
 
 import xsam_jax as sx
-from examples.family import METHODS, Training, find_method, make_method, method_arguments
 from examples.image_classification.config import Config
+from examples.image_classification.methods import (
+    METHODS,
+    Training,
+    find_method,
+    make_method,
+    method_arguments,
+)
 from examples.image_classification.models import MODELS
 from examples.image_classification.presets import BASES, PRESETS, find_preset, settings_for
 

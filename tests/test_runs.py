@@ -19,18 +19,18 @@ import pytest
 from test_examples import assert_is_a_picture
 
 from benchmarks.run import parse_arguments
-from examples import analyze, compare, evaluate, sweep
+from examples.experiments import analyze, compare, evaluate, sweep
+from examples.experiments.records import Comparison, group, read_runs
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import EVALUATION
 from examples.image_classification.streaming import Images
-from examples.records import Comparison, group, read_runs
 
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"
-SCRIPTS = sorted((ROOT / "examples" / "runs").glob("*.sh"))
+SCRIPTS = sorted((ROOT / "examples" / "experiments" / "runs").glob("*.sh"))
 
 
 def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=None, **settings):
@@ -620,7 +620,7 @@ def test_every_command_of_a_script_is_one(script, tmp_path, monkeypatch):
     commands = [json.loads(line) for line in noted.read_text().splitlines()]
     assert commands
     for module, *arguments in (command[1:] for command in commands):
-        if module == "examples.sweep":
+        if module == "examples.experiments.sweep":
             options = sweep.parse_arguments(arguments)
             points = [sweep.make_point(setting, options.each) for setting in options.settings]
             for point in points:
@@ -630,16 +630,20 @@ def test_every_command_of_a_script_is_one(script, tmp_path, monkeypatch):
         else:
             flat = importlib.import_module("examples.05_flat_minima")
             programs = {
-                "examples.analyze": analyze,
-                "examples.compare": compare,
-                "examples.evaluate": evaluate,
+                "examples.experiments.analyze": analyze,
+                "examples.experiments.compare": compare,
+                "examples.experiments.evaluate": evaluate,
                 "examples.05_flat_minima": flat,
             }
             programs[module].parse_arguments(arguments)
 
 
 def test_scripts_give_each_method_as_many_settings():
-    text = (ROOT / "examples" / "runs" / "cifar10_small.sh").read_text().replace("\\\n", "")
+    text = (
+        (ROOT / "examples" / "experiments" / "runs" / "cifar10_small.sh")
+        .read_text()
+        .replace("\\\n", "")
+    )
     lines = [x.strip() for x in text.splitlines() if x.strip().startswith(("clean", "noisy"))]
     commands = [x for x in lines if "()" not in x]
     assert len(commands) == 10
@@ -656,11 +660,11 @@ def test_scripts_give_each_method_as_many_settings():
 
 def test_the_results_have_the_tables_that_were_written():
     """Numbers in prose are not looked at; those in tables are what a program has printed."""
-    text = (ROOT / "examples" / "RESULTS.md").read_text()
-    tables = sorted((ROOT / "examples" / "results").glob("*/table.md"))
+    text = (ROOT / "examples" / "experiments" / "RESULTS.md").read_text()
+    tables = sorted((ROOT / "examples" / "experiments" / "results").glob("*/table.md"))
     assert len(tables) >= 8
     for path in tables:
         rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
         assert "\n".join(rows) in text, path
     for picture in re.findall(r"\]\((results/[^)]+\.png)\)", text):
-        assert_is_a_picture(ROOT / "examples" / picture)
+        assert_is_a_picture(ROOT / "examples" / "experiments" / picture)

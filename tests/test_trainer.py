@@ -27,7 +27,6 @@ from PIL import Image
 from problems import x64 as x64_mode
 from test_models import SMALL
 
-from examples.family import COMBINATIONS
 from examples.image_classification import __main__ as entry
 from examples.image_classification import feed, steps
 from examples.image_classification import train as trainer
@@ -37,6 +36,7 @@ from examples.image_classification.config import Config, check
 from examples.image_classification.data import DATASETS, Dataset, load
 from examples.image_classification.devices import Devices
 from examples.image_classification.feed import Feed, Shape
+from examples.image_classification.methods import COMBINATIONS
 from examples.image_classification.models import MODELS, make_model
 from examples.image_classification.optimizer import keep_norm, make_optimizer, make_schedule
 from examples.image_classification.presets import PRESETS, configure, settings_for

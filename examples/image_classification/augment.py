@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from examples.names import hint
+from examples.image_classification.names import hint
 
 Augmentation = Callable[..., jax.Array]  # of a key and images
 

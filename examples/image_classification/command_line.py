@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import tyro
 
-from examples.family import METHODS, method_arguments
 from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS
+from examples.image_classification.methods import METHODS, method_arguments
 from examples.image_classification.models import MODELS
+from examples.image_classification.names import hint
 from examples.image_classification.presets import PRESETS, settings_for
-from examples.names import hint
 
 PROGRAM = "image_classification"
 CHOICES: dict[str, Iterable[str]] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.family import find_method
+from examples.image_classification.methods import find_method
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from examples.image_classification.config import Config
+from examples.image_classification.names import hint
 from examples.image_classification.streaming import Images, Stream
-from examples.names import hint
 
 _NOISE = 0x6E6F697365  # "noise", lest wrong labels go along with the order of the images
 

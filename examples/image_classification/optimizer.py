@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from examples.family import METHODS, Training, make_method
 from examples.image_classification.config import Config
+from examples.image_classification.methods import METHODS, Training, make_method
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from examples import figures
+from examples.experiments import figures
 from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
 from examples.image_classification.devices import Devices, is_main

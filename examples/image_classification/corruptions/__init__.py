@@ -20,7 +20,7 @@ import numpy as np
 
 from examples.image_classification.corruptions import blur, digital, noise, weather
 from examples.image_classification.corruptions.pixels import Corruption
-from examples.names import hint
+from examples.image_classification.names import hint
 
 CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     "noise": {

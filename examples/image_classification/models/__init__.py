@@ -15,7 +15,7 @@ from examples.image_classification.models.resnet import ResNet, ZeroPadding, bot
 from examples.image_classification.models.vgg import VGG
 from examples.image_classification.models.vit import ViT
 from examples.image_classification.models.wide_resnet import WideResNet
-from examples.names import hint
+from examples.image_classification.names import hint
 
 _small = partial(ResNet, blocks=(1, 1, 1), width=16, shortcut=ZeroPadding)
 

@@ -4,11 +4,11 @@ import copy
 import difflib
 from typing import Any
 
-from examples.family import find_method
 from examples.image_classification.config import Config
+from examples.image_classification.methods import find_method
+from examples.image_classification.names import hint
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
-from examples.names import hint
 
 __all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
 

@@ -1,6 +1,6 @@
 r"""Trains with several settings, chooses among those of each method, and repeats what it chose.
 
-    python -m examples.sweep --out runs/tiny --tune 0 --seeds 1 2 3 \
+    python -m examples.experiments.sweep --out runs/tiny --tune 0 --seeds 1 2 3 \
         --each "--dataset digits --label-noise 0.4" \
         "--method sgd" "--method sam --rho 0.2" "--method sam --rho 0.4"
 
@@ -10,7 +10,7 @@ OUT/tuning, and of each method the one with the best validation accuracy after i
 trained with `--seeds` to OUT; without, every setting is trained with `--seeds`. Test accuracies
 are never looked at. Settings that differ in more than a method is tuned by (radii, arguments,
 learning rate, weight decay) are not rivals. Goes on where it was interrupted: with other `--seeds`
-or settings it adds to what is there. `python -m examples.compare` makes a table.
+or settings it adds to what is there. `python -m examples.experiments.compare` makes a table.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from examples.arguments import Parser
+from examples.experiments.arguments import Parser
+from examples.experiments.records import but, is_tuned, settings_of
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.devices import cache_compilations
@@ -35,7 +36,6 @@ from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged, TrainingError
 from examples.image_classification.train import train
-from examples.records import but, is_tuned, settings_of
 
 
 class Point(NamedTuple):
@@ -106,7 +106,7 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
                 config = best.config(seed, out)
                 if _train(config, bar, count) < 0:
                     diverged.append(str(config.out))
-    print(f"next: python -m examples.compare {out}", file=sys.stderr)
+    print(f"next: python -m examples.experiments.compare {out}", file=sys.stderr)
     if diverged:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
 

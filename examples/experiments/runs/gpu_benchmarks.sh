@@ -2,8 +2,8 @@
 # The benchmark tables on a GPU: step times, memory, and probes by chunk size (1, 4, all alphas at
 # once) of ResNet-18, ViT-Ti and an MLP, by which to judge the default of `probe_batch_size`. Not run
 # yet: no GPU was at hand.
-#     SIZE=large bash examples/runs/gpu_benchmarks.sh FILE.md
+#     SIZE=large bash examples/experiments/runs/gpu_benchmarks.sh FILE.md
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 "${PYTHON:-.venv/bin/python}" -m benchmarks.run --size "${SIZE:-large}" --rounds "${ROUNDS:-30}" \
   --only probe,step,memory --out "$1"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Tables 1 and 2 of examples/RESULTS.md: 4,000 images of CIFAR-10, right labels and 40 % wrong ones.
-#     TFDS_DATA_DIR=... bash examples/runs/cifar10_small.sh [OUT]
+# Tables 1 and 2 of examples/experiments/RESULTS.md: 4,000 images of CIFAR-10, right labels and 40 % wrong ones.
+#     TFDS_DATA_DIR=... bash examples/experiments/runs/cifar10_small.sh [OUT]
 # Each method has four settings, chosen on 1,000 validation images with seed 0; test accuracy,
 # calibration error, and accuracy on corrupted images. Half of the runs go on one core, half on the
 # other, since both cores together are little faster on one run: 71 minutes, and 22 on one core for
 # the evaluation. Interrupted, it goes on where it was.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 out=${1:-runs} python=${PYTHON:-.venv/bin/python}
 each="--dataset cifar10 --model resnet8_half --train-size 4000 --validation-size 1000 --augmentation flip
       --epochs 20 --batch-size 64 --learning-rate 0.1 --weight-decay 1e-3"
-sweep() { "${pin[@]}" "$python" -m examples.sweep --tune 0 --seeds 1 2 3 "$@"; }
+sweep() { "${pin[@]}" "$python" -m examples.experiments.sweep --tune 0 --seeds 1 2 3 "$@"; }
 clean() { sweep --out "$out/cifar10_small" --each "$each" "$@"; }
 noisy() { sweep --out "$out/cifar10_small_noise" --each "$each --label-noise 0.4" "$@"; }
 pin() { pin=(); if command -v taskset > /dev/null; then pin=(taskset -c "$1"); fi; }
@@ -37,9 +37,9 @@ pin() { pin=(); if command -v taskset > /dev/null; then pin=(taskset -c "$1"); f
 wait "$first"
 wait "$second"
 
-"$python" -m examples.evaluate "$out/cifar10_small" --corruptions --images 2000
-"$python" -m examples.evaluate "$out/cifar10_small_noise"
+"$python" -m examples.experiments.evaluate "$out/cifar10_small" --corruptions --images 2000
+"$python" -m examples.experiments.evaluate "$out/cifar10_small_noise"
 for runs in cifar10_small cifar10_small_noise; do
-  "$python" -m examples.compare "$out/$runs"
-  "$python" -m examples.compare "$out/$runs/tuning"
+  "$python" -m examples.experiments.compare "$out/$runs"
+  "$python" -m examples.experiments.compare "$out/$runs/tuning"
 done

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Figures 1 to 5 of examples/RESULTS.md: how sensitive SAM and XSAM are to their settings, on digits
+# Figures 1 to 5 of examples/experiments/RESULTS.md: how sensitive SAM and XSAM are to their settings, on digits
 # with 40 % wrong labels, in the order of the XSAM paper: over rho with one rho_max (its figure 3b),
 # over the steps between probes (4), over rho_max (14a), over ascent steps (table 4), and by the
 # length of XSAM's update (17). Five seeds of each setting, without any choice: 22 minutes on one core.
-#     bash examples/runs/digits_robustness.sh [OUT]
+#     bash examples/experiments/runs/digits_robustness.sh [OUT]
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 out=${1:-runs}/digits python=${PYTHON:-.venv/bin/python}
 each="--dataset digits --model mlp --label-noise 0.4 --evaluate-every 60 --checkpoint-every 60"
-sweep() { name=$1; shift; "$python" -m examples.sweep --out "$out/$name" --seeds 0 1 2 3 4 --each "$each" "$@"; }
+sweep() { name=$1; shift; "$python" -m examples.experiments.sweep --out "$out/$name" --seeds 0 1 2 3 4 --each "$each" "$@"; }
 sam="--method sam --rho 0.3" xsam="--method xsam --rho 0.3"
 
 sweep rho "--method sgd" "--method sam --rho "{0.05,0.1,0.2,0.3,0.5,0.7} \
@@ -26,5 +26,5 @@ done
 sweep scale "$sam" "$xsam --rho-max 0.6 --method-args scale "{first,last,mean,max,slope,slope_max}
 
 for over in rho probe_every rho_max ascent_steps scale; do
-  "$python" -m examples.compare "$out/$over" --over "$over"
+  "$python" -m examples.experiments.compare "$out/$over" --over "$over"
 done

@@ -12,7 +12,7 @@ import jax
 import optax
 
 import xsam_jax as sx
-from examples.names import hint
+from examples.image_classification.names import hint
 from xsam_jax import ascent
 
 

@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from examples.family import METHODS, find_method, method_arguments, read_argument
 from examples.image_classification.config import Config
+from examples.image_classification.methods import (
+    METHODS,
+    find_method,
+    method_arguments,
+    read_argument,
+)
 from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE
 
 OF_XSAM = ("rho_max", "probe_every", "alpha_max", "num_alphas")
@@ -65,7 +70,7 @@ class Run:
       path: its folder.
       settings: what it was trained with, by `settings_of`.
       metrics: a record an epoch, as in `metrics.jsonl`.
-      evaluation: what `examples.evaluate` has found, if it was asked.
+      evaluation: what `examples.experiments.evaluate` has found, if it was asked.
     """
 
     path: Path

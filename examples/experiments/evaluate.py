@@ -1,12 +1,12 @@
 r"""Evaluates trained networks: accuracy, loss and calibration, and accuracy on corrupted images.
 
-    python -m examples.evaluate runs/cifar10_small/sam-rho0.1/seed1
-    python -m examples.evaluate runs/cifar10_small --corruptions --images 2000
+    python -m examples.experiments.evaluate runs/cifar10_small/sam-rho0.1/seed1
+    python -m examples.experiments.evaluate runs/cifar10_small --corruptions --images 2000
 
 Restores the last checkpoint of every finished run in these folders and below (but for folders named
-`tuning`), and writes `evaluation.json` beside it, which `python -m examples.compare` shows. The
-expected calibration error (ECE) is that of Guo et al., https://arxiv.org/abs/1706.04599, with 15
-bins. Corrupted images are those of CIFAR-10-C (examples/image_classification/corruptions), all
+`tuning`), and writes `evaluation.json` beside it, which `python -m examples.experiments.compare`
+shows. The expected calibration error (ECE) is that of Guo et al.,
+https://arxiv.org/abs/1706.04599, with 15 bins. Corrupted images are those of CIFAR-10-C (examples/image_classification/corruptions), all
 severities, each corruption weighing the same in its group and in the mean of all.
 """
 
@@ -24,7 +24,8 @@ from absl import logging
 from scipy.special import log_softmax
 from tqdm import tqdm
 
-from examples.arguments import Parser
+from examples.experiments.arguments import Parser
+from examples.experiments.records import Run, read_json, read_runs
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import load
@@ -39,7 +40,6 @@ from examples.image_classification.run_folder import (
 )
 from examples.image_classification.steps import Program, State, make_program
 from examples.image_classification.streaming import Images, Stream
-from examples.records import Run, read_json, read_runs
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks

@@ -1,7 +1,7 @@
 r"""Tells how flat the minima of trained networks are: curvature, sharpness, landscapes.
 
-    python -m examples.analyze runs/noisy_digits
-    python -m examples.analyze runs/cifar10_small --images 500 --directions 50 --points 0
+    python -m examples.experiments.analyze runs/noisy_digits
+    python -m examples.experiments.analyze runs/cifar10_small --images 500 --points 0
 
 Reads the finished runs in these folders and below (but for folders named `tuning`) with what their
 last checkpoints hold, and prints a table with a row a group of seeds:
@@ -17,9 +17,9 @@ that it was trained on, wrong ones (`label_noise`) included; without augmentatio
 and weight decay, in float32, with BatchNorm in evaluation mode. The same random directions are used
 for all runs. Numbers are mean ± standard deviation over seeds.
 
-Figures are of what validation chose (*), as in `python -m examples.compare`: eigenvalues, sharpness
-over radii, and of the first seed the density of eigenvalues and the loss on a plane of two
-directions normalized by filters. What was measured stays in `analysis.json` beside each run, and is
+Figures are of what validation chose (*), as in `python -m examples.experiments.compare`:
+eigenvalues, sharpness over radii, and of the first seed the density of eigenvalues and the loss on
+a plane of two directions normalized by filters. What was measured stays in `analysis.json` beside each run, and is
 used again where it is of the same parameters and settings.
 """
 
@@ -42,10 +42,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from examples import figures
-from examples.arguments import Parser
-from examples.compare import Row, markdown, shared, write_csv
-from examples.evaluate import Trained, restore_last
+from examples.experiments import figures
+from examples.experiments.arguments import Parser
+from examples.experiments.compare import Row, markdown, shared, write_csv
+from examples.experiments.evaluate import Trained, restore_last
+from examples.experiments.records import (
+    Comparison,
+    Group,
+    Run,
+    group,
+    read_json,
+    read_runs,
+    short,
+    show,
+)
+from examples.experiments.seeds import spread
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.devices import cache_compilations
@@ -57,8 +68,6 @@ from examples.image_classification.run_folder import (
 )
 from examples.image_classification.steps import make_program
 from examples.image_classification.streaming import Images, Stream
-from examples.records import Comparison, Group, Run, group, read_json, read_runs, short, show
-from examples.seeds import spread
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 

@@ -1,7 +1,7 @@
 r"""Compares runs: a table of means over seeds, what differs by more than chance, and figures.
 
-    python -m examples.compare runs/cifar10_small
-    python -m examples.compare runs/digits/rho --over rho
+    python -m examples.experiments.compare runs/cifar10_small
+    python -m examples.experiments.compare runs/digits/rho --over rho
 
 Reads the folders that the trainer has left, and those below them (but for folders named `tuning`,
 which are read where they are given themselves). Runs that differ in the seed alone make a row. Of
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from examples import figures
-from examples.arguments import Parser
-from examples.names import hint
-from examples.records import Comparison, Run, Settings, group, read_runs, short, show
-from examples.seeds import difference, spread
+from examples.experiments import figures
+from examples.experiments.arguments import Parser
+from examples.experiments.records import Comparison, Run, Settings, group, read_runs, short, show
+from examples.experiments.seeds import difference, spread
+from examples.image_classification.names import hint
 
 METRICS = {  # what a run ends with, and how the table calls it
     "validation_accuracy": "validation",
