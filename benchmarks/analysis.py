@@ -1,5 +1,6 @@
 """What curvature costs: products, their time and memory, and the largest eigenvalues."""
 
+import functools
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ from benchmarks.measure import compile_program, markdown, number, paired_ratios,
 from benchmarks.models import Problem, cnn
 from benchmarks.tables import Bench
 from xsam_jax.analysis import make_hvp, top_eigenvalues
-from xsam_jax.analysis.objective import Objective
+from xsam_jax.analysis._objective import add_product, add_value_and_gradient
 
 BATCHES = 4
 NUM = 5
@@ -36,14 +37,17 @@ def _row(bench: Bench, problem: Problem) -> list[str]:
     params, batch, loss_fn = problem.params, problem.batch, problem.loss_fn
     leaves = jax.tree.leaves(params)
     size = sum(leaf.size for leaf in leaves)
-    compiled = Objective(loss_fn, params, [batch]).compiled
     zeros = jax.tree.map(jnp.zeros_like, params)
     options = {"options": bench.compiler_options}
     gradient = compile_program(
-        compiled.value_and_gradient, (jnp.zeros(()), zeros), params, batch, **options
+        functools.partial(add_value_and_gradient, loss_fn),
+        (jnp.zeros(()), zeros),
+        params,
+        batch,
+        **options,
     )
     product = compile_program(
-        compiled.hessian_vector_product, zeros, params, params, batch, **options
+        functools.partial(add_product, loss_fn), zeros, params, params, batch, **options
     )
 
     def copies(of_bytes: int | None) -> str:

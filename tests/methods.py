@@ -156,4 +156,4 @@ REPRESENTATIVES = {
         "sam, recorded",  # scalars of the descent in the state
     )
 }
-NAMES = {n for n in (*xsam_jax.alias.__all__, *xsam_jax.wrappers.__all__) if n.islower()}
+NAMES = {n for n in xsam_jax.methods.__all__ if n.islower()} - {"lr_coupled_rho"}

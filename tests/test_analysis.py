@@ -1,6 +1,7 @@
 """The analysis package against exact answers: dense Hessians, closed forms, flat float64 NumPy."""
 
 import itertools
+import sys
 
 import chex
 import hypothesis
@@ -16,6 +17,7 @@ from problems import x64 as x64_mode
 
 from xsam_jax import ascent, sam, xsam
 from xsam_jax.analysis import (
+    _objective,
     alpha_profile,
     ascent_plane,
     average_sharpness,
@@ -32,8 +34,7 @@ from xsam_jax.analysis import (
     top_eigenvalues,
     worst_case_sharpness,
 )
-from xsam_jax.analysis import hessian as analysis_hessian
-from xsam_jax.analysis.objective import Objective
+from xsam_jax.analysis.loss_surface import place_on_plane
 
 KEY = jax.random.key(7)
 SHAPES = {"kernel": (3, 4, 5), "bias": (5,)}  # 65 parameters, more than ARPACK starts with
@@ -382,15 +383,14 @@ def test_a_product_costs_two_to_three_gradients():
             batch = jnp.tanh(batch @ weight)
         return jnp.mean(batch**2)
 
-    compiled = Objective(loss, params, [inputs]).compiled
     total = jax.tree.map(jnp.zeros_like, params)
 
     def analysis(function, *arguments):
-        program = function.lower(*arguments).compile()
+        program = function.lower(loss, *arguments).compile()
         return program.cost_analysis()["flops"], program.memory_analysis().temp_size_in_bytes
 
-    gradient = analysis(compiled.value_and_gradient, (0.0, total), params, inputs)
-    product = analysis(compiled.hessian_vector_product, total, params, params, inputs)
+    gradient = analysis(_objective.add_value_and_gradient, (0.0, total), params, inputs)
+    product = analysis(_objective.add_product, total, params, params, inputs)
     assert 1.8 < product[0] / gradient[0] < 3.0
     # Activations, those of the tangents, and one parameter copy.
     assert product[1] < 3 * gradient[1] + 4 * sum(leaf.size for leaf in params.values())
@@ -619,17 +619,17 @@ def test_a_surface_takes_one_pass_through_the_data():
 
 def test_memory_of_a_surface_grows_with_points_per_call_alone():
     params = jnp.ones(1000)
-    compiled = Objective(lambda x: jnp.sum(jnp.sin(x) ** 2), params, None).compiled
-    from xsam_jax.analysis.landscape import _place
-
-    one, several = compiled.at(_place)
     shared = (params, params, params)
 
-    def temporary(function, point):
-        return function.lower(shared, point).compile().memory_analysis().temp_size_in_bytes
+    def loss(x):
+        return jnp.sum(jnp.sin(x) ** 2)
 
-    assert temporary(one, jnp.zeros(2)) <= 2 * 4000
-    assert temporary(several, jnp.zeros((8, 2))) <= 2 * 8 * 4000
+    def temporary(function, point):
+        lowered = function.lower(loss, place_on_plane, shared, point)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(_objective.value_at_place, jnp.zeros(2)) <= 2 * 4000
+    assert temporary(_objective.values_at_places, jnp.zeros((8, 2))) <= 2 * 8 * 4000
 
 
 def test_infinite_losses_far_out_are_returned():
@@ -1042,7 +1042,8 @@ def test_errors_of_arguments(bad):
 
 def test_an_iteration_that_does_not_converge(monkeypatch):
     values = jnp.linspace(1.0, 2.0, 3000)
-    monkeypatch.setattr(analysis_hessian, "RESTARTS", 1)
+    module = sys.modules["xsam_jax.analysis.top_eigenvalues"]
+    monkeypatch.setattr(module, "RESTARTS", 1)
     with pytest.raises(RuntimeError, match="raise tolerance, which is 1e-08"):
         top_eigenvalues(
             lambda x: 0.5 * jnp.sum(values * x**2), jnp.ones(3000), 5, key=KEY, tolerance=1e-8

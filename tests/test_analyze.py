@@ -30,7 +30,7 @@ from examples.image_classification.steps import Inputs, make_program
 from examples.image_classification.streaming import Stream
 from examples.image_classification.train import train
 from xsam_jax import analysis
-from xsam_jax.analysis.directions import random_tree
+from xsam_jax.analysis.random_direction import random_tree
 
 WIDTH = 5
 DATA = {"train_size": 120, "label_noise": 0.3}

@@ -9,8 +9,9 @@ import pytest
 from methods import METHODS
 
 import xsam_jax
-from xsam_jax import tree
-from xsam_jax.descent import match_norm, search, slerp, slerp_to_maximum
+from xsam_jax import _tree as tree
+from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
+from xsam_jax.descent.alpha_search import section_search
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 START = jnp.array([1.0, -2.0, 0.5])
@@ -258,7 +259,7 @@ def test_of_equal_losses_the_first_wins(search):
 def test_the_section_search_finds_every_peak_in_few_evaluations(size):
     for peak in range(size):
         counted, points = counting(lambda a: -jnp.abs(a - peak))  # noqa: B023
-        index, loss = search.section(counted, jnp.arange(size, dtype=jnp.float32))
+        index, loss = section_search(counted, jnp.arange(size, dtype=jnp.float32))
         jax.effects_barrier()
         assert int(index) == peak
         assert loss == 0.0

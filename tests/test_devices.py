@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
-from xsam_jax.analysis.objective import Objective
+from xsam_jax.analysis._objective import Objective
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import record
 

@@ -13,7 +13,7 @@ import pytest
 from problems import PROBLEMS
 
 import xsam_jax
-from xsam_jax import tree
+from xsam_jax import _tree as tree
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import SCALES, match_norm, slerp
 

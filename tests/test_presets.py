@@ -396,8 +396,8 @@ def weights(params):
     return {"kernel": True, "bias": False}
 
 
-def xsam_on(*ascent, **options):
-    return sx.xsam(None, 0.6, ascent=optax.chain(*ascent), **SEARCH, **options)
+def xsam_along(*direction, **options):
+    return sx.xsam(0.3, 0.6, direction=optax.chain(*direction), **SEARCH, **options)
 
 
 radius, unit = sx.ascent.scale_by_radius(0.3), sx.ascent.normalize()
@@ -464,19 +464,19 @@ OVERRIDDEN = [
         "xsam+asam",
         2,
         {"eta": "0.5", "biases": "false", "scale": "max"},
-        lambda: xsam_on(direct.scale_by_magnitude(0.5, mask=weights), radius, steps=2, scale="max"),
+        lambda: xsam_along(direct.scale_by_magnitude(0.5, mask=weights), steps=2, scale="max"),
     ),
     (
         "xsam+friendly_sam",
         1,
         {"decay": "0.6", "sigma": "0.5", "scale": "first"},
-        lambda: xsam_on(direct.subtract_ema(0.6, 0.5), unit, radius, scale="first"),
+        lambda: xsam_along(direct.subtract_ema(0.6, 0.5), unit, scale="first"),
     ),
     (
         "xsam+vasso",
         1,
         {"theta": "0.2", "scale": "first"},
-        lambda: xsam_on(direct.ema_of_gradients(0.2), unit, radius, scale="first"),
+        lambda: xsam_along(direct.ema_of_gradients(0.2), unit, scale="first"),
     ),
 ]
 

@@ -15,6 +15,7 @@ from methods import METHODS, NAMES, REPRESENTATIVES
 
 import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
+from xsam_jax.descent import match_norm, slerp_to_maximum
 
 LEARNING_RATE = 0.02
 # Two compilations of one step differ by float32 rounding, which differences of losses amplify.
@@ -387,7 +388,8 @@ def test_masks_inside_the_ascent_perturb_a_subset(name):
         grads, tx.init(params), params
     )
     chex.assert_trees_all_close(updates, jax.grad(loss_fn)(point), rtol=RTOL)
-    tx = xsam_jax.xsam(None, 0.2, ascent=subset_ascents(rho)[name])
+    search = optax.chain(slerp_to_maximum(0.2), match_norm(unit=True))
+    tx = xsam_jax.sharpness_aware(subset_ascents(rho)[name], search)
     updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
         grads, tx.init(params), params
     )

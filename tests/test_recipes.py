@@ -20,7 +20,8 @@ from flax.training import train_state
 from methods import METHODS, NAMES
 
 import xsam_jax
-from xsam_jax import gating, sam, tree, xsam
+from xsam_jax import _tree as tree
+from xsam_jax import gating, sam, xsam
 from xsam_jax.analysis import plots
 from xsam_jax.ascent import normalize, scale_by_radius
 
@@ -597,7 +598,8 @@ def test_the_place_of_the_mask_says_over_what_the_norm_is(ns):
     np.testing.assert_allclose(optax.tree.norm(sparse), 0.5 * share, rtol=1e-5)
     assert share < 0.5
 
-    tx = optax.chain(xsam(None, 1.0, ascent=ns.sam_on), optax.sgd(0.1))
+    direction = optax.chain(ns.drop_others, normalize())
+    tx = optax.chain(xsam(0.5, 1.0, direction=direction), optax.sgd(0.1))
     jax.eval_shape(ns.make_train_step(tx), ns.initial, tx.init(ns.initial), ns.batch)
 
 
@@ -719,7 +721,7 @@ SOME_STEPS = "Sharpness-aware in some steps only"
 
 @recipe(SOME_STEPS)
 def test_a_step_behind_a_shut_gate_is_that_of_the_optimizer(ns):
-    assert optax.tree.get(ns.opt_state, "gradient_evaluations") == 12
+    assert optax.tree.get(ns.opt_state, "sharp_steps") == 2
     state = ns.tx.init(ns.initial)
     sharp, plain = sam_gradient(ns.initial, ns.batch, 0.05), gradient_of(ns.initial, ns.batch)
     for count, expected in ((0, sharp), (1, plain), (4, plain), (5, sharp)):
@@ -732,11 +734,11 @@ def open_steps(ns, tx, counts):
     """For each count whether a step of `tx` takes further gradients."""
     tx = optax.chain(tx, optax.sgd(0.1))
     step, start = ns.make_train_step(tx), tx.init(ns.initial)
-    evaluations = []
+    opened = []
     for count in counts:
         _, state = step(ns.initial, at_count(count, start), ns.batch)
-        evaluations.append(int(optax.tree.get(state, "gradient_evaluations")) - 1)
-    return evaluations
+        opened.append(int(optax.tree.get(state, "sharp_steps")))
+    return opened
 
 
 @recipe(SOME_STEPS)
@@ -754,7 +756,7 @@ def test_the_gates_open_when_they_say(ns):
     start = step(gradient, tx.init(ns.initial))
     for factor, further in ((0.5, 0), (2.0, 1)):
         state = step(optax.tree.scale(factor, gradient), start)
-        assert state.gradient_evaluations - start.gradient_evaluations == 1 + further
+        assert state.sharp_steps - start.sharp_steps == further
 
 
 @recipe(SOME_STEPS)
@@ -790,7 +792,7 @@ def test_the_host_decides_as_the_program_does(heading, ns, method):
     for _ in range(10):
         params, opt_state = ns.train_step(params, opt_state, ns.batch)
     chex.assert_trees_all_close((params, opt_state), (ns.params, ns.opt_state), rtol=1e-5)
-    assert optax.tree.get(opt_state, "gradient_evaluations") == 12
+    assert optax.tree.get(opt_state, "sharp_steps") == 2
     assert opt_state[0].count == 10
 
     for sharp, conditionals in ((True, 0), (False, 0), (None, 1)):
@@ -941,7 +943,7 @@ def test_the_log_has_every_step(ns):
         "last_gradient_norm": optax.tree.norm(last),
         "gradient_cosine": cosine,
         "loss_rise": ns.loss_fn(end, batch) - ns.loss_fn(params, batch),
-        "turned": 1.5 * np.arccos(cosine),
+        "turned": np.cos(1.5 * np.arccos(cosine)),
     }
     assert ns.log.keys() == expected.keys()
     for name, value in expected.items():

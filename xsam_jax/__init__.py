@@ -1,28 +1,40 @@
-"""Sharpness-aware minimization for JAX: the SAM family as Optax gradient transformations."""
+"""Sharpness-aware minimization for JAX: the SAM family as Optax gradient transformations.
 
-from xsam_jax import ascent, descent, gating, tree
-from xsam_jax.alias import (
-    asam,
-    cr_sam,
-    fisher_sam,
-    friendly_asam,
-    friendly_sam,
-    gam,
-    gradient_norm_penalty,
-    gsam,
-    lsam,
-    msam,
-    sam,
-    slerp_sam,
-    vasso,
-    wsam,
-    xsam,
-)
-from xsam_jax.ascent import lr_coupled_rho
-from xsam_jax.base import AscentPath, GradFn, Radius, ValueFn
-from xsam_jax.core import SharpnessAwareState, sharpness_aware
-from xsam_jax.gating import gated
-from xsam_jax.wrappers import decoupled_wsam, esam, look_sam
+    tx = optax.chain(xsam(rho=0.15, rho_max=0.30), optax.sgd(0.05, momentum=0.9))
+    updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
+
+These rules hold for all methods:
+
+* A method returns a gradient. The optimizer comes after it in the chain.
+* `value_fn(params)` is the loss as a pure function of the parameters. `sharpness_aware` describes
+  the other arguments of `update`, and the errors that it raises.
+* Gradients keep their dtype. Norms and angles are float32, or float64 under x64.
+* Numbers may be traced, so `optax.inject_hyperparams` and `jax.vmap` over them work. An argument
+  that must be a Python value is marked "Static".
+* `rho` and other radii may be schedules over training steps.
+* The state is a pytree of arrays.
+"""
+
+from xsam_jax import ascent, descent, gating, methods
+from xsam_jax._losses import GradFn, ValueFn
+from xsam_jax._schedules import Radius
+from xsam_jax.core import AscentPath, SharpnessAwareState, sharpness_aware
+from xsam_jax.gating.gated import gated
+from xsam_jax.methods.asam import asam
+from xsam_jax.methods.cr_sam import cr_sam
+from xsam_jax.methods.esam import esam
+from xsam_jax.methods.fisher_sam import fisher_sam
+from xsam_jax.methods.friendly_sam import friendly_asam, friendly_sam
+from xsam_jax.methods.gam import gam
+from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
+from xsam_jax.methods.gsam import gsam, lr_coupled_rho
+from xsam_jax.methods.look_sam import look_sam
+from xsam_jax.methods.lsam import lsam
+from xsam_jax.methods.msam import msam
+from xsam_jax.methods.sam import sam
+from xsam_jax.methods.vasso import vasso
+from xsam_jax.methods.wsam import decoupled_wsam, wsam
+from xsam_jax.methods.xsam import slerp_sam, xsam
 
 __version__ = "0.1.0"
 
@@ -30,16 +42,16 @@ __all__ = [
     # The algorithm
     "sharpness_aware",
     "SharpnessAwareState",
-    # Methods: where to look
+    # Methods with another ascent
     "sam",
     "asam",
     "fisher_sam",
     "friendly_sam",
     "friendly_asam",
     "vasso",
-    # Methods: what to do with what was seen
-    "slerp_sam",
+    # Methods with another descent
     "xsam",
+    "slerp_sam",
     "wsam",
     "gradient_norm_penalty",
     "gsam",
@@ -51,15 +63,15 @@ __all__ = [
     "look_sam",
     "esam",
     "decoupled_wsam",
-    # When
+    # Which steps are sharpness-aware, and how the radius changes
     "gated",
     "lr_coupled_rho",
     # Parts
     "ascent",
     "descent",
     "gating",
-    "tree",
-    # Vocabulary
+    "methods",
+    # Types
     "AscentPath",
     "GradFn",
     "Radius",

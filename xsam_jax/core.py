@@ -1,26 +1,132 @@
-r"""The one algorithm: climb, look, and return the gradient that a flat minimum asks for."""
+r"""The sharpness-aware update loop that all methods share."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from xsam_jax import checks, tree
-from xsam_jax.base import AscentPath, GradFn, ValueFn
+from xsam_jax import _checks as checks
+from xsam_jax import _losses as losses
+from xsam_jax import _tree as tree
+from xsam_jax._losses import GradFn, ValueFn
+
+
+@dataclasses.dataclass(frozen=True)
+class AscentPath:
+    r"""The points and gradients of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`.
+
+    A descent receives it as the extra argument `path`. Sums and norms are computed when they are
+    read, so a property that nobody reads is not traced. They are float32, or float64 under x64.
+
+    Attributes:
+      perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \dots, k-1`.
+      gradients: :math:`g_0`, as the caller gave it, to :math:`g_k`.
+      values: the losses :math:`L(\theta_0), \dots, L(\theta_k)`. The first is None unless the
+        caller gave `value`; the others are None if a `grad_fn` took the gradients.
+    """
+
+    perturbations: Sequence[Any]
+    gradients: Sequence[Any]
+    values: Sequence[Any]
+
+    @property
+    def displacement(self) -> Any:
+        r"""The sum of the perturbations, :math:`\theta_k - \theta_0`."""
+        # Several operations read it. Without the barrier XLA keeps several copies on CPU.
+        return jax.lax.optimization_barrier(tree.total(self.perturbations))
+
+    @property
+    def first_gradient(self) -> Any:
+        """The gradient :math:`g_0`."""
+        return self.gradients[0]
+
+    @property
+    def last_gradient(self) -> Any:
+        """The gradient :math:`g_k`."""
+        return self.gradients[-1]
+
+    @property
+    def first_value(self) -> jax.Array | None:
+        r"""The loss :math:`L(\theta_0)`, or None."""
+        return self.values[0]
+
+    @property
+    def last_value(self) -> jax.Array | None:
+        r"""The loss :math:`L(\theta_k)`, or None."""
+        return self.values[-1]
+
+    @property
+    def gradient_norms(self) -> jax.Array:
+        r"""The norms :math:`\|g_0\|, \dots, \|g_k\|`, of shape (k + 1,)."""
+        return jnp.stack([tree.norm(gradient) for gradient in self.gradients])
 
 
 class SharpnessAwareState(NamedTuple):
     """The states of the two slots.
 
     Attributes:
-      ascent: the state of the ascent, as its first call in a step left it.
+      ascent: the state of the ascent after :math:`g_0` of the last step.
       descent: the state of the descent.
     """
 
     ascent: optax.OptState
     descent: optax.OptState
+
+
+ValueAndGradient = Callable[[optax.Params], tuple[Any, optax.Updates]]
+
+
+def ascend(
+    ascent: optax.GradientTransformationExtraArgs,
+    state: optax.OptState,
+    value_and_gradient_at: ValueAndGradient,
+    params: optax.Params,
+    gradient: optax.Updates,
+    *,
+    steps: int = 1,
+    value: Any = None,
+    **extra_args: Any,
+) -> tuple[AscentPath, optax.OptState]:
+    r"""Performs the ascent, :math:`\theta_{i+1} = \theta_i + \mathrm{ascent}(g_i)`.
+
+    The loop is unrolled: on CPU the gradient of a convolution runs about 30 times slower inside
+    `jax.lax.scan` (jax-ml/jax#12868).
+
+    Args:
+      ascent: maps a gradient to a perturbation.
+      state: the state of `ascent`. Every step starts from it.
+      value_and_gradient_at: maps parameters to the loss, or None, and the gradient.
+      params: :math:`\theta_0`.
+      gradient: :math:`g_0`.
+      steps: :math:`k \ge 1`.
+      value: :math:`L(\theta_0)`, or None.
+      **extra_args: further arguments of `ascent.update`.
+
+    Returns:
+      The path, and the state of the ascent after :math:`g_0`.
+
+    Example:
+      >>> loss_and_grad = jax.value_and_grad(lambda params: jnp.sum(params**2))
+      >>> ascent = optax.with_extra_args_support(optax.scale(0.1))
+      >>> path, _ = ascend(ascent, (), loss_and_grad, jnp.array([1.0]), jnp.array([2.0]))
+      >>> print(f"{path.displacement[0]:.2f} {path.last_gradient[0]:.2f}")
+      0.20 2.40
+    """
+    point, perturbations, gradients, values, states = params, [], [gradient], [value], []
+    for step in range(steps):
+        perturbation, new_state = ascent.update(
+            gradients[-1], state, point, ascent_step=step, value=values[-1], **extra_args
+        )
+        point = optax.apply_updates(point, perturbation)
+        value, gradient = value_and_gradient_at(point)
+        perturbations.append(perturbation)
+        gradients.append(gradient)
+        values.append(value)
+        states.append(new_state)
+    return AscentPath(perturbations, gradients, values), states[0]
 
 
 def sharpness_aware(
@@ -29,7 +135,7 @@ def sharpness_aware(
     *,
     steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Turns gradients into sharpness-aware gradients: one ascent, one descent, any of each.
+    r"""Turns gradients into sharpness-aware gradients, from any ascent and any descent.
 
     With :math:`g_0` the incoming gradient at the parameters :math:`\theta_0`, for
     :math:`i = 0, \dots, k-1`
@@ -39,65 +145,64 @@ def sharpness_aware(
 
     and the result is :math:`\mathrm{descent}(g_k, \mathrm{path})`.
 
-    This is a gradient transformation, not an optimizer: it is the first link of an `optax.chain`,
-    and what follows sees the sharpness-aware gradient. Alone, or last in the chain, it leads
-    uphill, as any gradient does. Weight decay that follows is not part of the ascent. Whatever the
-    incoming gradient is, the ascent starts with it: pass the gradient of another batch to climb on
-    that one.
+    It is a gradient transformation, not an optimizer. It is the first link of an `optax.chain`, and
+    the optimizer after it receives the sharpness-aware gradient. Alone, or last in the chain, it
+    increases the loss, as adding any gradient does. Weight decay after it is not part of the
+    ascent. The ascent starts with the incoming gradient: pass the gradient of another batch to
+    ascend on that batch.
 
     **Update.** `update(updates, state, params, *, value_fn, grad_fn=None, value=None, **extra)`:
 
-    * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters: it
-      closes over the batch, the dropout key, and whatever else the loss depends on. The ascent
-      takes `steps` gradients, beside the incoming one; a descent may take more.
-    * `grad_fn(params)` replaces `jax.grad(value_fn)` where there is a better way (microbatches,
-      loss scaling, collectives). It alone suffices unless the descent looks at losses. Line
-      searches later in the chain refuse it: they know `value_fn`, `value` and `grad`.
-    * On several devices both are means over all of them. In `jax.shard_map`, `value_fn` is the
-      `jax.lax.pmean` of the loss; in `jax.pmap`, pass the `pmean` of the gradient as `grad_fn`,
-      too, since nothing there can detect that it is missing.
-    * `value` is the loss at `params`, for those descents that would otherwise evaluate it.
-    * `count_gradients(number)`, where given, is called while the step is traced, once for each
-      gradient that is evaluated; `xsam_jax.gating` uses it.
-    * Further extra arguments are passed on to the ascent and the descent.
+    * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters. It closes
+      over the batch, the dropout key, and everything else the loss depends on. The ascent evaluates
+      `steps` gradients beside the incoming one; a descent may evaluate more.
+    * `grad_fn(params)` replaces `jax.grad(value_fn)`, for microbatches, loss scaling or
+      collectives. It is sufficient alone unless the descent reads losses. Line searches later in
+      the chain refuse it, because they accept `value_fn`, `value` and `grad` only.
+    * On several devices both are means over all devices. In `jax.shard_map`, `value_fn` returns the
+      `jax.lax.pmean` of the loss. In `jax.pmap`, also pass the `pmean` of the gradient as
+      `grad_fn`; JAX cannot detect there that it is missing.
+    * `value` is the loss at `params`. It saves a forward pass in a descent that needs it.
+    * Other extra arguments are passed on to the ascent and the descent.
 
     **Slots.** Both are Optax gradient transformations, so chains, masks inside the ascent, and
     schedules work. The ascent returns the perturbation itself, uphill. Within a training step it
-    is one map: every :math:`g_i` is transformed from the same incoming state, and the state kept
-    is the one after :math:`g_0`. It is given `params` :math:`= \theta_i`, `value`
-    :math:`= L(\theta_i)` where known, and the Python integer `ascent_step` :math:`= i`. The
-    descent is given :math:`g_k`, `params` :math:`= \theta_0`, and `path`, an `AscentPath`. Both get
-    `value_fn` and a `grad_fn`, which exists in any case.
+    transforms every :math:`g_i` from the same incoming state, and the state kept is the one after
+    :math:`g_0`. It receives `params` :math:`= \theta_i`, `value` :math:`= L(\theta_i)` if known,
+    and the Python integer `ascent_step` :math:`= i`. The descent receives :math:`g_k`, `params`
+    :math:`= \theta_0`, and `path`, an `AscentPath`. Both receive `value_fn` and a `grad_fn`, which
+    always exists.
 
     **Numbers.** Norms and angles are float32, or float64 under x64. The result has the dtypes of
-    the incoming gradient, the perturbed parameters those of `params`; in bfloat16 parameters most
-    of a perturbation is rounded away, so keep parameters in float32 and compute in bfloat16. A
-    zero gradient gives a zero perturbation; NaN in any gradient comes out as NaN, for
-    `optax.apply_if_finite` *after* this link to see.
+    the incoming gradient, and the perturbed parameters have those of `params`. In bfloat16
+    parameters most of a perturbation is rounded away, so keep parameters in float32 and compute in
+    bfloat16. A zero gradient gives a zero perturbation. A NaN in any gradient makes the result NaN,
+    which `optax.apply_if_finite` detects if it stands *after* this link.
 
     Args:
-      ascent: gradient to perturbation, such as `chain(normalize(), scale_by_radius(rho))`.
-      descent: path to gradient; None is `optax.identity()`, which returns :math:`g_k`.
-      steps: :math:`k \ge 1`, the number of ascent steps. Static; the steps are unrolled.
+      ascent: maps a gradient to a perturbation, such as `chain(normalize(), scale_by_radius(rho))`.
+      descent: maps a path to a gradient. The default None returns :math:`g_k`.
+      steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static; the steps are
+        unrolled.
 
     Returns:
       A gradient transformation with state `SharpnessAwareState`.
 
     Raises:
-      TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, a whole
-        method; `steps` is not an integer; in `update`, `value_fn` is not a function that returns a
-        real scalar, `grad_fn` not one that returns a gradient, the gradient does not have the
-        structure of `params`, or a parameter is not a real floating-point array.
-      ValueError: `steps` is less than 1; in `update`, `params`, or both of `value_fn` and
-        `grad_fn`, are missing, the gradient does not have the shapes of `params`, `value_fn`
-        ignores its argument or, in `jax.shard_map`, is the loss of one device or of shards of the
-        parameters, or `grad_fn` the gradient of one device where the incoming one is a mean, or
+      TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, is a whole
+        method; `steps` is not an integer. In `update`: `value_fn` is not a function that returns a
+        real scalar, `grad_fn` does not return a gradient, the gradient does not have the structure
+        of `params`, or a parameter is not a real floating-point array.
+      ValueError: `steps` is less than 1. In `update`: `params`, or both `value_fn` and `grad_fn`,
+        are missing; the gradient does not have the shapes of `params`; `value_fn` ignores its
+        argument; in `jax.shard_map`, `value_fn` is the loss of one device or of shards of the
+        parameters, or `grad_fn` is the gradient of one device but the incoming one is a mean; or
         `params` was cut by `optax.masked` or `optax.partition`.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
-      >>> climb = optax.chain(normalize(), scale_by_radius(0.1))
-      >>> tx = optax.chain(sharpness_aware(climb), optax.sgd(0.1))
+      >>> ascent = optax.chain(normalize(), scale_by_radius(0.1))
+      >>> tx = optax.chain(sharpness_aware(ascent), optax.sgd(0.1))
       >>> loss_fn = lambda params: jnp.sum(params**2)
       >>> params = jnp.array([3.0, 4.0])
       >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
@@ -119,7 +224,7 @@ def sharpness_aware(
     def init_fn(params: optax.Params) -> SharpnessAwareState:
         checks.parameters(params)
         return SharpnessAwareState(
-            _slot_state("ascent", ascent, params), _slot_state("descent", descent, params)
+            init_slot("ascent", ascent, params), init_slot("descent", descent, params)
         )
 
     def update_fn(
@@ -130,7 +235,6 @@ def sharpness_aware(
         value_fn: ValueFn | None = None,
         grad_fn: GradFn | None = None,
         value: jax.Array | None = None,
-        count_gradients: Callable[[Any], None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.present(
@@ -138,53 +242,60 @@ def sharpness_aware(
         )
         checks.parameters(params)
         fix = "pass grads = jax.grad(loss)(params)"
-        checks.gradients_like("grads must be", updates, params, fix)
-        value_and_gradient_at = _value_and_gradient_function(
-            value_fn, grad_fn, params, updates, value, count_gradients
-        )
-        functions = {"value_fn": value_fn, "grad_fn": lambda point: value_and_gradient_at(point)[1]}
-        point, gradient, point_value = params, updates, value
-        perturbations, gradients, ascent_states = [], [updates], []
-        for step in range(steps):
-            perturbation, ascent_state = ascent.update(
-                gradient,
-                state.ascent,
-                point,
-                ascent_step=step,
-                value=point_value,
-                **functions,
-                **extra_args,
-            )
-            point = optax.apply_updates(point, perturbation)
-            point_value, gradient = value_and_gradient_at(point)
-            perturbations.append(perturbation)
-            gradients.append(gradient)
-            ascent_states.append(ascent_state)
+        losses.check_gradient_like("grads must be", updates, params, fix)
+        losses.check_functions(value_fn, grad_fn, params, updates, value)
 
-        result, descent_state = descent.update(
-            gradient,
-            state.descent,
+        def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+            if grad_fn is None:
+                return jax.value_and_grad(cast(ValueFn, value_fn))(point)
+            return None, losses.gradient_at(point, grad_fn, updates)
+
+        extra_args |= {
+            "value_fn": value_fn,
+            "grad_fn": lambda point: value_and_gradient_at(point)[1],
+        }
+        path, ascent_state = ascend(
+            ascent,
+            state.ascent,
+            value_and_gradient_at,
             params,
-            path=AscentPath(perturbations, gradients, value, point_value),
+            updates,
+            steps=steps,
             value=value,
-            **functions,
             **extra_args,
         )
+        result, descent_state = descent.update(
+            path.last_gradient, state.descent, params, path=path, value=value, **extra_args
+        )
         # A loss such as the hinge has a finite gradient at parameters that are NaN.
-        sound = jnp.isfinite(sum(tree.norm(gradient) for gradient in gradients[:-1]))
+        finite = jnp.isfinite(sum(tree.norm(gradient) for gradient in path.gradients[:-1]))
 
         def finish(result: jax.Array, gradient: jax.Array) -> jax.Array:
-            return jnp.where(sound, jnp.asarray(result, jnp.result_type(gradient)), jnp.nan)
+            return jnp.where(finite, jnp.asarray(result, jnp.result_type(gradient)), jnp.nan)
 
         result = jax.tree.map(finish, result, updates)
-        return result, SharpnessAwareState(ascent_states[0], descent_state)
+        return result, SharpnessAwareState(ascent_state, descent_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _slot_state(
+def init_slot(
     name: str, slot: optax.GradientTransformation, params: optax.Params
 ) -> optax.OptState:
+    """Returns the initial state of an ascent or descent, or raises if it is a whole method.
+
+    Args:
+      name: the name of the slot in error messages.
+      slot: the ascent or descent.
+      params: the parameters.
+
+    Raises:
+      TypeError: `slot` is a method, such as `sam(0.1)`.
+
+    Example:
+      >>> init_slot("ascent", optax.scale(0.1), None)
+      EmptyState()
+    """
     state = slot.init(params)
     if checks.has_node(state, lambda node: isinstance(node, SharpnessAwareState)):
         raise TypeError(
@@ -193,24 +304,3 @@ def _slot_state(
             "xsam_jax.ascent"
         )
     return state
-
-
-def _value_and_gradient_function(
-    value_fn: ValueFn | None,
-    grad_fn: GradFn | None,
-    params: optax.Params,
-    updates: optax.Updates,
-    value: jax.Array | None,
-    count_gradients: Callable[[Any], None] | None,
-) -> Callable[[Any], tuple[jax.Array | None, Any]]:
-    """Returns the map from a point to loss and gradient; behind a `grad_fn` the loss is None."""
-    checks.loss_functions(value_fn, grad_fn, params, updates, value)
-
-    def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
-        if count_gradients is not None:
-            count_gradients(1)
-        if grad_fn is None:
-            return jax.value_and_grad(cast(ValueFn, value_fn))(point)
-        return None, checks.gradient_at(point, grad_fn, updates)
-
-    return value_and_gradient_at

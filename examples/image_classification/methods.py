@@ -72,12 +72,11 @@ def scaled(biases: bool) -> Callable[[optax.Params], Any] | None:
     return None if biases else lambda params: jax.tree_util.tree_map_with_path(is_scaled, params)
 
 
-def xsam_after(
-    t: Training, scale: str, search: str, *parts: optax.GradientTransformation, steps: int = 1
+def xsam_along(
+    direction: optax.GradientTransformation, rho: Any, t: Training, steps: int = 1, **options: Any
 ) -> optax.GradientTransformation:
-    """Returns XSAM behind an ascent other than SAM's."""
-    options = {"steps": steps, "scale": scale, "search": search, **t.search}
-    return sx.xsam(None, t.rho_max, ascent=optax.chain(*parts), **options)
+    """Returns XSAM with another direction of the ascent."""
+    return sx.xsam(rho, t.rho_max, direction=direction, steps=steps, **options, **t.search)
 
 
 FAMILY = {
@@ -150,40 +149,40 @@ FAMILY = {
     ),
 }
 
-# XSAM behind the ascents of others; rho is theirs, rho_max is XSAM's.
+# XSAM with the ascent directions of other methods. rho is theirs, rho_max is XSAM's.
 COMBINATIONS = {
     "xsam+asam": Method(
-        lambda rho, t, eta=0.01, biases=True, scale="last", search="grid": xsam_after(
-            t,
-            scale,
-            search,
+        lambda rho, t, eta=0.01, biases=True, scale="last", search="grid": xsam_along(
             ascent.scale_by_magnitude(eta, mask=scaled(biases)),
-            ascent.scale_by_radius(rho),
-            steps=t.steps,
+            rho,
+            t,
+            t.steps,
+            scale=scale,
+            search=search,
         ),
         scale=10.0,
         steps=True,
     ),
     "xsam+friendly_sam": Method(
         lambda rho, t, decay=0.9, sigma=1.0, convention="paper", scale="last", search="grid": (
-            xsam_after(
+            xsam_along(
+                optax.chain(
+                    ascent.subtract_ema(decay, sigma, convention=convention), ascent.normalize()
+                ),
+                rho,
                 t,
-                scale,
-                search,
-                ascent.subtract_ema(decay, sigma, convention=convention),
-                ascent.normalize(),
-                ascent.scale_by_radius(rho),
+                scale=scale,
+                search=search,
             )
         )
     ),
     "xsam+vasso": Method(
-        lambda rho, t, theta=0.4, scale="last", search="grid": xsam_after(
+        lambda rho, t, theta=0.4, scale="last", search="grid": xsam_along(
+            optax.chain(ascent.ema_of_gradients(theta), ascent.normalize()),
+            rho,
             t,
-            scale,
-            search,
-            ascent.ema_of_gradients(theta),
-            ascent.normalize(),
-            ascent.scale_by_radius(rho),
+            scale=scale,
+            search=search,
         )
     ),
 }

@@ -16,12 +16,11 @@ from examples.image_classification.feed import Feed, Shape
 from examples.image_classification.models import make_model
 from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.streaming import Images
-from xsam_jax.gating import GradientCounter
 
 Metrics = dict[str, jax.Array]
 
 # Logged every step; those of the second line are in the optimizer's state, with some methods.
-METRICS = ("train_loss", "train_accuracy", "gradients", "gradient_norm", "update_norm")
+METRICS = ("train_loss", "train_accuracy", "gradient_norm", "update_norm")
 OF_METHODS = ("sharp_gradient_norm", "alpha", "psi")
 
 
@@ -134,7 +133,6 @@ class Program:
         # The clean pass; it alone advances the statistics of BatchNorm.
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         logits, statistics = aux
-        counter = GradientCounter()
         updates, opt_state = self._optimizer(inputs).update(
             grads,
             state.opt_state,
@@ -142,13 +140,11 @@ class Program:
             value_fn=lambda params: loss_fn(params)[0],
             losses_fn=lambda params: forward(params)[0],  # ESAM compares samples
             value=loss,
-            count_gradients=counter,
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "train_loss": loss,
             "train_accuracy": 100 * jnp.mean(logits.argmax(axis=-1) == batch.labels),
-            "gradients": 1.0 + counter.total,
             "gradient_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
         }

@@ -5,28 +5,19 @@ the batches is the loss. It needs nothing else of this library, and no model lib
 in `xsam_jax.analysis.plots`, which needs matplotlib.
 """
 
-from xsam_jax.analysis.directions import random_direction
-from xsam_jax.analysis.hessian import (
-    hessian_trace,
-    make_hvp,
-    spectral_density,
-    top_eigenpairs,
-    top_eigenvalues,
-)
-from xsam_jax.analysis.landscape import (
-    AscentPlane,
-    alpha_profile,
-    ascent_plane,
-    gradient_gap,
-    loss_line,
-    loss_surface,
-)
-from xsam_jax.analysis.objective import restrict
+from xsam_jax.analysis.ascent_plane import AscentPlane, alpha_profile, ascent_plane, gradient_gap
+from xsam_jax.analysis.hessian_trace import hessian_trace
+from xsam_jax.analysis.loss_surface import loss_line, loss_surface
+from xsam_jax.analysis.make_hvp import make_hvp
+from xsam_jax.analysis.random_direction import random_direction
+from xsam_jax.analysis.restrict import restrict
 from xsam_jax.analysis.sharpness import (
     average_sharpness,
     max_alpha_sharpness,
     worst_case_sharpness,
 )
+from xsam_jax.analysis.spectral_density import spectral_density
+from xsam_jax.analysis.top_eigenvalues import top_eigenpairs, top_eigenvalues
 
 __all__ = [
     # Curvature

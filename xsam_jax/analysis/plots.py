@@ -27,7 +27,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from xsam_jax.analysis.landscape import AscentPlane
+from xsam_jax.analysis.ascent_plane import AscentPlane
 
 # Apart for the colour-blind too.
 COLORS = {

@@ -11,15 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xsam_jax import checks, tree
-from xsam_jax.analysis.directions import NORMALIZATIONS, random_direction
-from xsam_jax.analysis.landscape import check_gradient, losses_over_alpha
-from xsam_jax.analysis.objective import (
+from xsam_jax import _checks as checks
+from xsam_jax import _tree as tree
+from xsam_jax.analysis._objective import (
     Batches,
     Objective,
     Progress,
     mean_and_standard_error,
 )
+from xsam_jax.analysis.ascent_plane import losses_over_alpha, value_and_nonzero_gradient
+from xsam_jax.analysis.random_direction import NORMALIZATIONS, random_direction
+from xsam_jax.ascent.normalize import normalize
+from xsam_jax.ascent.scale_by_radius import scale_by_radius
+from xsam_jax.core import ascend, init_slot
 
 
 def average_sharpness(
@@ -161,26 +165,22 @@ def worst_case_sharpness(
     """
     checks.real("radius", radius, above=0.0)
     checks.static_integer("steps", steps, 1)
-    if ascent is None:
-        ascent = optax.stateless(lambda updates, params: tree.unit(updates))
+    ascent = normalize() if ascent is None else ascent
     checks.transformation("ascent", ascent)
-    ascent = optax.with_extra_args_support(ascent)
     objective = Objective(value_fn, params, batches)
-    point, losses = objective.params, []
-    state = ascent.init(point)
-    if checks.has_node(state, lambda node: getattr(node, "_fields", ()) == ("ascent", "descent")):
-        raise TypeError(
-            "ascent must be a direction of xsam_jax.ascent, such as normalize(), got a whole method"
-        )
-    for step in range(steps):
-        value, gradient = objective.value_and_gradient(point)
-        if step == 0:
-            check_gradient(gradient)
-        losses.append(value)
-        direction, _ = ascent.update(gradient, state, point, ascent_step=step)
-        point = optax.apply_updates(point, tree.scale(radius / steps, direction))
-    losses.append(objective.value(point, f"the loss at the end of an ascent of {radius:g}"))
-    return max(losses) - losses[0]
+    step = optax.with_extra_args_support(optax.chain(ascent, scale_by_radius(radius / steps)))
+    state = init_slot("ascent", step, objective.params)
+    value, gradient = value_and_nonzero_gradient(objective, objective.params)
+    path, _ = ascend(
+        step,
+        state,
+        objective.value_and_gradient,
+        objective.params,
+        gradient,
+        steps=steps,
+        value=value,
+    )
+    return float(max(path.values)) - value
 
 
 def max_alpha_sharpness(

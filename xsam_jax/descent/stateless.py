@@ -1,22 +1,22 @@
-"""The shape that descents without a state share."""
+"""Descents without a state, made from a function."""
 
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from xsam_jax import checks
-from xsam_jax.base import AscentPath
+from xsam_jax import _checks as checks
+from xsam_jax.core import AscentPath
 
 
 def stateless(
     name: str, function: Callable[[optax.Updates, AscentPath], optax.Updates]
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes a descent of a function of the gradient so far and the path.
+    """Makes a stateless descent from a function of the gradient and the path.
 
     Args:
-      name: what errors call it.
-      function: `function(updates, path)` returns the new updates.
+      name: the name in error messages.
+      function: `function(updates, path)`, which returns the new updates.
 
     Returns:
       A stateless descent.

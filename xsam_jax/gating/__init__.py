@@ -1,15 +1,14 @@
-r"""Gates: when a step is sharpness-aware. The other steps cost one gradient.
+r"""Gates decide which steps are sharpness-aware. The other steps cost one gradient.
 
-A gate is a function of the number of training steps taken, `gate(count) -> bool`; `every`, `after`
-and `bernoulli` make such functions, and so may you. One that has to see the gradient is a `Gate`.
-The state counts the gradients taken, `optax.tree.get(opt_state, "gradient_evaluations")`.
+A gate is a function of the number of training steps, `gate(count) -> bool`. `every`, `after` and
+`bernoulli` return such functions, and you can write your own. A gate that reads the gradient is a
+`Gate`. The state counts the sharpness-aware steps: `optax.tree.get(opt_state, "sharp_steps")`.
 
 **Deciding on the host.** `gated` decides within the compiled step, by `jax.lax.cond`. On CPU the
-gradient of a convolution runs about thirty times slower in there than outside (jaxlib 0.10), and
-under `jax.vmap` a conditional whose condition is batched computes both branches. A gate that is a
-function can be asked outside as well: give the answer as the extra argument `sharp`, a Python bool,
-and the conditional disappears. State and results are the same, up to the rounding of another
-program::
+gradient of a convolution runs about thirty times slower inside a conditional (jaxlib 0.10), and
+under `jax.vmap` a conditional whose condition is batched computes both branches. The host can
+evaluate a gate that is a function of the step count. Pass the answer as the extra argument `sharp`,
+a Python bool, and the program has no conditional. State and results are the same up to rounding::
 
     @functools.partial(jax.jit, static_argnames="sharp")
     def train_step(params, opt_state, batch, sharp):
@@ -20,13 +19,12 @@ program::
         params, opt_state = train_step(params, opt_state, batch, sharp=bool(gate(count)))
 """
 
+from xsam_jax.gating.gated import Gate, GatedState, gated, switch
 from xsam_jax.gating.gates import GradientNormState, after, bernoulli, every, gradient_norm
-from xsam_jax.gating.transform import Gate, GatedState, GradientCounter, gated, switch
 
 __all__ = [
     "Gate",
     "GatedState",
-    "GradientCounter",
     "GradientNormState",
     "after",
     "bernoulli",

@@ -1,4 +1,4 @@
-"""The gates: every k-th step, late, at random, and where the gradient is long."""
+"""The gates: every k-th step, late in training, at random, and at large gradient norms."""
 
 from typing import Any, NamedTuple
 
@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xsam_jax import checks, tree
-from xsam_jax.gating.transform import Gate, GateFn
+from xsam_jax import _checks as checks
+from xsam_jax import _tree as tree
+from xsam_jax.gating.gated import Gate, GateFn
 
 
 def every(k: int | jax.Array) -> GateFn:
-    """Opens the gate in every k-th step, the first included: `count % k == 0`.
+    """Makes every k-th step sharpness-aware, `count % k == 0`.
 
     Args:
-      k: at least 1. May be traced.
+      k: at least 1. The first step is sharpness-aware.
 
     Returns:
       A gate.
@@ -33,10 +34,10 @@ def every(k: int | jax.Array) -> GateFn:
 
 
 def after(step: int | jax.Array) -> GateFn:
-    """Opens the gate for good after so many steps: SAM late in training.
+    """Makes all steps sharpness-aware after a number of steps (SAM late in training).
 
     Args:
-      step: the number of steps before, at least 0. May be traced.
+      step: the number of steps before, at least 0.
 
     Returns:
       A gate.
@@ -59,13 +60,12 @@ def after(step: int | jax.Array) -> GateFn:
 
 
 def bernoulli(p: optax.ScalarOrSchedule, key: jax.Array) -> GateFn:
-    """Opens the gate at random (RST).
+    """Makes random steps sharpness-aware (RST).
 
     Args:
-      p: the probability that a step is sharpness-aware, in [0, 1]; a number, which may be traced,
-        or a schedule over training steps.
-      key: a random key; the draw of step t uses `jax.random.fold_in(key, t)`, so that it is the
-        same in a resumed run, and on the host.
+      p: the probability that a step is sharpness-aware, in [0, 1], or a schedule of it.
+      key: a random key. Step t draws from `jax.random.fold_in(key, t)`, so a resumed run, and the
+        host, draw the same.
 
     Returns:
       A gate.
@@ -87,7 +87,7 @@ def bernoulli(p: optax.ScalarOrSchedule, key: jax.Array) -> GateFn:
     checks.random_key("key", key)
 
     def gate(count: Any) -> jax.Array:
-        # In float32, so that the draw is the same with and without x64.
+        # In float32, to draw the same with and without x64.
         probability = jnp.float32(p(count) if callable(p) else p)
         return jax.random.bernoulli(jax.random.fold_in(key, count), probability)
 
@@ -99,7 +99,7 @@ class GradientNormState(NamedTuple):
 
     Attributes:
       mean: its exponential moving average, float32 (float64 under x64) scalar.
-      variance: that of its squared distance from the mean, likewise.
+      variance: that of its squared distance from the mean, of the same dtype.
     """
 
     mean: jax.Array
@@ -107,24 +107,24 @@ class GradientNormState(NamedTuple):
 
 
 def gradient_norm(threshold: optax.ScalarOrSchedule, decay: float | jax.Array = 0.9) -> Gate:
-    r"""Opens the gate where the gradient is long for its time (AE-SAM).
+    r"""Makes a step sharpness-aware if its gradient norm is large for its running mean (AE-SAM).
 
     With :math:`x_t = \|g_0\|^2` and, from :math:`\mu_0 = x_0` and :math:`\sigma_0^2 = 0` on,
 
     .. math:: \mu_t = \delta \mu_{t-1} + (1-\delta) x_t, \qquad
               \sigma_t^2 = \delta \sigma_{t-1}^2 + (1-\delta)(x_t - \mu_t)^2,
 
-    a step is sharpness-aware where :math:`x_t \ge \mu_t + c_t \sigma_t`; the first is. No official
-    code is known. This gate cannot be asked on the host.
+    a step is sharpness-aware if :math:`x_t \ge \mu_t + c_t \sigma_t`. The first step is. No
+    official code is known. The host cannot evaluate this gate.
 
     Args:
-      threshold: :math:`c_t`, any real number, which may be traced, or a schedule. The published one
-        is `optax.linear_schedule(1.0, -1.0, num_steps)`.
-      decay: :math:`\delta`, in [0, 1]. May be traced.
+      threshold: :math:`c_t`, any real number, or a schedule of it. A larger one makes fewer steps
+        sharpness-aware. The published one is `optax.linear_schedule(1.0, -1.0, num_steps)`.
+      decay: :math:`\delta`, in [0, 1] (default 0.9). A larger one averages over more steps.
 
     Returns:
-      A `Gate` with state `GradientNormState`. A gradient that is not finite, or so long that its
-      fourth power is not, leaves it as it is, and the gate open.
+      A `Gate` with state `GradientNormState`. If a gradient, or the fourth power of its norm, is
+      not finite, the step is sharpness-aware and the state stays.
 
     Raises:
       TypeError: `threshold` or `decay` is not a real number.
@@ -143,7 +143,7 @@ def gradient_norm(threshold: optax.ScalarOrSchedule, decay: float | jax.Array = 
 
     def init_fn() -> GradientNormState:
         dtype = tree.accumulation_dtype()
-        # Infinite stands for: not yet started.
+        # An infinite mean marks the state before the first step.
         return GradientNormState(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
 
     def decide_fn(
@@ -154,10 +154,10 @@ def gradient_norm(threshold: optax.ScalarOrSchedule, decay: float | jax.Array = 
         mean = jnp.where(started, decay * state.mean + (1.0 - decay) * squared, squared)
         variance = decay * state.variance + (1.0 - decay) * jnp.square(squared - mean)
         level = threshold(count) if callable(threshold) else threshold
-        sound = jnp.isfinite(variance)
-        sharp = ~sound | (squared >= mean + level * jnp.sqrt(variance))
+        finite = jnp.isfinite(variance)
+        sharp = ~finite | (squared >= mean + level * jnp.sqrt(variance))
         kept = GradientNormState(
-            jnp.where(sound, mean, state.mean), jnp.where(sound, variance, state.variance)
+            jnp.where(finite, mean, state.mean), jnp.where(finite, variance, state.variance)
         )
         return sharp, kept
 

@@ -1,0 +1,87 @@
+"""Values that differ between the devices of `jax.shard_map`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+
+def varying_axes(*trees: Any) -> frozenset[Any]:
+    """Returns the axes of `jax.shard_map` over which a leaf of `trees`, or its type, varies."""
+    axes: frozenset[Any] = frozenset()
+    for leaf in jax.tree.leaves(trees):
+        aval = leaf if isinstance(leaf, jax.core.AbstractValue) else jax.typeof(leaf)
+        manual = getattr(aval, "manual_axis_type", None)  # `vma` in older JAX
+        axes |= getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+    return axes
+
+
+def varying_like(values: Any, *like: Any) -> Any:
+    """Returns `values` marked as varying over the axes of `jax.shard_map` over which `like` varies.
+
+    Both branches of a conditional, and each pass of a loop, must return the same types.
+    """
+    axes = varying_axes(like)
+    if not axes:
+        return values
+
+    def mark(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying_axes(leaf))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]  # in older JAX
+
+    return jax.tree.map(mark, values)
+
+
+def check_common(name: str, values: Any, inputs: Any, fix: str) -> None:
+    """Raises where `values` vary over axes of `jax.shard_map` over which `inputs` do not vary.
+
+    Args:
+      name: the argument's name, for the message.
+      values: its value, or the types of what it returns.
+      inputs: the incoming gradient, and the parameters where they count.
+      fix: the end of the message, with `{}` for the names of the axes.
+    """
+    # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
+    axes = varying_axes(values) - varying_axes(inputs)
+    if axes:
+        names = _names(axes)
+        fix = fix.format(names if len(axes) == 1 else f"({names})")
+        raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
+
+
+def check_inputs_agree(
+    params: optax.Params,
+    updates: optax.Updates,
+    losses: Any,
+    grad_fn: Callable[[Any], Any] | None = None,
+) -> None:
+    """Raises where parameters, gradient and loss vary over axes of `jax.shard_map` that differ."""
+    params_axes, axes = varying_axes(params), varying_axes(updates)
+    # What a grad_fn returns may be a mean, whatever the loss is.
+    if grad_fn is None and params_axes - axes:
+        raise ValueError(
+            f"params differ between the devices of mesh axis {_names(params_axes - axes)}, but "
+            "grads do not, and further gradients would be those of one device: pass params with "
+            "in_specs=P(), or the mean gradient as grad_fn"
+        )
+    axes -= varying_axes(losses)
+    if axes & params_axes:
+        raise ValueError(
+            f"params differ between the devices of mesh axis {_names(axes & params_axes)}, but "
+            "their loss does not, so each device has a shard of them, and would take the norm of "
+            "its shard alone. Shard parameters (FSDP) under jax.jit, outside jax.shard_map"
+        )
+    if grad_fn is None and axes:
+        raise ValueError(
+            f"grads differ between the devices of mesh axis {_names(axes)}, but params and their "
+            "loss do not: pass grads = jax.grad(value_fn)(params), or the mean, jax.lax.pmean"
+        )
+
+
+def _names(axes: frozenset[Any]) -> str:
+    return ", ".join(map(repr, sorted(axes, key=str)))

@@ -1,0 +1,105 @@
+"""Searches for the highest loss over a grid of alphas, inside a compiled program.
+
+Each search takes `loss_at(alpha) -> scalar` and the grid, a vector. It returns the index of the
+maximum and its loss, -inf if no loss was finite. A loss that is not finite never wins.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from xsam_jax._devices import varying_like
+
+LossAt = Callable[[jax.Array], jax.Array]
+
+
+def grid_search(
+    loss_at: LossAt, alphas: jax.Array, batch_size: int | None = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Evaluates every alpha. The first maximum wins.
+
+    Args:
+      loss_at: the loss as a function of a scalar alpha.
+      alphas: the grid, of shape (n,).
+      batch_size: the number of losses that `jax.vmap` evaluates together, or None for all.
+
+    Returns:
+      The index of the maximum, int32, and its loss.
+
+    Example:
+      >>> index, loss = grid_search(lambda a: -((a - 1.2) ** 2), jnp.linspace(0.0, 2.0, 21))
+      >>> int(index)
+      12
+    """
+    if batch_size is None or batch_size >= alphas.size:
+        losses = jax.vmap(loss_at)(alphas)
+    elif batch_size == 1:
+        losses = jax.lax.map(loss_at, alphas)
+    else:
+        losses = jax.lax.map(loss_at, alphas, batch_size=batch_size)
+    losses = _finite_or_lowest(losses)
+    index = jnp.argmax(losses).astype(jnp.int32)
+    return index, losses[index]
+
+
+def section_search(loss_at: LossAt, alphas: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Finds the maximum of a loss that rises, then falls over the grid, by Fibonacci search.
+
+    It compares two interior points at Fibonacci distances. The maximum cannot lie beyond the lower
+    one, so the interval is cut there, and the other point stays interior at the next distance.
+    Each cut takes one evaluation: 7 for 21 points, 8 for 41. Of two equal losses the earlier point
+    is kept. If the loss has several local maxima, it finds one of them.
+
+    Args:
+      loss_at: the loss as a function of a scalar alpha.
+      alphas: the grid, of shape (n,).
+
+    Returns:
+      The index of the maximum, int32, and its loss.
+
+    Example:
+      >>> index, loss = section_search(lambda a: -((a - 1.2) ** 2), jnp.linspace(0.0, 2.0, 21))
+      >>> int(index)
+      12
+
+    References:
+      Kiefer, `Sequential minimax search for a maximum
+      <https://doi.org/10.1090/S0002-9939-1953-0055639-3>`_, 1953
+    """
+    size = alphas.size
+    fibonacci = [1, 2, 3]
+    while fibonacci[-2] <= size:
+        fibonacci.append(fibonacci[-1] + fibonacci[-2])
+    distances = jnp.asarray(fibonacci, jnp.int32)
+    top = len(fibonacci) - 1
+
+    # The grid is 1..size inside the open interval (low, low + distances[level]). Its two inner
+    # points are low + distances[level - 2] and low + distances[level - 1]. Points beyond the grid
+    # count as -inf, and so does the right point at the start, which is beyond it.
+    def cut(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        level = top - i
+        low, known, known_loss, new = carry
+        new_loss = _finite_or_lowest(loss_at(alphas[jnp.minimum(new, size) - 1]))
+        new_loss = jnp.where(new <= size, new_loss, -jnp.inf)
+        new_is_left = new < known
+        keep_new = (new_loss > known_loss) | ((new_loss == known_loss) & new_is_left)
+        keep_left = keep_new == new_is_left
+        low = jnp.where(keep_left, low, low + distances[level - 2])
+        kept, kept_loss = jnp.where(keep_new, new, known), jnp.where(keep_new, new_loss, known_loss)
+        # A kept left point is the right one of the new interval, and vice versa.
+        following = low + distances[jnp.where(keep_left, jnp.maximum(level - 3, 0), level - 2)]
+        return low, kept, kept_loss, following
+
+    start = (
+        jnp.int32(0),
+        distances[top - 1],
+        jnp.asarray(-jnp.inf, alphas.dtype),
+        distances[top - 2],
+    )
+    _, best, loss, _ = jax.lax.fori_loop(0, top - 1, cut, varying_like(start, alphas))
+    return best - 1, loss
+
+
+def _finite_or_lowest(loss: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(loss), loss, -jnp.inf)
