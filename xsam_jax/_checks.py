@@ -1,4 +1,4 @@
-"""Eager validation: each error names the argument, the value, and what to write instead."""
+"""Eager checks of arguments. Each error names the argument, the value, and the fix."""
 
 import math
 import numbers
@@ -25,12 +25,12 @@ def real(
 
     Args:
       name: the argument's name, for the message.
-      value: a Python or NumPy number; a scalar `jax.Array`, whose value is not looked at (it may
-        be traced); or, where `schedule` is true, a callable.
-      minimum: the least value allowed.
-      above: the value to exceed.
-      maximum: the greatest value allowed.
-      below: the value to stay below.
+      value: a Python or NumPy number, a scalar `jax.Array`, or, if `schedule` is true, a callable.
+        The value of a `jax.Array` is not checked, because it may be traced.
+      minimum: the smallest value allowed.
+      above: a lower bound, itself not allowed.
+      maximum: the largest value allowed.
+      below: an upper bound, itself not allowed.
       schedule: whether a callable of the step count is allowed.
 
     Raises:
@@ -75,7 +75,7 @@ def real(
 
 
 def integer(name: str, value: Any, minimum: int) -> None:
-    """Raises unless `value` is an integer of at least `minimum`; a `jax.Array` is trusted."""
+    """Raises unless `value` is an integer of at least `minimum`, or a `jax.Array`."""
     if isinstance(value, jax.Array):
         real(name, value)
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -122,7 +122,7 @@ def radius(name: str, value: Any, steps: int | None = None) -> None:
 
 
 def random_key(name: str, value: Any) -> None:
-    """Raises unless `value` is one key of `jax.random`, typed or raw; it may be traced."""
+    """Raises unless `value` is one key of `jax.random`, typed or raw, which may be traced."""
     if isinstance(value, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         if value.shape == () if typed else (value.dtype == jnp.uint32 and value.ndim == 1):
@@ -142,7 +142,7 @@ def has_node(tree: Any, condition: Callable[[Any], bool]) -> bool:
 
 
 def broadcast_mask(mask: Any, params: Any) -> Any:
-    """Returns a boolean for each leaf of `params`, or raises where `mask` does not say them.
+    """Returns a boolean for each leaf of `params`, or raises if `mask` does not fit.
 
     Args:
       mask: a pytree of booleans with the structure of `params`, or a prefix of it, or a function
@@ -170,7 +170,7 @@ _EQUINOX = (
 
 
 def parameters(params: Any) -> None:
-    """Raises where `params` has leaves without a real gradient, or was cut by a mask."""
+    """Raises if `params` has leaves without a real gradient, or was cut by a mask."""
     if has_node(params, lambda node: isinstance(node, optax.MaskedNode)):
         raise ValueError(
             "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all "
@@ -210,16 +210,16 @@ def scalar_result(name: str, value: Any) -> None:
 
 
 def present(value: Any, message: str) -> Any:
-    """Returns `value`, or raises a `ValueError` with `message` where it is None."""
+    """Returns `value`, or raises a `ValueError` with `message` if it is None."""
     if value is None:
         raise ValueError(message)
     return value
 
 
 def ascent_path(name: str, path: Any, params: optax.Params | None) -> Any:
-    """Returns the path that the descent `name` was given, or raises where it stands elsewhere.
+    """Returns the path, or raises if the descent `name` is not used as a descent.
 
-    It also checks `params`, as a descent within a mask would see them cut.
+    It also checks `params`, because a mask around a descent would cut them.
     """
     parameters(params)
     return present(

@@ -20,7 +20,7 @@ def varying_axes(*trees: Any) -> frozenset[Any]:
 def varying_like(values: Any, *like: Any) -> Any:
     """Returns `values` marked as varying over the axes of `jax.shard_map` over which `like` varies.
 
-    Both branches of a conditional, and each pass of a loop, must return the same types.
+    Both branches of a conditional, and all passes of a loop, must return the same types.
     """
     axes = varying_axes(like)
     if not axes:
@@ -38,15 +38,15 @@ def varying_like(values: Any, *like: Any) -> Any:
 
 
 def check_common(name: str, values: Any, inputs: Any, fix: str) -> None:
-    """Raises where `values` vary over axes of `jax.shard_map` over which `inputs` do not vary.
+    """Raises if `values` vary over axes of `jax.shard_map` over which `inputs` do not vary.
 
     Args:
       name: the argument's name, for the message.
-      values: its value, or the types of what it returns.
-      inputs: the incoming gradient, and the parameters where they count.
+      values: the value of the argument, or the types of its results.
+      inputs: the incoming gradient, and the parameters if they matter.
       fix: the end of the message, with `{}` for the names of the axes.
     """
-    # Where the inputs vary, each device has an ascent of its own, and a loss of its own is right.
+    # If the inputs vary, each device has its own ascent, and its own loss is right.
     axes = varying_axes(values) - varying_axes(inputs)
     if axes:
         names = _names(axes)
@@ -60,9 +60,9 @@ def check_inputs_agree(
     losses: Any,
     grad_fn: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Raises where parameters, gradient and loss vary over axes of `jax.shard_map` that differ."""
+    """Raises if parameters, gradient and loss vary over different axes of `jax.shard_map`."""
     params_axes, axes = varying_axes(params), varying_axes(updates)
-    # What a grad_fn returns may be a mean, whatever the loss is.
+    # A grad_fn may return a mean, whatever the loss is.
     if grad_fn is None and params_axes - axes:
         raise ValueError(
             f"params differ between the devices of mesh axis {_names(params_axes - axes)}, but "

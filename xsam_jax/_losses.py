@@ -35,7 +35,7 @@ def value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.
 
 
 def require_value_fn(reason: str, value_fn: ValueFn | None) -> ValueFn:
-    """Returns `value_fn`, or raises a `ValueError` that says why `grad_fn` alone is not enough."""
+    """Returns `value_fn`, or raises a `ValueError` with the reason why `grad_fn` is not enough."""
     return checks.present(
         value_fn,
         f"value_fn is missing: {reason}, so grad_fn alone is not enough. Write "
@@ -50,10 +50,10 @@ def check_functions(
     updates: optax.Updates,
     value: Any,
 ) -> None:
-    """Raises unless there is a way to a gradient: a scalar loss, or a gradient function.
+    """Raises unless there is a scalar loss or a gradient function.
 
-    Within `jax.shard_map`, `value_fn` and `value` must be the loss of all devices. Evaluates
-    nothing but the shape of `value_fn(params)`.
+    Within `jax.shard_map`, `value_fn` and `value` must be the loss of all devices. It traces
+    `value_fn(params)` without evaluating it.
     """
     if value_fn is None and grad_fn is None:
         raise ValueError(
@@ -91,7 +91,7 @@ def check_functions(
         inputs: Any = (params, updates)
         reason = "its gradient would be their sum, n times too long on n devices"
     else:
-        # Where params vary, grads and grad_fn may be means over devices all the same.
+        # Even if params vary, grads and grad_fn may be means over devices.
         inputs = updates
         reason = "losses that a method compares must be equal on all devices"
     _devices.check_common("value_fn", program.out_avals, inputs, f"{reason}. Write {mean}")
@@ -101,7 +101,7 @@ def check_functions(
 
 
 def gradient_at(point: optax.Params, grad_fn: GradFn, updates: optax.Updates) -> optax.Updates:
-    """Returns `grad_fn(point)`, or raises where it is no gradient such as `updates`."""
+    """Returns `grad_fn(point)`, or raises if it is not a gradient like `updates`."""
     try:
         gradient = grad_fn(point)
     except TypeError as error:
@@ -117,20 +117,20 @@ def gradient_at(point: optax.Params, grad_fn: GradFn, updates: optax.Updates) ->
 
 
 def trace(name: str, function: Any, params: optax.Params, loss: str) -> Any:
-    """Returns the program and the types of `function(params)`, or raises what it raises.
+    """Returns the program and the result types of `function(params)`, or re-raises its error.
 
     Args:
       name: the argument's name, for the message.
       function: the loss, or the losses.
       params: the parameters.
-      loss: what it computes, for the message.
+      loss: the name of the loss in the message.
     """
     try:
         return jax.make_jaxpr(function, return_shape=True)(params)
     except Exception as error:
         fix = f"{name}=lambda params: {loss}(params, batch)"
         _explain_signature(name, function, params, error, fix)
-        # As for parameters that are called, or asked for a method, as if they were the model.
+        # Such errors arise if the loss calls the parameters, or a method of them, like a model.
         if isinstance(error, AttributeError) or re.search("not callable|NoneType", str(error)):
             error.add_note(
                 f"{name} raised this when it was called with params. For a Flax NNX model write "
@@ -143,15 +143,15 @@ def trace(name: str, function: Any, params: optax.Params, loss: str) -> Any:
 def _explain_signature(
     name: str, function: Any, params: optax.Params, error: Exception, fix: str
 ) -> None:
-    """Raises where `function(params)` raised `error` since its signature forbids this call.
+    """Raises an explanation if `function(params)` raised `error` because of its signature.
 
-    Not before the call: `functools.wraps` gives a function the signature of another one.
+    This is checked after the call, since `functools.wraps` can hide the true signature.
     """
     if not re.search("(positional|keyword-only) argument", str(error)):
         return
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some callables written in C do not tell
+    except (TypeError, ValueError):  # some callables written in C have none
         return
     try:
         signature.bind(params)
@@ -187,7 +187,7 @@ def check_gradient_like(subject: str, gradients: Any, params: optax.Params, fix:
 
 
 def _argument_used(program: Any) -> None:
-    """Raises where the loss ignores its argument: training would stand still without a word."""
+    """Raises if the loss ignores its argument: its gradient would be zero."""
     arguments = program.jaxpr.invars
     used = {id(v) for equation in program.jaxpr.eqns for v in equation.invars}
     used |= {id(v) for v in program.jaxpr.outvars}

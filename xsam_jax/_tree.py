@@ -1,7 +1,7 @@
-r"""Geometry on pytrees: lengths, directions and angles over all leaves together.
+r"""Geometry of pytrees: norms, directions and angles over all leaves together.
 
-Every result is accumulated in float32, or in float64 where x64 is enabled, whatever the dtype of
-the leaves. What is not geometry is in `optax.tree`.
+Every result is accumulated in float32, or in float64 under x64, whatever the dtype of the leaves.
+Other operations on trees are in `optax.tree`.
 """
 
 import functools
@@ -33,7 +33,7 @@ def _sum(terms: list[jax.Array]) -> jax.Array:
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
-    r"""Returns :math:`\|u\|^2` over all leaves, a scalar; zero for a tree without any.
+    r"""Returns :math:`\|u\|^2` over all leaves, a scalar. An empty tree has 0.
 
     Example:
       >>> squared_norm({"a": jnp.array([1.0, 2.0]), "b": jnp.array(2.0)})
@@ -45,9 +45,9 @@ def squared_norm(tree: PyTree) -> jax.Array:
 def norm(tree: PyTree) -> jax.Array:
     r"""Returns :math:`\|u\|` over all leaves, a scalar.
 
-    A norm so small that squares of entries may have underflowed is returned as zero, so that
-    nothing is ever divided by a remnant: below 3e-16 times the root of the number of entries in
-    float32 (gradients of a converged model are far above), 1e-146 in float64.
+    A norm below 3e-16 times the root of the number of entries in float32 (1e-146 in float64) is
+    returned as zero. Squares of entries may have underflowed there, so a direction divided by the
+    rest of the norm could have any length. Gradients of a converged model are far larger.
 
     Example:
       >>> norm({"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)})
@@ -62,7 +62,7 @@ def norm(tree: PyTree) -> jax.Array:
 def scale(factor: Any, tree: PyTree) -> PyTree:
     """Returns `factor` times every leaf, float32 (float64 under x64).
 
-    The product is formed before any cast, since a factor such as 1 / norm overflows in float16.
+    The factor is not cast to the dtype of the leaves: one such as 1 / norm overflows in float16.
 
     Example:
       >>> scale(jnp.float32(1e5), jnp.array([1e-4], jnp.float16))
@@ -73,28 +73,26 @@ def scale(factor: Any, tree: PyTree) -> PyTree:
 
 
 def divisor(tree: PyTree) -> jax.Array:
-    r"""Returns :math:`\|u\|` to divide by: infinity for a zero tree, and NaN where it overflows.
+    r"""Returns :math:`\|u\|` as a divisor: infinity for a zero tree, and NaN if it overflows.
 
-    So a zero tree divided by it stays zero, and an infinite norm does not pass for a direction.
+    A zero tree divided by it stays zero, and an infinite norm gives NaN, not a zero direction.
 
-    Divide by it last, `dot(u, v) / divisor(v)`. XLA repeats the additions over all leaves that a
-    dot product ends in for each leaf that is multiplied with it, unless a division comes between;
-    compile time is then quadratic in the number of leaves.
+    Divide by it last, `dot(u, v) / divisor(v)`. A dot product ends in a sum over all leaves. XLA on
+    CPU repeats that sum in the kernel of each leaf that is multiplied by it, unless a division
+    comes between. Compile time would be quadratic in the number of leaves.
 
     Example:
       >>> divisor(jnp.array([3.0, 4.0])), divisor(jnp.zeros(2))
       (Array(5., dtype=float32), Array(inf, dtype=float32))
     """
     length = norm(tree)
-    # where() before the division, so that a derivative through it stays finite at zero as well.
+    # where() before the division keeps a derivative through it finite at zero.
     length = jnp.where(jnp.isfinite(length), length, jnp.nan)
     return jnp.where(length == 0, jnp.inf, length)
 
 
 def reciprocal_norm(tree: PyTree) -> jax.Array:
-    r"""Returns :math:`1 / \|u\|`, zero for a zero tree, and NaN where the norm overflows.
-
-    NaN rather than the zero that infinity would give, and that would pass for a direction.
+    r"""Returns :math:`1 / \|u\|`, zero for a zero tree, and NaN if the norm overflows.
 
     Example:
       >>> reciprocal_norm(jnp.array([3.0, 4.0])), reciprocal_norm(jnp.zeros(2))
@@ -125,7 +123,7 @@ def with_norm(length: Any, tree: PyTree) -> PyTree:
     r"""Returns :math:`s\, u / \|u\|` in one pass, guarded as `unit` is.
 
     Args:
-      length: :math:`s`, any real scalar; a negative one turns the direction.
+      length: :math:`s`, any real scalar. A negative one reverses the direction.
       tree: a pytree of real arrays of any floating dtypes.
 
     Returns:
@@ -150,7 +148,7 @@ def dot(u: PyTree, v: PyTree) -> jax.Array:
 
 
 def cosine(u: PyTree, v: PyTree) -> jax.Array:
-    r"""Returns :math:`\langle \hat u, \hat v \rangle`, a scalar, zero where one of them is zero.
+    r"""Returns :math:`\langle \hat u, \hat v \rangle`, a scalar, zero if one of them is zero.
 
     Example:
       >>> cosine(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]))
@@ -166,7 +164,7 @@ def project(u: PyTree, v: PyTree) -> PyTree:
 
     Args:
       u: a pytree of real arrays.
-      v: another, of the same structure; where it is zero, so is the projection.
+      v: a pytree of the same structure. If it is zero, so is the projection.
 
     Returns:
       A tree of the same structure and shapes, float32 (float64 under x64).
@@ -176,18 +174,18 @@ def project(u: PyTree, v: PyTree) -> PyTree:
       Array([3., 0.], dtype=float32)
     """
     length = divisor(v)
-    # Two scalars: one, made of both sums over all leaves, would be a kernel twice as large.
+    # Two scalars: one scalar made of both sums would be a kernel twice as large.
     return scale(dot(u, v) / length, scale(1.0 / length, v))
 
 
 def reject(u: PyTree, v: PyTree) -> PyTree:
-    r"""Returns what `u` has beside its projection on `v`.
+    r"""Returns the component of `u` orthogonal to `v`.
 
     .. math:: u - \langle u, \hat v \rangle\, \hat v
 
     Args:
       u: a pytree of real arrays.
-      v: another, of the same structure; where it is zero, all of `u` is left.
+      v: a pytree of the same structure. If it is zero, the result is `u`.
 
     Returns:
       A tree of the same structure and shapes, float32 (float64 under x64).
@@ -200,7 +198,7 @@ def reject(u: PyTree, v: PyTree) -> PyTree:
 
 
 def angle(u: PyTree, v: PyTree) -> jax.Array:
-    r"""Returns the angle between two trees, from the part of one that is orthogonal to the other.
+    r"""Returns the angle between two trees.
 
     With :math:`c = \langle \hat u, \hat v\rangle` the cosine, it is
     :math:`\mathrm{atan2}(\|\hat v - c\,\hat u\|, c)`, accurate to rounding over all of
@@ -208,19 +206,19 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
 
     Args:
       u: a pytree of real arrays.
-      v: another, of the same structure.
+      v: a pytree of the same structure.
 
     Returns:
-      A scalar in radians. It is :math:`\pi/2` or 0 where one of the two is zero.
+      A scalar in radians, :math:`\pi/2` or 0 if one of the two is zero.
 
     Example:
       >>> angle(jnp.array([2.0, 0.0]), jnp.array([1.0, 1e-3]))
       Array(0.001, dtype=float32)
     """
-    # As `cosine` and `reject` of unit trees, but each norm is traced once.
+    # `cosine` and `reject` of unit trees, with each norm traced once.
     length_u, length_v = divisor(u), divisor(v)
     c = dot(u, v) / length_u / length_v
-    # Not `norm`: a small rejection of unit trees is a small angle, not an underflow.
+    # Not `norm`, which would round a small angle to zero as an underflow.
     rejection = combine(-c / length_u, u, 1.0 / length_v, v)
     return jnp.arctan2(jnp.sqrt(squared_norm(rejection)), c)
 
@@ -228,11 +226,11 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
 def slerp_weights(alpha: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Array]:
     r"""Returns :math:`\sin((1-\alpha)\psi)/\sin\psi` and :math:`\sin(\alpha\psi)/\sin\psi`.
 
-    Exact as :math:`\psi \to 0`, where they are :math:`1-\alpha` and :math:`\alpha`.
+    They are exact as :math:`\psi \to 0`, with the limits :math:`1-\alpha` and :math:`\alpha`.
 
     Args:
       alpha: the interpolation factor, any real scalar.
-      psi: the angle in radians, in :math:`[0, \pi)`; towards :math:`\pi` rounding grows as
+      psi: the angle in radians, in :math:`[0, \pi)`. Near :math:`\pi` the rounding error grows as
         :math:`1/\sin\psi`.
 
     Returns:
@@ -271,7 +269,7 @@ def total(trees: Sequence[PyTree]) -> PyTree:
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Returns the leaves of `tree` in the dtypes of those of `like`.
+    """Casts the leaves of `tree` to the dtypes of `like`.
 
     Example:
       >>> cast_like(jnp.array([0.5]), jnp.zeros(1, jnp.bfloat16))

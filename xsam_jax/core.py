@@ -25,7 +25,7 @@ class AscentPath:
       perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \dots, k-1`.
       gradients: :math:`g_0`, as the caller gave it, to :math:`g_k`.
       values: the losses :math:`L(\theta_0), \dots, L(\theta_k)`. The first is None unless the
-        caller gave `value`; the others are None if a `grad_fn` took the gradients.
+        caller gave `value`. The others are None if a `grad_fn` took the gradients.
     """
 
     perturbations: Sequence[Any]
@@ -155,13 +155,13 @@ def sharpness_aware(
 
     * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters. It closes
       over the batch, the dropout key, and everything else the loss depends on. The ascent evaluates
-      `steps` gradients beside the incoming one; a descent may evaluate more.
+      `steps` gradients beside the incoming one, and a descent may evaluate more.
     * `grad_fn(params)` replaces `jax.grad(value_fn)`, for microbatches, loss scaling or
       collectives. It is sufficient alone unless the descent reads losses. Line searches later in
       the chain refuse it, because they accept `value_fn`, `value` and `grad` only.
     * On several devices both are means over all devices. In `jax.shard_map`, `value_fn` returns the
       `jax.lax.pmean` of the loss. In `jax.pmap`, also pass the `pmean` of the gradient as
-      `grad_fn`; JAX cannot detect there that it is missing.
+      `grad_fn`. JAX cannot detect there that it is missing.
     * `value` is the loss at `params`. It saves a forward pass in a descent that needs it.
     * Other extra arguments are passed on to the ascent and the descent.
 
@@ -182,22 +182,21 @@ def sharpness_aware(
     Args:
       ascent: maps a gradient to a perturbation, such as `chain(normalize(), scale_by_radius(rho))`.
       descent: maps a path to a gradient. The default None returns :math:`g_k`.
-      steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static; the steps are
-        unrolled.
+      steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static.
 
     Returns:
       A gradient transformation with state `SharpnessAwareState`.
 
     Raises:
-      TypeError: `ascent` or `descent` is not a gradient transformation, or, in `init`, is a whole
-        method; `steps` is not an integer. In `update`: `value_fn` is not a function that returns a
-        real scalar, `grad_fn` does not return a gradient, the gradient does not have the structure
-        of `params`, or a parameter is not a real floating-point array.
-      ValueError: `steps` is less than 1. In `update`: `params`, or both `value_fn` and `grad_fn`,
-        are missing; the gradient does not have the shapes of `params`; `value_fn` ignores its
-        argument; in `jax.shard_map`, `value_fn` is the loss of one device or of shards of the
-        parameters, or `grad_fn` is the gradient of one device but the incoming one is a mean; or
-        `params` was cut by `optax.masked` or `optax.partition`.
+      TypeError: `ascent` or `descent` is not a gradient transformation, or `steps` is not an
+        integer. In `init`, `ascent` or `descent` is a whole method. In `update`, `value_fn` does
+        not return a real scalar, `grad_fn` does not return a gradient, the gradient does not have
+        the structure of `params`, or a parameter is not a real floating-point array.
+      ValueError: `steps` is less than 1. In `update`, `params`, or both `value_fn` and `grad_fn`,
+        are missing, the gradient does not have the shapes of `params`, `value_fn` ignores its
+        argument, or `params` was cut by `optax.masked` or `optax.partition`. In `jax.shard_map`,
+        `value_fn` is the loss of one device or of shards of the parameters, or `grad_fn` is the
+        gradient of one device but the incoming one is a mean.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

@@ -1,6 +1,6 @@
-"""For Flax linen: a `TrainState` whose `apply_gradients` passes the loss function on.
+"""A `TrainState` for Flax linen that passes the loss function to the optimizer.
 
-Import it as `from xsam_jax import flax_linen`; the rest of the library does not need Flax.
+Import it with `from xsam_jax import flax_linen`. The rest of the library does not need Flax.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from flax.training import train_state
 class TrainState(train_state.TrainState):
     """The `TrainState` of Flax, with extra arguments such as `value_fn` for the optimizer.
 
-    The original hands every keyword of `apply_gradients` to `replace`, so that the optimizer never
-    sees a loss function. Here fields of the state still go there, and all others to `tx.update`.
+    The original passes every keyword of `apply_gradients` to `replace`, so the optimizer never
+    receives a loss function. Here fields of the state go to `replace`, and others to `tx.update`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -39,7 +39,7 @@ class TrainState(train_state.TrainState):
 
         Args:
           grads: gradients with the structure of `params`.
-          **kwargs: fields of the state to replace, such as `batch_stats` of a subclass; and extra
+          **kwargs: fields of the state to replace, such as `batch_stats` of a subclass, and extra
             arguments of the optimizer, such as `value_fn` (see `sharpness_aware`).
 
         Returns:

@@ -1,6 +1,6 @@
-"""For Flax NNX: a pure loss function of the parameters, from a loss function of a model.
+"""A pure loss function of the parameters from a loss function of a Flax NNX model.
 
-Import it as `from xsam_jax import flax_nnx`; the rest of the library does not need Flax.
+Import it with `from xsam_jax import flax_nnx`. The rest of the library does not need Flax.
 """
 
 from collections.abc import Callable
@@ -24,26 +24,25 @@ def make_value_fn(
 ) -> ValueFn:
     """Returns the loss as a pure function of the parameters, for `optimizer.update(value_fn=...)`.
 
-    All that is not a parameter (BatchNorm statistics, dropout keys and their counters) is frozen
-    as it is at this call, in the model and in `args`, and what the loss function does to it is
-    dropped. Called before the clean pass, as below, every pass of a step uses the same dropout
-    mask; called after it, the further passes use a fresh one. Either way statistics advance once,
-    in the clean pass.
+    It freezes everything but the parameters (BatchNorm statistics, dropout keys and their counters)
+    at this call, in the model and in `args`, and drops changes that the loss function makes to it.
+    Call it before the gradient, as below, and all passes of a step use the same dropout mask. Call
+    it after the gradient, and the further passes use a new one. In both cases statistics advance
+    once, in the pass of your own gradient.
 
     Args:
-      loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`; or, for the
-        `losses_fn` of `esam`, a vector, the loss of each sample.
+      loss_fn: `loss_fn(model, *args)`, a scalar, as given to `nnx.value_and_grad`. For the
+        `losses_fn` of `esam` it returns a vector, the loss of each sample.
       model: the model.
-      *args: what else `loss_fn` takes, such as the batch, `nnx.Rngs` or another module.
+      *args: the other arguments of `loss_fn`, such as the batch, `nnx.Rngs` or another module.
       wrt: the filter of the parameters, as given to `nnx.Optimizer`.
-      has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is dropped.
+      has_aux: whether `loss_fn` returns `(loss, aux)` (default False). `aux` is dropped.
 
     Returns:
       A function of a state like `nnx.state(model, wrt)`, which returns the loss.
 
     Raises:
-      TypeError: `loss_fn` is not a function; or, when the result is called, `has_aux` is true and
-        `loss_fn` returns no tuple.
+      TypeError: `loss_fn` is not a function, or `has_aux` is true and `loss_fn` returns no tuple.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -74,7 +73,7 @@ def make_value_fn(
         # Paths start with 0 in the model and with 1 in args. The filter sees paths in the model.
         return path[0] == 0 and selected(path[1:], leaf)
 
-    # One split, so that what the model shares with an argument stays shared.
+    # One split: modules that the model shares with an argument stay shared.
     graphdef, *states = nnx.split((model, args), is_parameter, ...)
     # Pure arrays: Variables of the outer trace may not be mutated inside the inner ones.
     rest = _as_pure(states[1])

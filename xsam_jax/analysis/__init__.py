@@ -1,8 +1,8 @@
-"""Is the minimum flat? Curvature, sharpness and landscapes of any JAX loss.
+"""Curvature, sharpness and landscapes of any JAX loss.
 
-All of it takes `(value_fn, params)`, or with `batches=` a `value_fn(params, batch)` whose mean over
-the batches is the loss. It needs nothing else of this library, and no model library. Pictures are
-in `xsam_jax.analysis.plots`, which needs matplotlib.
+Every function takes `(value_fn, params)`, or with `batches=` a `value_fn(params, batch)` whose mean
+over the batches is the loss. No model library is needed. `xsam_jax.analysis.plots` draws the
+results with matplotlib.
 """
 
 from xsam_jax.analysis.ascent_plane import AscentPlane, alpha_profile, ascent_plane, gradient_gap

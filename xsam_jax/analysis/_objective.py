@@ -1,4 +1,4 @@
-"""The loss that is analysed: checked once, averaged over batches, compiled once."""
+"""The loss to analyse: checked, averaged over batches, and compiled once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Objective:
 
     Args:
       value_fn: the loss as a pure function of the parameters, or of them and a batch.
-      params: :math:`\theta`, a pytree of real floating-point arrays. Those of half precision become
-        float32: in theirs, a small step is no step.
+      params: :math:`\theta`, a pytree of real floating-point arrays. Half precision becomes
+        float32, because small steps would be rounded away.
       batches: a re-iterable of batches, pytrees of arrays, or None.
 
     Raises:
       TypeError: `value_fn` is not a function that returns a real scalar, a leaf of `params` is not
-        a real floating-point array, or `batches` can be iterated over only once, or is one batch.
+        a real floating-point array, or `batches` is a single batch, or allows one pass only.
       ValueError: `params` has no entries, or there is no batch.
     """
 
@@ -49,7 +49,7 @@ class Objective:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     def _arguments(self) -> Iterator[tuple[Any, ...]]:
-        """Yields what comes after the parameters; raises where a pass has no or fewer batches."""
+        """Yields the further arguments of the loss, and raises if a pass has fewer batches."""
         if self._batches is None:
             yield ()
             return
@@ -60,18 +60,18 @@ class Objective:
         if seen == 0 or self._count not in (None, seen):
             raise ValueError(
                 f"batches had {self._count or 'some'} at first and {seen} in a later pass: it is "
-                "gone through many times, so pass a list, or an object whose __iter__ begins anew"
+                "iterated over many times, so pass a list, or an object whose __iter__ begins anew"
             )
         self._count = seen
 
     def value(self, params: Any | None = None, name: str = "the loss at params") -> float:
-        """Returns the loss; raises a FloatingPointError where it is not finite."""
+        """Returns the loss, or raises a FloatingPointError if it is not finite."""
         [value] = self.values(_here, self.params if params is None else params, [jnp.zeros(())])
         checked_finite(name, value)
         return float(value)
 
     def value_and_gradient(self, params: Any) -> tuple[float, Any]:
-        """Returns loss and gradient, float32 (float64 under x64); raises where not finite."""
+        """Returns loss and gradient, float32 (float64 under x64), or raises if not finite."""
         value, gradient = self._mean(add_value_and_gradient, (0.0, self.params), params)
         checked_finite("the loss", value)
         checked_finite("the norm of the gradient", tree.norm(gradient))
@@ -100,10 +100,11 @@ class Objective:
         """Returns the losses at `place(shared, point)`, float64 of shape (points,), as they are.
 
         Args:
-          place: maps to parameters. A module-level function, or it is compiled in every call.
-          shared: what it is given every time.
-          points: a list of what it is given in turn: pytrees of equal structure and shapes.
-          points_per_call: how many points are evaluated together, by `jax.vmap`.
+          place: maps `shared` and a point to parameters. Pass a module-level function. Others are
+            compiled in every call.
+          shared: the first argument of `place`, the same for all points.
+          points: the list of its second arguments, pytrees of equal structure and shapes.
+          points_per_call: the number of points that `jax.vmap` evaluates together.
           progress: called with the number of points evaluated since its last call.
         """
         chunks = [points[i : i + points_per_call] for i in range(0, len(points), points_per_call)]
@@ -114,7 +115,7 @@ class Objective:
                 if len(chunk) == 1:
                     losses = value_at_place(self._value_fn, place, shared, chunk[0], *batch)
                 else:
-                    # A shorter last chunk would be another program: its first point fills it up.
+                    # A shorter last chunk would need another program: its first point fills it up.
                     filled = chunk + chunk[:1] * (min(points_per_call, len(points)) - len(chunk))
                     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
                     losses = values_at_places(self._value_fn, place, shared, stacked, *batch)
@@ -227,7 +228,7 @@ def check_function(value_fn: Any) -> None:
 
 
 def _first_batch(batches: Any) -> Any:
-    """Returns the first batch; raises where there is none, or only one pass to be had."""
+    """Returns the first batch, or raises if there is none, or if only one pass is possible."""
     one = "for a single batch write batches=[batch]"
     if not hasattr(batches, "__iter__") or isinstance(batches, (str, bytes)):
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
@@ -238,8 +239,8 @@ def _first_batch(batches: Any) -> Any:
     iterator = iter(batches)
     if iterator is iter(batches):
         raise TypeError(
-            f"batches is gone through many times, and {batches!r} runs dry after the first: pass a "
-            "list, or an object whose __iter__ begins anew"
+            f"batches is iterated over many times, and {batches!r} runs dry after the first: pass "
+            "a list, or an object whose __iter__ begins anew"
         )
     if isinstance(batches, Sequence) and len(batches) > 1:
         kinds = [

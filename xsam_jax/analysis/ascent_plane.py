@@ -19,12 +19,12 @@ from xsam_jax.core import AscentPath, ascend
 
 
 class AscentPlane(NamedTuple):
-    r"""The plane of an ascent and its last gradient: where XSAM looks.
+    r"""The plane of an ascent and its last gradient, in which XSAM searches.
 
     Attributes:
-      direction_x: a tree of norm 1, the part of :math:`g_k` that is orthogonal to `direction_y`.
-      direction_y: a tree of norm 1, that of the displacement :math:`\theta_k - \theta_0`, which is
-        that of :math:`g_0` for a single step.
+      direction_x: a tree of norm 1, along the component of :math:`g_k` orthogonal to `direction_y`.
+      direction_y: a tree of norm 1, along the displacement :math:`\theta_k - \theta_0`. For a
+        single step this is the direction of :math:`g_0`.
       path: coordinates (x, y) of :math:`\theta_0, \dots, \theta_k`, of shape (k + 1, 2), projected.
       gradients: coordinates of :math:`g_0, \dots, g_k`, of shape (k + 1, 2), projected.
       psi: the angle of :math:`g_k` and the displacement in radians.
@@ -55,14 +55,14 @@ def ascent_plane(
     steps: int = 1,
     batches: Batches = None,
 ) -> AscentPlane:
-    r"""Climbs as SAM does, and returns the plane of what it saw.
+    r"""Performs the ascent of SAM, and returns the plane of its displacement and last gradient.
 
     With :math:`\theta_{i+1} = \theta_i + \rho\, g_i / \|g_i\|`, the Y axis is the direction of
-    :math:`\theta_k - \theta_0`, the X axis that of the part of :math:`g_k` orthogonal to it. In
-    these coordinates XSAM's :math:`v(\alpha)` is :math:`(\sin \alpha\psi, \cos \alpha\psi)`.
+    :math:`\theta_k - \theta_0`, and the X axis that of the component of :math:`g_k` orthogonal to
+    it. In these coordinates XSAM's :math:`v(\alpha)` is :math:`(\sin \alpha\psi, \cos \alpha\psi)`.
     `loss_surface` evaluates the loss on the plane, `plots.ascent_plane` draws both.
 
-    Costs steps + 1 gradients; memory is that of a gradient and of 2 steps + 4 parameter copies.
+    It costs steps + 1 gradients, and the memory of a gradient and of 2 steps + 4 parameter copies.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -75,9 +75,9 @@ def ascent_plane(
       An `AscentPlane`.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range; or the gradient at `params` is
-        zero, or the last one and the ascent are parallel, so that they span no plane.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or an argument is out of range, or the gradient at `params` is
+        zero, or the last gradient and the ascent are parallel and span no plane.
       FloatingPointError: a loss or gradient is not finite.
 
     Example:
@@ -106,16 +106,16 @@ def alpha_profile(
     batches: Batches = None,
     progress: Progress = None,
 ) -> np.ndarray:
-    r"""Evaluates the loss where XSAM looks for its maximum, :math:`L(\theta_0 + \rho_m v(\alpha))`.
+    r"""Evaluates the loss over the interpolation factor, :math:`L(\theta_0 + \rho_m v(\alpha))`.
 
     With :math:`v_0 = (\theta_k - \theta_0) / \|\theta_k - \theta_0\|` after k ascent steps of
     length :math:`\rho`, :math:`v_1 = g_k / \|g_k\|` and :math:`\psi` the angle between them,
 
     .. math:: v(\alpha) = \frac{\sin((1-\alpha)\psi)\, v_0 + \sin(\alpha\psi)\, v_1}{\sin\psi}.
 
-    Where the two are parallel (one parameter, a linear loss) every :math:`\alpha` is the one
-    direction. Costs steps + 1 gradients and `len(alphas)` forward passes; memory is that of
-    `ascent_plane`.
+    XSAM searches for the maximum of this function. If the two are parallel (one parameter, a linear
+    loss), every :math:`\alpha` gives the same direction. It costs steps + 1 gradients and
+    `len(alphas)` forward passes, and the memory of `ascent_plane`.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -128,14 +128,15 @@ def alpha_profile(
       progress: called with the number of losses evaluated since its last call.
 
     Returns:
-      A float64 NumPy array of shape (points,); losses that are infinite or NaN are returned as they
+      A float64 NumPy array of shape (points,). Losses that are infinite or NaN are returned as they
       are.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range, or `alphas` is empty; or a gradient
-        is zero, or the last one opposite to the ascent.
-      FloatingPointError: a loss or gradient of the ascent is not finite, or none of the losses is.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or an argument is out of range, or `alphas` is empty, or a
+        gradient is zero, or the last gradient is opposite to the ascent.
+      FloatingPointError: a loss or gradient of the ascent is not finite, or no loss over
+        :math:`\alpha` is.
 
     Example:
       >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2
@@ -160,16 +161,17 @@ def gradient_gap(
     batches: Batches = None,
     progress: Progress = None,
 ) -> np.ndarray:
-    r"""Evaluates by how much the loss is higher along SAM's gradient than along the gradient.
+    r"""Evaluates the loss along SAM's gradient minus the loss along the gradient.
 
     .. math:: L(\theta_0 + \rho_m g_1 / \|g_1\|) - L(\theta_0 + \rho_m g_0 / \|g_0\|), \qquad
               g_1 = \nabla L(\theta_0 + \rho\, g_0 / \|g_0\|)
 
-    Of a quadratic whose Hessian is positive definite, and :math:`g_0` no eigenvector of it, it is
-    positive from some :math:`\rho_m` on (proposition 1 of the XSAM paper). For small
-    :math:`\rho_m` it is negative, since :math:`g_0` is the steepest direction at :math:`\theta_0`.
+    For a quadratic with a positive definite Hessian, if :math:`g_0` is not an eigenvector, it is
+    positive for all :math:`\rho_m` above a threshold (proposition 1 of the XSAM paper). For small
+    :math:`\rho_m` it is negative, because :math:`g_0` is the steepest direction at
+    :math:`\theta_0`.
 
-    Costs `1 + len(rhos)` gradients and `(1 + len(rhos)) * len(rho_maxs)` forward passes.
+    It costs `1 + len(rhos)` gradients and `(1 + len(rhos)) * len(rho_maxs)` forward passes.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -180,14 +182,14 @@ def gradient_gap(
       progress: called with the number of losses evaluated since its last call.
 
     Returns:
-      A float64 NumPy array of shape (rows, columns); what comes from losses that are infinite or
-      NaN is returned as it is.
+      A float64 NumPy array of shape (rows, columns), with infinite or NaN entries if losses are
+      infinite or NaN.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or a `rho` is out of range, or there is none; or the gradient at
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or a `rho` is out of range, or there is none, or the gradient at
         `params`, or after an ascent, is zero.
-      FloatingPointError: a loss or gradient of an ascent is not finite, or none of the losses in a
+      FloatingPointError: a loss or gradient of an ascent is not finite, or no loss in a
         direction is.
 
     Example:
@@ -225,7 +227,7 @@ def losses_over_alpha(
     steps: int,
     progress: Progress = None,
 ) -> tuple[np.ndarray, float]:
-    """Returns the losses of `alpha_profile`, and that at the parameters.
+    """Returns the losses of `alpha_profile`, and the loss at the parameters.
 
     Args:
       objective: the loss.

@@ -36,13 +36,13 @@ def hessian_trace(
     .. math:: \mathrm{tr}(H) \approx \frac{1}{m} \sum_{j=1}^m z_j^\top H z_j,
 
     of standard error :math:`\sqrt{2 \sum_{a \ne b} H_{ab}^2 / m}`, which is estimated from the
-    terms. Costs `num_probes` products (`make_hvp`); memory is that of one, and of two vectors.
+    terms. It costs `num_probes` products (`make_hvp`), and the memory of one and of two vectors.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`.
       num_probes: :math:`m \ge 2`.
-      key: a random key; probe j draws from `jax.random.fold_in(key, j)`.
+      key: a random key. Probe j draws from `jax.random.fold_in(key, j)`.
       batches: a re-iterable of batches, or None.
       progress: called with 1 after each product.
 
@@ -50,8 +50,8 @@ def hessian_trace(
       The estimate and its standard error.
 
     Raises:
-      TypeError: as `make_hvp`; or `num_probes` is not an integer, or `key` not a key.
-      ValueError: as `make_hvp`; or `num_probes` is less than 2.
+      TypeError: as in `make_hvp`, or `num_probes` is not an integer, or `key` not a key.
+      ValueError: as in `make_hvp`, or `num_probes` is less than 2.
       FloatingPointError: the loss, or a product, is not finite.
 
     Example:

@@ -34,33 +34,33 @@ def loss_surface(
 ) -> np.ndarray:
     r"""Evaluates the loss on a plane, :math:`L(\theta + x\,d_x + y\,d_y)`.
 
-    Costs `len(xs) * len(ys)` forward passes over all batches, in one pass through the data; memory
-    is that of one parameter copy beside :math:`\theta, d_x, d_y`, and of the activations, times
-    `points_per_call`.
+    It costs `len(xs) * len(ys)` forward passes over all batches, in one pass through the data. It
+    needs the memory of one parameter copy beside :math:`\theta, d_x, d_y` and of the activations,
+    times `points_per_call`.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`, the origin of the plane.
-      direction_x: :math:`d_x`, a tree with the structure and shapes of `params`: of
-        `random_direction`, `top_eigenpairs` or `ascent_plane`, or the difference of two networks.
-        It is not normalized: its length is the unit of `xs`.
-      direction_y: :math:`d_y`, likewise.
+      direction_x: :math:`d_x`, a tree with the structure and shapes of `params`, such as a result
+        of `random_direction`, `top_eigenpairs` or `ascent_plane`, or the difference of two networks.
+        It is not normalized. Its length is the unit of `xs`.
+      direction_y: :math:`d_y`, with the same structure and shapes.
       xs: of shape (width,).
       ys: of shape (height,).
       batches: a re-iterable of batches, or None.
-      points_per_call: how many losses are evaluated together, by `jax.vmap`: faster for small
-        models on accelerators, slower for convolutions on CPU.
+      points_per_call: the number of losses that `jax.vmap` evaluates together (default 1). A larger
+        one is faster for small models on accelerators, and slower for convolutions on CPU.
       progress: called with the number of losses evaluated since its last call, such as
         `tqdm(total=len(xs) * len(ys) * len(batches)).update`.
 
     Returns:
-      A float64 NumPy array of shape (height, width), as matplotlib's `contour` wants it. Far out a
-      loss may be infinite or NaN; it is returned as it is.
+      A float64 NumPy array of shape (height, width), as for matplotlib's `contour`. Losses that are
+      infinite or NaN are returned as they are.
 
     Raises:
-      TypeError: as `make_hvp`; or a direction does not have the structure and shapes of `params`,
-        or `xs` or `ys` is not a list of real numbers.
-      ValueError: as `make_hvp`; or a direction is zero, or `xs` or `ys` is empty.
+      TypeError: as in `make_hvp`, or a direction does not have the structure and shapes of
+        `params`, or `xs` or `ys` is not a list of real numbers.
+      ValueError: as in `make_hvp`, or a direction is zero, or `xs` or `ys` is empty.
       FloatingPointError: no loss is finite, or a direction is not.
 
     Example:
@@ -72,7 +72,7 @@ def loss_surface(
 
     References:
       Li et al., `Visualizing the Loss Landscape of Neural Nets <https://arxiv.org/abs/1712.09913>`_,
-      2018; XSAM paper, figures 1a, 5 to 10 and 15
+      2018, and XSAM paper, figures 1a, 5 to 10 and 15
     """
     xs, ys = as_coordinates("xs", xs), as_coordinates("ys", ys)
     checks.static_integer("points_per_call", points_per_call, 1)
@@ -96,7 +96,7 @@ def loss_line(
 ) -> np.ndarray:
     r"""Evaluates the loss on a line, :math:`L(\theta + x\,d)`.
 
-    The surface of `loss_surface` at y = 0; what is said there of cost, errors and arguments holds.
+    It is `loss_surface` at y = 0, with the same cost and errors.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -104,7 +104,7 @@ def loss_line(
       direction: :math:`d`, a tree with the structure and shapes of `params`.
       xs: of shape (points,).
       batches: a re-iterable of batches, or None.
-      points_per_call: how many losses are evaluated together.
+      points_per_call: the number of losses evaluated together.
       progress: called with the number of losses evaluated since its last call.
 
     Returns:
@@ -175,4 +175,4 @@ def _check_direction(name: str, direction: Any, params: Any) -> None:
     length = float(tree.norm(direction))
     checked_finite(f"the norm of {name}", length)
     if length == 0.0:
-        raise ValueError(f"{name} is zero: it leads nowhere")
+        raise ValueError(f"{name} is zero")

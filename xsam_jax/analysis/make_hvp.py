@@ -21,24 +21,25 @@ def make_hvp(
     formed.
 
     Args:
-      value_fn: the loss, `value_fn(params)`, a real scalar; with `batches`, `value_fn(params,
-        batch)`. Networks are in evaluation mode, so that one sample does not depend on another.
+      value_fn: the loss, `value_fn(params)`, a real scalar, or with `batches`
+        `value_fn(params, batch)`. Use networks in evaluation mode, so that one sample does not
+        depend on another.
       params: :math:`\theta`, a pytree of real floating-point arrays.
-      batches: a re-iterable of batches (pytrees of arrays), such as a list; the loss is the mean
-        over them, each weighing the same. Batches of one shape compile once. They are arguments of
-        the compiled program where what `value_fn` closes over are constants in it, so pass a single
-        batch as `batches=[batch]`, too. What is compiled for one function serves later calls with
-        it: what changes between them (statistics of BatchNorm, say) belongs in `params` or the
-        batch, not into a closure, where it stays what it was.
+      batches: a re-iterable of batches (pytrees of arrays), such as a list. The loss is the mean
+        over them, with equal weights. Batches of one shape compile once. Batches are arguments of the
+        compiled program, whereas variables that `value_fn` closes over are constants in it. So pass
+        a single batch as `batches=[batch]`, too. Later calls with the same `value_fn` reuse the
+        program, with its constants: values that change between calls, such as BatchNorm statistics,
+        belong in `params` or the batch.
 
     Returns:
-      A function of a tree with the structure and shapes of `params`, which returns such a tree,
-      float32 (float64 under x64). A call takes the time of about two gradients (1.6 to 2.3,
+      A function that maps a tree with the structure and shapes of `params` to such a tree, float32
+      (float64 under x64). A call takes the time of about two gradients (1.6 to 2.3, measured in
       docs/benchmarks.md), and up to twice the memory of one.
 
     Raises:
       TypeError: `value_fn` does not return a real scalar, a leaf of `params` is not a real
-        floating-point array, or `batches` is an iterator, which runs dry after one pass.
+        floating-point array, or `batches` is an iterator, which allows one pass only.
       ValueError: `params` has no parameters, there is no batch, or fewer of them in a later pass.
 
     Example:

@@ -1,4 +1,4 @@
-"""Random directions, in units that do not depend on how large the weights are."""
+"""Random directions, scaled by the parameters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NORMALIZATIONS = ("filter", "element", "layer", "global")
 
 
 def random_direction(params: Any, *, normalization: str = "filter", key: jax.Array) -> Any:
-    r"""Returns a Gaussian direction, normalized by the parameters it leads away from.
+    r"""Returns a Gaussian direction, normalized by the parameters.
 
     With :math:`d` of standard normal entries, it returns
 
-    * "filter": :math:`\|\theta_f\|\, d_f / \|d_f\|` for each filter f, so that what
-      rescales a filter rescales the direction. A filter is what makes one output: a slice along the
-      last axis, as Flax has it (kernels of shape (..., in, out)). Leaves of less than two axes,
-      biases and the parameters of normalization layers, stay where they are.
-    * "layer": :math:`\|\theta_l\|\, d_l / \|d_l\|` for each leaf l, those of less than two axes not
-      moved, either.
+    * "filter" (default): :math:`\|\theta_f\|\, d_f / \|d_f\|` for each filter f, so the direction
+      scales with the filter. A filter is a slice along the last axis, as in Flax, where kernels
+      have the shape (..., in, out). Leaves with fewer than two axes (biases, normalization layers)
+      have a zero direction.
+    * "layer": :math:`\|\theta_l\|\, d_l / \|d_l\|` for each leaf l, zero for leaves with fewer than
+      two axes.
     * "element": :math:`|\theta_e|\, d_e` for each entry e.
     * "global": :math:`d / \|d\|`, uniform on the unit sphere of all parameters.
 

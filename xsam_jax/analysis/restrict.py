@@ -14,22 +14,22 @@ from xsam_jax.analysis._objective import check_function
 def restrict(
     value_fn: Callable[..., Any], params: Any, mask: Any
 ) -> tuple[Callable[..., Any], Any]:
-    r"""Restricts a loss to some of its parameters, the others held where they are.
+    r"""Restricts a loss to some of its parameters, with the others fixed.
 
-    Of the function :math:`\phi \mapsto L(\phi, \theta_{rest})` that it returns, all of this package
-    can be asked: its Hessian is the block of the Hessian of :math:`L` that belongs to :math:`\phi`,
-    so that `top_eigenvalues(*restrict(value_fn, params, mask), 5, key=key)` is the spectrum of a
-    layer. Every call returns another function, which is compiled anew and has the rest of `params`
-    as constants: call it once for several questions.
+    It returns the function :math:`\phi \mapsto L(\phi, \theta_{rest})`, which all functions of
+    `xsam_jax.analysis` accept. Its Hessian is the block of the Hessian of :math:`L` that belongs to
+    :math:`\phi`, so `top_eigenvalues(*restrict(value_fn, params, mask), 5, key=key)` returns the
+    spectrum of a layer. Every call returns a new function, which is compiled anew and has the other
+    parameters as constants, so call it once for several analyses.
 
     Args:
       value_fn: the loss, `value_fn(params)` or `value_fn(params, batch)`.
       params: a pytree of arrays.
       mask: a pytree of booleans with the structure of `params`, or a prefix of it, or a function
-        of `params` that returns one: True for what stays variable.
+        of `params` that returns one. True marks the parameters that stay variable.
 
     Returns:
-      The restricted loss, and its parameters: `params` with None for what is held.
+      The restricted loss, and its parameters: `params` with None for the fixed ones.
 
     Raises:
       TypeError: `mask` holds something else than booleans.

@@ -1,4 +1,4 @@
-"""How much the loss rises around a point: on average, at the worst, and where XSAM looks."""
+"""The rise of the loss around a point: on average, at worst, and in the plane of XSAM."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ def average_sharpness(
     points_per_call: int = 1,
     progress: Progress = None,
 ) -> tuple[float, float]:
-    r"""Estimates how much the loss rises on average at a distance, in random directions.
+    r"""Estimates the average rise of the loss at a distance, over random directions.
 
     .. math:: \frac{1}{m} \sum_{j=1}^m L(\theta + r\, d_j) - L(\theta)
 
-    with :math:`d_j` from `random_direction`. Filter- and element-wise the radius is a fraction of
-    the weights, so that networks can be compared whose weights differ in size. For a quadratic with
+    with :math:`d_j` from `random_direction`. With "filter" and "element" the radius is relative to
+    the weights, so networks with weights of different size can be compared. For a quadratic with
     Hessian :math:`H` the expectation is :math:`r^2 / 2` times :math:`\mathrm{tr}(H) / n`
     ("global"), :math:`\sum_e H_{ee} \theta_e^2` ("element"), :math:`\sum_f \|\theta_f\|^2
     \mathrm{tr}(H_{ff}) / n_f` ("filter", "layer").
 
-    In float32 a rise below 1e-7 of the loss is rounding: take a larger radius, or x64.
+    In float32 a rise below 1e-7 of the loss is rounding. Then use a larger radius, or x64.
 
-    Costs `num_directions` + 1 forward passes over all batches, of which there is one pass through
-    the data, and one more for :math:`L(\theta)`; memory is that of two parameter copies and the
-    activations, times `points_per_call`. Directions are drawn anew where they are needed.
+    It costs `num_directions` + 1 forward passes over all batches, in one pass through the data, and
+    one more for :math:`L(\theta)`. It needs the memory of two parameter copies and the activations,
+    times `points_per_call`. Directions are not stored.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`.
       radius: :math:`r > 0`.
-      num_directions: :math:`m \ge 2`; 250 are what the XSAM paper found enough.
-      normalization: "filter", "element", "layer" or "global", as in `random_direction`.
-      key: a random key; direction j draws from `jax.random.fold_in(key, j)`. With the same key,
-        radii and networks are compared in the same directions.
+      num_directions: :math:`m \ge 2` (default 250, as in the XSAM paper).
+      normalization: "filter" (default), "element", "layer" or "global", as in `random_direction`.
+      key: a random key. Direction j draws from `jax.random.fold_in(key, j)`. With the same
+        key, radii and networks are compared in the same directions.
       batches: a re-iterable of batches, or None.
-      points_per_call: how many losses are evaluated together, by `jax.vmap`: faster for small
-        models on accelerators, slower for convolutions on CPU.
+      points_per_call: the number of losses that `jax.vmap` evaluates together (default 1). A larger
+        one is faster for small models on accelerators, and slower for convolutions on CPU.
       progress: called with the number of losses evaluated since its last call, such as
         `tqdm().update`.
 
@@ -72,8 +72,8 @@ def average_sharpness(
       The mean and its standard error.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range, or the directions are all zero.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or an argument is out of range, or the directions are all zero.
       FloatingPointError: the loss at `params`, or at one of the points, is not finite.
 
     Example:
@@ -84,7 +84,7 @@ def average_sharpness(
       0.250
 
     References:
-      XSAM paper, appendix E.5 and figure 16; Foret et al., `Sharpness-Aware Minimization for
+      XSAM paper, appendix E.5 and figure 16, and Foret et al., `Sharpness-Aware Minimization for
       Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
     """
     checks.real("radius", radius, above=0.0)
@@ -106,7 +106,7 @@ def average_sharpness(
     rises = objective.values(place, shared, keys, points_per_call, progress) - at_center
     if bad := int((~np.isfinite(rises)).sum()):
         raise FloatingPointError(
-            f"the loss is not finite at {bad} of {num_directions} points: take a smaller radius "
+            f"the loss is not finite at {bad} of {num_directions} points: use a smaller radius "
             f"than {radius:g}"
         )
     return mean_and_standard_error(rises)
@@ -121,37 +121,36 @@ def worst_case_sharpness(
     ascent: optax.GradientTransformation | None = None,
     batches: Batches = None,
 ) -> float:
-    r"""Returns how much the loss rises at most on the way of an ascent: what SAM makes small.
+    r"""Returns the largest rise of the loss along an ascent, the quantity that SAM minimizes.
 
     With :math:`\theta_{i+1} = \theta_i + \frac{r}{k}\,\mathrm{ascent}(g_i)` and
     :math:`g_i = \nabla L(\theta_i)`,
 
     .. math:: \max_{0 \le i \le k} L(\theta_i) - L(\theta_0),
 
-    a lower bound of :math:`\max_{\|\delta\| \le r} L(\theta_0 + \delta) - L(\theta_0)` that more
-    steps improve, and never negative. Here the radius is that of the whole way; in `sam` it is that
-    of a step.
+    a lower bound of :math:`\max_{\|\delta\| \le r} L(\theta_0 + \delta) - L(\theta_0)`, never
+    negative, which more steps improve. Here the radius is that of the whole ascent. In `sam` it is
+    that of a step.
 
-    Costs `steps` gradients and a forward pass; memory is that of a gradient and of three parameter
-    copies.
+    It costs steps + 1 gradients, and the memory of a gradient and of 2 steps + 3 parameter copies.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta_0`.
       radius: :math:`r > 0`.
-      steps: :math:`k \ge 1`.
-      ascent: a direction of `xsam_jax.ascent`, without its radius: None for `normalize()`,
-        `scale_by_magnitude()` for ASAM's, whose radius is in units of the weights. It starts from
-        its initial state.
+      steps: :math:`k \ge 1` (default 1).
+      ascent: a direction of `xsam_jax.ascent`, without its radius. The default None is
+        `normalize()`. With `scale_by_magnitude()`, as in ASAM, the radius is in units of the
+        weights. It starts from its initial state.
       batches: a re-iterable of batches, or None.
 
     Returns:
       A float.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range; or the gradient at `params` is
-        zero, where no direction leads uphill.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or an argument is out of range, or the gradient at `params` is
+        zero.
       FloatingPointError: a loss or gradient is not finite.
 
     Example:
@@ -194,14 +193,14 @@ def max_alpha_sharpness(
     num_alphas: int = 21,
     batches: Batches = None,
 ) -> tuple[float, float]:
-    r"""Returns how much the loss rises at most where XSAM looks for the maximum, and where.
+    r"""Returns the largest rise of the loss over the interpolation factor, as XSAM searches it.
 
     .. math:: \max_{\alpha \in \mathrm{linspace}(0, a, n)}
               L(\theta_0 + \rho_m v(\alpha)) - L(\theta_0)
 
-    with :math:`v(\alpha)` as in `alpha_profile`: at :math:`\alpha = 0` along the ascent, at 1 along
-    SAM's gradient. Where it is found at `alpha_max` the maximum may lie beyond: raise it. Costs
-    steps + 1 gradients and `num_alphas` forward passes.
+    with :math:`v(\alpha)` as in `alpha_profile`: :math:`\alpha = 0` is the direction of the ascent,
+    and 1 that of SAM's gradient. If the maximum is at `alpha_max`, raise that. It costs steps + 1
+    gradients and `num_alphas` forward passes.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
@@ -214,13 +213,13 @@ def max_alpha_sharpness(
       batches: a re-iterable of batches, or None.
 
     Returns:
-      The rise, and the :math:`\alpha^*` of it, the first maximum winning; as in `xsam`, a loss that
-      is not finite never wins.
+      The rise, and its :math:`\alpha^*`. The first maximum wins. As in `xsam`, a loss that is not
+      finite never wins.
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `alpha_profile`.
-      FloatingPointError: as `alpha_profile`.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `alpha_profile`.
+      FloatingPointError: as in `alpha_profile`.
 
     Example:
       >>> loss_fn = lambda params: params[0] ** 2 + 10 * params[1] ** 2

@@ -29,18 +29,18 @@ def spectral_density(
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Estimates the density of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
-    Of the tridiagonal matrix of `num_steps` Lanczos steps from a random direction, uniform on the
-    sphere, the eigenvalues :math:`t_i` and the squares :math:`\tau_i^2` of the first entries of the
-    eigenvectors are the nodes and weights of a quadrature. The density is their mean over `m`
-    directions, each node widened to a Gaussian,
+    It takes `num_steps` Lanczos steps from a random direction, uniform on the sphere. The
+    eigenvalues :math:`t_i` of the tridiagonal matrix are the nodes of a quadrature, and the squares
+    :math:`\tau_i^2` of the first entries of its eigenvectors are the weights. The density is their
+    mean over :math:`m` directions, with each node widened to a Gaussian,
 
     .. math:: \hat\phi(t) = \frac{1}{m} \sum_{j=1}^m \sum_i \tau_{ij}^2\,
               \mathcal{N}(t;\ t_{ij}, \sigma^2).
 
     Its mean estimates :math:`\mu = \mathrm{tr}(H) / n`, with the standard error
-    :math:`\sqrt{2 (\mathrm{tr}(H^2)/n - \mu^2) / ((n + 2) m)}`; from two steps on, its variance
-    estimates that of the eigenvalues, and has :math:`\sigma^2` added. Of a network most eigenvalues
-    are near zero, so draw it on a logarithmic axis (`plots.spectral_density`).
+    :math:`\sqrt{2 (\mathrm{tr}(H^2)/n - \mu^2) / ((n + 2) m)}`. From two steps on, its variance
+    estimates that of the eigenvalues plus :math:`\sigma^2`. Most eigenvalues of a network are near
+    zero, so draw it on a logarithmic axis (`plots.spectral_density`).
 
     **Cost.** `num_probes * num_steps` products (`make_hvp`), and in the memory of the host
     `num_steps` vectors, float32 (float64 under x64), for full reorthogonalisation, on top of two.
@@ -49,12 +49,12 @@ def spectral_density(
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`.
       num_probes: :math:`m \ge 1`, the number of directions.
-      num_steps: the number of Lanczos steps, at least 1; no more are taken than there are
-        parameters. The extreme eigenvalues are found first; 80 are usual for a network.
-      key: a random key; direction j draws from `jax.random.fold_in(key, j)`.
+      num_steps: the number of Lanczos steps, at least 1, and at most the number of
+        parameters. The extreme eigenvalues converge first. 80 steps are usual for a network.
+      key: a random key. Direction j draws from `jax.random.fold_in(key, j)`.
       batches: a re-iterable of batches, or None.
-      width: :math:`\sigma`; None for 1 % of the distance from the first to the last node.
-      num_points: the number of points of the grid, two for a width at the least.
+      width: :math:`\sigma`, or None for 1 % of the distance from the first to the last node.
+      num_points: the number of points of the grid (default 2000), at least two per width.
       progress: called with 1 after each product.
 
     Returns:
@@ -62,8 +62,9 @@ def spectral_density(
       float64 NumPy arrays of shape (num_points,).
 
     Raises:
-      TypeError: as `make_hvp`; or an argument is of the wrong type.
-      ValueError: as `make_hvp`; or an argument is out of range, or the grid too coarse for `width`.
+      TypeError: as in `make_hvp`, or an argument is of the wrong type.
+      ValueError: as in `make_hvp`, or an argument is out of range, or the grid is too coarse for
+        `width`.
       FloatingPointError: the loss, or a product, is not finite.
 
     Example:
@@ -81,7 +82,7 @@ def spectral_density(
     """
     checks.static_integer("num_probes", num_probes, 1)
     checks.static_integer("num_steps", num_steps, 1)
-    # On a grid of 110 widths, two points for each.
+    # The default grid has 110 widths, with two points each.
     checks.static_integer("num_points", num_points, 221 if width is None else 2)
     checks.random_key("key", key)
     if width is not None:
@@ -98,7 +99,7 @@ def spectral_density(
         all_weights.append(vectors[0] ** 2)
     nodes, weights = np.concatenate(all_nodes), np.concatenate(all_weights) / num_probes
     if width is None:
-        # All nodes are one for a multiple of the identity.
+        # For a multiple of the identity all nodes are equal.
         width = 0.01 * float(np.ptp(nodes) or np.abs(nodes).max() or 1.0)
     grid = np.linspace(nodes.min() - 5 * width, nodes.max() + 5 * width, num_points)
     if grid[1] - grid[0] > width / 2:
@@ -108,7 +109,7 @@ def spectral_density(
             f"{grid[0]:.4g} to {grid[-1]:.4g}, or the width larger, got {num_points}"
         )
     density = np.zeros(num_points)
-    for node, weight in zip(nodes, weights, strict=True):  # no matrix of nodes and points
+    for node, weight in zip(nodes, weights, strict=True):  # avoids a matrix of nodes and points
         density += weight * np.exp(-0.5 * ((grid - node) / width) ** 2)
     return grid, density / (width * np.sqrt(2 * np.pi))
 
@@ -116,7 +117,7 @@ def spectral_density(
 def _lanczos(
     product: Callable[[np.ndarray], np.ndarray], start: np.ndarray, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns diagonal and off-diagonal; shorter where the vectors span an invariant subspace."""
+    """Returns diagonal and off-diagonal, shorter if the vectors span an invariant subspace."""
     basis = np.empty((num_steps, start.size), start.dtype)
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -126,7 +127,7 @@ def _lanczos(
         vector = product(vector)
         diagonal.append(float(basis[step] @ vector))
         known = basis[: step + 1]
-        for _ in range(2):  # once leaves what rounding has made
+        for _ in range(2):  # a single pass leaves rounding errors
             vector -= known.T @ (known @ vector)
         length = float(np.linalg.norm(vector))
         scale = np.abs(diagonal).max() + max(off_diagonal, default=0.0)

@@ -30,32 +30,31 @@ def top_eigenvalues(
 ) -> np.ndarray:
     r"""Returns the largest eigenvalues of the Hessian, :math:`\lambda_1 \ge \dots \ge \lambda_n`.
 
-    The table of the XSAM paper has :math:`\lambda_1` and :math:`\lambda_1 / \lambda_5`: pass 5.
-    Largest means most positive; the negative ones of a saddle are those of `-value_fn`. They come
-    from ARPACK's implicitly restarted Lanczos iteration (`scipy.sparse.linalg.eigsh`).
+    The table of the XSAM paper has :math:`\lambda_1` and :math:`\lambda_1 / \lambda_5`, so pass 5
+    for it. Largest means most positive. For the most negative ones, pass the negative loss. They
+    come from ARPACK's implicitly restarted Lanczos iteration (`scipy.sparse.linalg.eigsh`).
 
-    **Cost.** 15 to 40 products (`make_hvp`) for five eigenvalues of a trained network, 100 where
-    the spectrum has no gaps; at the least, and at once in the memory of the host, 2 num + 2 or 12
-    vectors in float64: 24 parameter copies in float32 for up to five eigenvalues. On the device
-    there are three.
+    **Cost.** 15 to 40 products (`make_hvp`) for five eigenvalues of a trained network, 100 if the
+    spectrum has no gaps. The host holds max(2 num + 2, 12) vectors in float64, the memory of 24
+    parameter copies in float32 for up to five eigenvalues. The device holds three copies.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`.
-      num: how many, at least 1 and at most the number of parameters.
-      key: a random key, for the vector that the iteration starts with.
+      num: the number of eigenvalues, from 1 to the number of parameters.
+      key: a random key, for the start vector of the iteration.
       batches: a re-iterable of batches, or None.
-      tolerance: the residual :math:`\|H u - \lambda u\| / |\lambda|` to stop at. The error of an
-        eigenvalue is at most that, and about its square where its neighbors are apart. In float32
-        nothing is gained below 1e-6.
+      tolerance: the residual :math:`\|H u - \lambda u\| / |\lambda|` to stop at (default 1e-4). The
+        error of an eigenvalue is at most that, and about its square if its neighbors are not close.
+        In float32 a value below 1e-6 does not help.
       progress: called with 1 after each product, such as `tqdm().update`.
 
     Returns:
       A float64 NumPy array of shape (num,), descending.
 
     Raises:
-      TypeError: as `make_hvp`; or `num` is not an integer, or `key` not a key.
-      ValueError: as `make_hvp`; or `num` is out of range.
+      TypeError: as in `make_hvp`, or `num` is not an integer, or `key` not a key.
+      ValueError: as in `make_hvp`, or `num` is out of range.
       FloatingPointError: the loss, or a product, is not finite.
       RuntimeError: the iteration did not converge.
 
@@ -67,7 +66,7 @@ def top_eigenvalues(
       50.000, 49.000, 48.000
 
     References:
-      Lehoucq et al., ARPACK Users' Guide, 1998; XSAM paper, table 16
+      Lehoucq et al., ARPACK Users' Guide, 1998, and XSAM paper, table 16
     """
     pairs = _eigenpairs(value_fn, params, num, key, batches, tolerance, progress, vectors=False)
     return pairs[0]
@@ -85,21 +84,21 @@ def top_eigenpairs(
 ) -> tuple[np.ndarray, list[Any]]:
     r"""Returns the largest eigenvalues of the Hessian with their eigenvectors.
 
-    The eigenvectors are the directions in which a minimum is sharpest: directions for `loss_line`
-    and `loss_surface`. Their signs are arbitrary. Cost, errors and source are those of
+    The eigenvectors are the directions in which a minimum is sharpest. Use them in `loss_line` and
+    `loss_surface`. Their signs are arbitrary. Cost, errors and source are those of
     `top_eigenvalues`.
 
     Args:
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`.
-      num: how many, at least 1 and at most the number of parameters.
-      key: a random key, for the vector that the iteration starts with.
+      num: the number of eigenvalues, from 1 to the number of parameters.
+      key: a random key, for the start vector of the iteration.
       batches: a re-iterable of batches, or None.
-      tolerance: the residual to stop at, which is about the error of the eigenvectors.
+      tolerance: the residual to stop at (default 1e-4), about the error of the eigenvectors.
       progress: called with 1 after each product.
 
     Returns:
-      A float64 NumPy array of shape (num,), descending; and a list of `num` trees of norm 1 with
+      A float64 NumPy array of shape (num,), descending, and a list of `num` trees of norm 1 with
       the structure, shapes and dtypes of `params` (float32 for half precision).
 
     Example:
@@ -135,11 +134,11 @@ def _eigenpairs(
     flat = FlatHessian(objective, progress)
     kept = max(2 * num + 2, ARPACK_VECTORS)
     start = flat.ravel(random_tree(key, objective.params, jax.random.normal)).astype(np.float64)
-    if size <= kept:  # where the iteration would take as many products as there are columns
+    if size <= kept:  # the iteration would need as many products as there are columns
         matrix = np.stack([flat(column) for column in np.eye(size)])
         values, columns = np.linalg.eigh((matrix + matrix.T) / 2)
         values, columns = values[-num:], columns[:, -num:]
-    elif not flat(start).any():  # which ARPACK does not start with
+    elif not flat(start).any():  # a zero product, which ARPACK refuses
         values, columns = np.zeros(num), np.eye(size, num)
     else:
         operator = LinearOperator((size, size), matvec=flat, dtype=np.float64)

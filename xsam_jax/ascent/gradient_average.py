@@ -38,7 +38,7 @@ def subtract_ema(
 
     Args:
       decay: :math:`\lambda`, in [0, 1] (default 0.9). A larger one averages over more steps.
-      sigma: :math:`\sigma`, any real number (default 1). A larger one subtracts more; 0 keeps the
+      sigma: :math:`\sigma`, any real number (default 1). A larger one subtracts more. 0 keeps the
         gradient.
       convention: "paper" (default) or "official". Static.
 
@@ -93,7 +93,7 @@ def ema_of_gradients(theta: float | jax.Array) -> optax.GradientTransformation:
 
     Args:
       theta: :math:`\beta`, the weight of the new gradient, in [0, 1]. The paper calls it theta. 1
-        returns the gradient itself; a smaller one averages over more steps. F-SAM's `decay` is one
+        returns the gradient itself. A smaller one averages over more steps. F-SAM's `decay` is one
         minus such a weight.
 
     Returns:

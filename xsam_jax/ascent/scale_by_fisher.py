@@ -16,7 +16,7 @@ def scale_by_fisher(eta: float | jax.Array = 1.0) -> optax.GradientTransformatio
 
     .. math:: f g \,/\, \sqrt{\textstyle\sum f g^2}.
 
-    Use it in place of `normalize`; the two are equal at :math:`\eta = 0`. No official code is
+    Use it in place of `normalize`. The two are equal at :math:`\eta = 0`. No official code is
     known. This is the formula of third-party ports.
 
     Args:

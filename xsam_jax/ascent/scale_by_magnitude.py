@@ -27,15 +27,15 @@ def scale_by_magnitude(
       eta: :math:`\eta \ge 0` (default 0.01). At 0 a parameter that is zero is not perturbed.
       mask: a pytree of booleans with the structure of `params`, or a prefix of it, or a function
         of `params` that returns one. The default None selects all leaves. Static. The official
-        code scales parameters named "weight", so no biases; a similar mask is
+        code scales parameters named "weight", so no biases. A similar mask is
         `lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)`.
 
     Returns:
       A stateless transformation that needs `params`.
 
     Raises:
-      TypeError: `eta` is not a real number; in `update`, `mask` has a leaf that is no boolean.
-      ValueError: `eta` is negative, NaN or infinite; in `update`, `params` is missing, or `mask`
+      TypeError: `eta` is not a real number. In `update`, `mask` has a leaf that is no boolean.
+      ValueError: `eta` is negative, NaN or infinite. In `update`, `params` is missing, or `mask`
         does not fit it.
 
     Example:

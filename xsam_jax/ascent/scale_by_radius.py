@@ -16,8 +16,8 @@ def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by the radius, :math:`\rho_i u` at ascent step :math:`i`.
 
     Args:
-      radius: :math:`\rho \ge 0`, the length of one ascent step; or a schedule of it over training
-        steps; or a sequence of either, one per ascent step.
+      radius: :math:`\rho \ge 0`, the length of one ascent step, or a schedule of it over training
+        steps, or a sequence of either, one per ascent step.
 
     Returns:
       A transformation of unit directions. Its state is an `optax.ScaleByScheduleState` if a radius
@@ -25,7 +25,7 @@ def scale_by_radius(radius: Radius) -> optax.GradientTransformationExtraArgs:
 
     Raises:
       TypeError: a radius is neither a real number nor a schedule.
-      ValueError: a radius is negative, NaN or infinite; or, in `update`, there is none for the
+      ValueError: a radius is negative, NaN or infinite. In `update`, there is none for the
         ascent step.
 
     Example:

@@ -3,7 +3,7 @@ r"""Descents: Optax gradient transformations from the path of an ascent to a gra
 The result is a gradient, uphill. The base optimizer descends along it. `sharpness_aware` calls a
 descent with `updates` the last gradient :math:`g_k`, `params` the start :math:`\theta_0`, and the
 extra arguments `path` (an `AscentPath`), `value_fn`, `grad_fn` and `value`. Descents return
-float32 trees (float64 under x64); `sharpness_aware` casts the result to the dtypes of the
+float32 trees (float64 under x64), and `sharpness_aware` casts the result to the dtypes of the
 gradients.
 """
 

@@ -33,7 +33,7 @@ def add_curvature(
 
     Raises:
       TypeError: `gamma` or `beta` is not a real number.
-      ValueError: one of them is negative or not finite; or, in `update`, `path` is missing.
+      ValueError: one of them is negative or not finite. In `update`, `path` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

@@ -48,7 +48,7 @@ def gradient_norm_aware(
 
     Raises:
       TypeError: a numeric argument is not a real number.
-      ValueError: an argument is out of range, `convention` is unknown; or, in `update`, `path` is
+      ValueError: an argument is out of range, `convention` is unknown. In `update`, `path` is
         missing.
 
     Example:

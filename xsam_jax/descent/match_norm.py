@@ -55,7 +55,7 @@ def match_norm(
 
     Raises:
       TypeError: `rho_max` is neither a real number nor a schedule.
-      ValueError: `scale` is unknown, `rho_max` missing or out of range; or, in `update`, `path` is
+      ValueError: `scale` is unknown, `rho_max` missing or out of range. In `update`, `path` is
         missing, or `value_fn` where a slope needs it.
 
     Example:

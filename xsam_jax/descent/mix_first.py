@@ -25,7 +25,7 @@ def mix_first(
 
     Raises:
       TypeError: `weight` is not a real number.
-      ValueError: `weight` is not finite; or, in `update`, `path` is missing.
+      ValueError: `weight` is not finite. In `update`, `path` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

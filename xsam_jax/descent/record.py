@@ -39,7 +39,7 @@ class RecordState(NamedTuple):
     """The diagnostics of the last step.
 
     Attributes:
-      diagnostics: a scalar for each name, float32 (float64 under x64); NaN before the first step.
+      diagnostics: a scalar for each name, float32 (float64 under x64), NaN before the first step.
     """
 
     diagnostics: dict[str, jax.Array]
@@ -70,7 +70,7 @@ def record(
       A descent with state `RecordState`.
 
     Raises:
-      TypeError: `diagnostics` is not a mapping of functions; or, in `update`, one of them does
+      TypeError: `diagnostics` is not a mapping of functions. In `update`, one of them does
         not return a real scalar.
       ValueError: in `update`, `path` is missing.
 

@@ -38,7 +38,7 @@ def slerp(
 
     Raises:
       TypeError: `alpha` is not a real number.
-      ValueError: `alpha` is not finite, `between` is unknown; or, in `update`, `path` is missing.
+      ValueError: `alpha` is not finite, `between` is unknown. In `update`, `path` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

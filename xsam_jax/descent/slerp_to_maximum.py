@@ -69,7 +69,7 @@ def slerp_to_maximum(
         Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together (default 1), or None
         for the whole grid. Memory grows with it. A larger one is faster for small models on
-        accelerators, and slower for convolutions on CPU. Static; "section" does not use it.
+        accelerators, and slower for convolutions on CPU. "section" does not use it. Static.
       search: "grid" (default) evaluates every point. "section", a Fibonacci search, evaluates 7 of
         21 points. It finds the same point if the loss over the grid rises, then falls. Static.
 
@@ -79,7 +79,7 @@ def slerp_to_maximum(
 
     Raises:
       TypeError: an argument is of the wrong type, or a static one is traced.
-      ValueError: an argument is out of range; or, in `update`, `path` or `value_fn` is missing.
+      ValueError: an argument is out of range. In `update`, `path` or `value_fn` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

@@ -19,7 +19,7 @@ def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformatio
     loss, so the surrogate gap between the two shrinks.
 
     Args:
-      alpha: :math:`\alpha`, any real number, usually 0.1 to 1. A larger one shrinks the gap more;
+      alpha: :math:`\alpha`, any real number, usually 0.1 to 1. A larger one shrinks the gap more.
         0 is SAM.
 
     Returns:
@@ -27,7 +27,7 @@ def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformatio
 
     Raises:
       TypeError: `alpha` is not a real number.
-      ValueError: `alpha` is not finite; or, in `update`, `path` is missing.
+      ValueError: `alpha` is not finite. In `update`, `path` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius

@@ -13,9 +13,9 @@ def sum_of_path(
     r"""Sums the gradients of the ascent, :math:`\sum_{i=1}^k g_i`.
 
     Args:
-      normalize: whether to sum the unit vectors :math:`g_i / \|g_i\|` (LSAM; default False).
+      normalize: whether to sum the unit vectors :math:`g_i / \|g_i\|` (LSAM, default False).
         Static.
-      include_first: whether the sum starts with :math:`g_0` (MSAM+, LSAM+; default False). Static.
+      include_first: whether the sum starts with :math:`g_0` (MSAM+ and LSAM+). Static.
 
     Returns:
       A stateless descent. Follow it with `match_norm`, or the length grows with the steps.

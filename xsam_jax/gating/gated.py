@@ -65,19 +65,19 @@ def gated(
       transform: a method, without the optimizer. The optimizer follows,
         `optax.chain(gated(sam(0.1), gate), optax.sgd(0.1))`. Inside it would be skipped, and the
         gradient would be the update.
-      gate: `every(k)`, `after(step)`, `bernoulli(p, key)` or another function of the step count; or
+      gate: `every(k)`, `after(step)`, `bernoulli(p, key)`, another function of the step count, or
         `gradient_norm(...)`.
 
     Returns:
       A gradient transformation with state `GatedState`. Its update takes the further argument
       `sharp`, a bool that replaces the decision of the gate. With a Python bool there is no
       conditional in the program (see `xsam_jax.gating`). A line search later in the chain refuses
-      this argument; bind it, `functools.partial(tx.update, sharp=True)`. Under `jax.vmap`, keep
+      this argument. Bind it, `functools.partial(tx.update, sharp=True)`. Under `jax.vmap`, keep
       `count` unbatched (axis None).
 
     Raises:
       TypeError: `transform` is not a gradient transformation, or, in `init`, is a chain or
-        `decoupled_wsam`; `gate` is not a gate; or, in `update`, `sharp` is not a bool.
+        `decoupled_wsam`. `gate` is not a gate. In `update`, `sharp` is not a bool.
 
     Example:
       >>> from xsam_jax import sam

@@ -43,9 +43,9 @@ def asam(
       A gradient transformation, stateless unless `rho` is a schedule.
 
     Raises:
-      TypeError: `rho` or `eta` is not a real number; `steps` is not an integer; in `update`, `mask`
-        has a leaf that is no boolean.
-      ValueError: an argument is out of range, or there are not `steps` radii; in `update`, `mask`
+      TypeError: `rho` or `eta` is not a real number, or `steps` is not an integer. In `update`,
+        `mask` has a leaf that is no boolean.
+      ValueError: an argument is out of range, or there are not `steps` radii. In `update`, `mask`
         does not fit `params`.
 
     Example:

@@ -44,8 +44,8 @@ def esam(
 
     Args:
       rho: the length of the ascent, as in `sam`.
-      beta: :math:`\beta`, the probability to perturb a parameter, in (0, 1]; published 0.5 to 0.6.
-      gamma: :math:`\gamma`, the fraction of samples to descend on, in (0, 1]; published 0.5. If it
+      beta: :math:`\beta`, the probability to perturb a parameter, in (0, 1], published 0.5 to 0.6.
+      gamma: :math:`\gamma`, the fraction of samples to descend on, in (0, 1], published 0.5. If it
         is traced, int(B gamma) is rounded in float32.
       key: a random key, see `random_subset`.
       convention: "paper" (default) draws for each parameter, "official" for each whole array.
@@ -55,9 +55,9 @@ def esam(
       A gradient transformation with state `SharpnessAwareState`, which holds step counters only.
 
     Raises:
-      TypeError: a numeric argument is not a real number, or `key` is not a key; in `update`,
+      TypeError: a numeric argument is not a real number, or `key` is not a key. In `update`,
         `losses_fn` is not a function that returns a vector, or `losses` has another shape.
-      ValueError: an argument is out of range; or, in `update`, `losses_fn` or `params` is missing.
+      ValueError: an argument is out of range. In `update`, `losses_fn` or `params` is missing.
 
     Example:
       >>> x, y = jnp.array([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]]), jnp.array([1.0, -1.0, 0.5])

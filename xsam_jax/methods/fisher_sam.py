@@ -27,7 +27,7 @@ def fisher_sam(rho: Radius, eta: float | jax.Array = 1.0) -> optax.GradientTrans
     Args:
       rho: the radius in the metric :math:`1/f`, otherwise as in `sam`.
       eta: :math:`\eta \ge 0` (default 1), in units of an inverse squared gradient. A larger one
-        shortens the perturbation of large gradients more; 0 is `sam`.
+        shortens the perturbation of large gradients more. 0 is `sam`.
 
     Returns:
       A gradient transformation, stateless unless `rho` is a schedule.

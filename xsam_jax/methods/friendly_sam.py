@@ -36,7 +36,7 @@ def friendly_sam(
       rho: the length of the ascent, as in `sam`.
       decay: :math:`\lambda`, in [0, 1] (default 0.9). A larger one averages over more steps.
       sigma: :math:`\sigma`, any real number (default 1). A larger one subtracts more of the
-        average; 0 is `sam`.
+        average. 0 is `sam`.
       convention: "paper" (default), or "official" for :math:`m_0 = d_0 = g_0` and later
         :math:`d_t = g_t - \sigma m_{t-1}`. At :math:`\sigma = 1` the two directions agree except
         for the start of the average. Static.
@@ -87,7 +87,7 @@ def friendly_asam(
     Args:
       rho: the radius in units of :math:`T`, as in `asam`.
       decay: :math:`\lambda`, in [0, 1] (default 0.9), as in `friendly_sam`.
-      sigma: :math:`\sigma`, any real number (default 1); 0 is `asam`.
+      sigma: :math:`\sigma`, any real number (default 1). 0 is `asam`.
       eta: :math:`\eta \ge 0` (default 0.01), as in `asam`.
       mask: the leaves that :math:`T` scales, as in `asam`. Static.
       convention: "paper" (default) or "official", as in `friendly_sam`. Static.
@@ -96,9 +96,9 @@ def friendly_asam(
       A gradient transformation. Its state holds the average, one copy of the parameters.
 
     Raises:
-      TypeError: a numeric argument is not a real number; in `update`, `mask` has a leaf that is no
+      TypeError: a numeric argument is not a real number. In `update`, `mask` has a leaf that is no
         boolean.
-      ValueError: an argument is out of range, or `convention` is unknown; in `update`, `mask` does
+      ValueError: an argument is out of range, or `convention` is unknown. In `update`, `mask` does
         not fit `params`.
 
     Example:

@@ -43,7 +43,7 @@ def gam(
       beta_0: :math:`\beta_0`, in [0, 1]. A larger one uses less of :math:`g_2`.
       beta_1: :math:`\beta_1`, in [0, 1]. A larger one uses less of :math:`g_3`.
       gamma: :math:`\gamma`, at least 0. A larger one subtracts more of the orthogonal component.
-      convention: "official" (the default here, unlike in other methods), as above; or "paper", with
+      convention: "official" (the default here, unlike in other methods), as above, or "paper", with
         :math:`h_- = \beta_0 g_0 + (1-\beta_0)\,g_2`. Static.
 
     Returns:

@@ -30,7 +30,7 @@ def gsam(rho: Radius, alpha: float | jax.Array) -> optax.GradientTransformationE
     Args:
       rho: the length of the ascent, as in `sam`. In the paper it follows the learning rate, see
         `lr_coupled_rho`.
-      alpha: :math:`\alpha`, any real number, usually 0.1 to 1. A larger one reduces the gap more; 0
+      alpha: :math:`\alpha`, any real number, usually 0.1 to 1. A larger one reduces the gap more. 0
         is `sam`.
 
     Returns:

@@ -45,14 +45,14 @@ def look_sam(
 
     Norms and projections are over all parameters. Use it in place of `sam` when the second gradient
     is too expensive: it costs one further gradient every `every` steps, and none in between. It
-    needs a copy of the parameters for the direction. The conditional is a `jax.lax.cond`; see
+    needs a copy of the parameters for the direction. The conditional is a `jax.lax.cond`. See
     `xsam_jax.gating` for the argument `sharp` of `update`, which decides outside the program.
 
     Args:
-      rho: :math:`\rho \ge 0`, the length of the ascent, or a schedule of it; published 0.1.
+      rho: :math:`\rho \ge 0`, the length of the ascent, or a schedule of it, published 0.1.
       alpha: :math:`\alpha`, any real number, published 0.7. A larger one adds more of the stored
         direction.
-      every: the number of steps from one SAM step to the next, at least 1; published 5 to 10. 1 is
+      every: the number of steps from one SAM step to the next, at least 1, published 5 to 10. 1 is
         `sam`. The first step is a SAM step.
 
     Returns:

@@ -17,8 +17,8 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
     `rho` gives flatter minima, until training stops to make progress.
 
     Args:
-      rho: :math:`\rho \ge 0`, the length of one ascent step; or a schedule of it over training
-        steps; or a sequence of either, one per ascent step. Typical: 0.05 to 0.2 for image
+      rho: :math:`\rho \ge 0`, the length of one ascent step, or a schedule of it over training
+        steps, or a sequence of either, one per ascent step. Typical: 0.05 to 0.2 for image
         classifiers. 0 is the base optimizer. With several steps, divide a total length by `steps`.
       steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static.
 
@@ -27,7 +27,7 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
 
     Raises:
       TypeError: `rho` is not a real number or schedule, or `steps` is not an integer.
-      ValueError: a radius is negative, NaN or infinite; there are not `steps` of them; or `steps`
+      ValueError: a radius is negative, NaN or infinite, there are not `steps` of them, or `steps`
         is less than 1.
 
     Example:

@@ -27,7 +27,7 @@ def vasso(rho: Radius, theta: float | jax.Array) -> optax.GradientTransformation
     Args:
       rho: the length of the ascent, as in `sam`.
       theta: :math:`\beta`, the weight of the new gradient, in [0, 1]. The paper calls it theta. A
-        larger one averages over fewer steps; 1 is `sam`. F-SAM's `decay` is one minus such a
+        larger one averages over fewer steps. 1 is `sam`. F-SAM's `decay` is one minus such a
         weight. The official scripts have 0.9, other papers 0.4, so there is no default.
 
     Returns:

@@ -100,7 +100,7 @@ def decoupled_wsam(
         `optax.masked(optax.set_to_zero(), ...)` after all.
       learning_rate: :math:`\eta`, that of `inner`, or a schedule of it.
       rho: the length of the ascent, as in `sam`. The official default is 0.05.
-      gamma: :math:`\gamma`, in [0, 1). A larger one weighs sharpness more; the official default is
+      gamma: :math:`\gamma`, in [0, 1). A larger one weighs sharpness more. The official default is
         0.9.
 
     Returns:

@@ -49,7 +49,7 @@ def xsam(
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
         by the number of steps.)
       rho_max: :math:`\rho_m > 0`, the radius at which losses are evaluated, or a schedule of it.
-        Usually one to six times `rho`; start with twice. A larger one looks further away.
+        Usually one to six times `rho`. Start with twice. A larger one looks further away.
       direction: the ascent without its radius: an Optax gradient transformation, such as
         `scale_by_magnitude(0.01)` for the ascent of ASAM. The default None is `normalize()`. If it
         perturbs a subset of the parameters, the update still changes all of them. Static.
@@ -58,11 +58,11 @@ def xsam(
       alpha_max: the end of the grid, 2 (default) to 4. If :math:`\alpha^*` stays there, raise it.
       num_alphas: the number of grid points, 20 to 40 (default 21). Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together (default 1), or None
-        for the whole grid; see `slerp_to_maximum`. Static.
-      scale: the norm of the update: "last" (default) is :math:`\|g_k\|`; "first", "mean" and "max"
-        are other gradient norms; "slope" and "slope_max" are slopes of the loss. See `match_norm`.
+        for the whole grid, see `slerp_to_maximum`. Static.
+      scale: the norm of the update: "last" (default) is :math:`\|g_k\|`. "first", "mean" and "max"
+        are other gradient norms. "slope" and "slope_max" are slopes of the loss. See `match_norm`.
         Static.
-      search: "grid" (default) or "section"; see `slerp_to_maximum`. Static.
+      search: "grid" (default) or "section", see `slerp_to_maximum`. Static.
 
     Returns:
       A gradient transformation. Its state holds `count`, `alpha` and `psi` (see
@@ -71,7 +71,7 @@ def xsam(
 
     Raises:
       TypeError: an argument has the wrong type, or a static one is traced.
-      ValueError: an argument is out of range; there are not `steps` radii; or, in `update`,
+      ValueError: an argument is out of range, or there are not `steps` radii. In `update`,
         `value_fn` is missing.
 
     Example:
@@ -115,7 +115,7 @@ def slerp_sam(
     `slerp`).
 
     Use it to study the direction of the update, or in place of `xsam` when :math:`\alpha^*` is
-    known and probes are not wanted. :math:`\alpha = 1` is `sam`; :math:`\alpha = 0` has the
+    known and probes are not wanted. :math:`\alpha = 1` is `sam`, and :math:`\alpha = 0` has the
     direction of the ascent and the norm of SAM's update. A step costs `steps` further gradients.
 
     Args:
