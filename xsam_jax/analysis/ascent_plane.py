@@ -87,7 +87,8 @@ def ascent_plane(
       13 degrees
 
     References:
-      XSAM paper, figures 1a and 5 to 10
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization <https://arxiv.org/abs/2603.10048>`_,
+      2026, figures 1a and 5 to 10
     """
     plane, _ = _plane_of_ascent(Objective(value_fn, params, batches), rho, steps)
     if plane.psi == 0.0:
@@ -146,7 +147,8 @@ def alpha_profile(
       3.89, 4.34, 4.63
 
     References:
-      XSAM paper, figures 2 and 13
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization <https://arxiv.org/abs/2603.10048>`_,
+      2026, figures 2 and 13
     """
     objective = Objective(value_fn, params, batches)
     return losses_over_alpha(objective, alphas, rho, rho_max, steps, progress)[0]
@@ -199,7 +201,8 @@ def gradient_gap(
       -0.0005 1.8876
 
     References:
-      XSAM paper, proposition 1, figures 11 and 12
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization <https://arxiv.org/abs/2603.10048>`_,
+      2026, proposition 1, figures 11 and 12
     """
     rhos, rho_maxs = as_coordinates("rhos", rhos), as_coordinates("rho_maxs", rho_maxs)
     objective = Objective(value_fn, params, batches)

@@ -42,8 +42,8 @@ def loss_surface(
       value_fn: the loss, as in `make_hvp`, as are `params` and `batches`.
       params: :math:`\theta`, the origin of the plane.
       direction_x: :math:`d_x`, a tree with the structure and shapes of `params`, such as a result
-        of `random_direction`, `top_eigenpairs` or `ascent_plane`, or the difference of two networks.
-        It is not normalized. Its length is the unit of `xs`.
+        of `random_direction`, `top_eigenpairs` or `ascent_plane`, or the difference of two
+        networks. It is not normalized. Its length is the unit of `xs`.
       direction_y: :math:`d_y`, with the same structure and shapes.
       xs: of shape (width,).
       ys: of shape (height,).
@@ -71,8 +71,9 @@ def loss_surface(
              [10., 11., 14.]])
 
     References:
-      Li et al., `Visualizing the Loss Landscape of Neural Nets <https://arxiv.org/abs/1712.09913>`_,
-      2018, and XSAM paper, figures 1a, 5 to 10 and 15
+      Li et al., `Visualizing the Loss Landscape of Neural Nets
+      <https://arxiv.org/abs/1712.09913>`_, 2018, and Chen and Zhou, `Revisiting Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2603.10048>`_, 2026, figures 1a, 5 to 10 and 15
     """
     xs, ys = as_coordinates("xs", xs), as_coordinates("ys", ys)
     checks.static_integer("points_per_call", points_per_call, 1)

@@ -26,11 +26,11 @@ def make_hvp(
         depend on another.
       params: :math:`\theta`, a pytree of real floating-point arrays.
       batches: a re-iterable of batches (pytrees of arrays), such as a list. The loss is the mean
-        over them, with equal weights. Batches of one shape compile once. Batches are arguments of the
-        compiled program, whereas variables that `value_fn` closes over are constants in it. So pass
-        a single batch as `batches=[batch]`, too. Later calls with the same `value_fn` reuse the
-        program, with its constants: values that change between calls, such as BatchNorm statistics,
-        belong in `params` or the batch.
+        over them, with equal weights. Batches of one shape compile once. Batches are arguments of
+        the compiled program, whereas variables that `value_fn` closes over are constants in it. So
+        pass a single batch as `batches=[batch]`, too. Later calls with the same `value_fn` reuse
+        the program, with its constants. Values that change between calls, such as BatchNorm
+        statistics, belong in `params` or the batch.
 
     Returns:
       A function that maps a tree with the structure and shapes of `params` to such a tree, float32

@@ -84,7 +84,8 @@ def average_sharpness(
       0.250
 
     References:
-      XSAM paper, appendix E.5 and figure 16, and Foret et al., `Sharpness-Aware Minimization for
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization <https://arxiv.org/abs/2603.10048>`_,
+      2026, appendix E.5 and figure 16, and Foret et al., `Sharpness-Aware Minimization for
       Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
     """
     checks.real("radius", radius, above=0.0)
@@ -230,8 +231,8 @@ def max_alpha_sharpness(
       3.59 at 2.6
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, equation 7
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, equation 7
     """
     checks.real("alpha_max", alpha_max, above=0.0)
     checks.static_integer("num_alphas", num_alphas, 2)

@@ -66,7 +66,8 @@ def top_eigenvalues(
       50.000, 49.000, 48.000
 
     References:
-      Lehoucq et al., ARPACK Users' Guide, 1998, and XSAM paper, table 16
+      Lehoucq et al., ARPACK Users' Guide, 1998, and Chen and Zhou, `Revisiting Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2603.10048>`_, 2026, table 16
     """
     pairs = _eigenpairs(value_fn, params, num, key, batches, tolerance, progress, vectors=False)
     return pairs[0]

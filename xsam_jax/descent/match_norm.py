@@ -65,8 +65,8 @@ def match_norm(
       >>> tx = sharpness_aware(ascent, match_norm("first"))  # SAM's direction, SGD's length
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, appendix F
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, appendix F
     """
     checks.choice("scale", scale, SCALES)
     if scale == "slope_max":

@@ -48,8 +48,8 @@ def slerp(
       >>> tx = sharpness_aware(ascent, optax.chain(slerp(alpha=1.5), match_norm(unit=True)))
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, equations 5 and 6
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, equations 5 and 6
     """
     checks.real("alpha", alpha)
     checks.choice("between", between, BETWEEN)

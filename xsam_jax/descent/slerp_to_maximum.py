@@ -90,8 +90,8 @@ def slerp_to_maximum(
       >>> tx = sharpness_aware(ascent, descent)
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, equation 7 and Algorithm 1
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, equation 7 and Algorithm 1
     """
     checks.real("rho_max", rho_max, above=0.0, schedule=True)
     checks.integer("probe_every", probe_every, 1)

@@ -31,8 +31,8 @@ def sum_of_path(
       >>> tx = sharpness_aware(ascent, optax.chain(sum_of_path(), match_norm()), steps=3)
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, section 5.3
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, section 5.3
     """
 
     def total(updates: optax.Updates, path: AscentPath) -> optax.Updates:

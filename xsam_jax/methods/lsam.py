@@ -49,8 +49,9 @@ def lsam(
 
     References:
       Mordido et al., `Lookbehind-SAM: k steps back, 1 step forward
-      <https://arxiv.org/abs/2307.16704>`_, 2024; as in `Revisiting Sharpness-Aware Minimization: A
-      More Faithful and Effective Implementation`, ICLR 2026, section 5.3
+      <https://arxiv.org/abs/2307.16704>`_, 2024; as in Chen and Zhou, `Revisiting Sharpness-Aware
+      Minimization: A More Faithful and Effective Implementation
+      <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, section 5.3
     """
     descent = scaled_sum(scale, normalize=True, include_first=include_first)
     return sharpness_aware(ascent_of_length(rho, steps), descent, steps=steps)

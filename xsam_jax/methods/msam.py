@@ -48,8 +48,9 @@ def msam(
 
     References:
       Kim et al., `Exploring the Effect of Multi-step Ascent in Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2302.10181>`_, 2023; rescaled as in `Revisiting Sharpness-Aware
-      Minimization: A More Faithful and Effective Implementation`, ICLR 2026, section 5.3
+      <https://arxiv.org/abs/2302.10181>`_, 2023; rescaled as in Chen and Zhou, `Revisiting
+      Sharpness-Aware Minimization: A More Faithful and Effective Implementation
+      <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, section 5.3
     """
     descent = scaled_sum(scale, normalize=False, include_first=include_first)
     return sharpness_aware(ascent_of_length(rho, steps), descent, steps=steps)

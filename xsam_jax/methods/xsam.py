@@ -85,8 +85,8 @@ def xsam(
       2.0
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, Algorithm 1
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, Algorithm 1
     """
     return sharpness_aware(
         ascent_of_length(rho, steps, direction),
@@ -144,8 +144,8 @@ def slerp_sam(
       ['1.911', '8.807']
 
     References:
-      `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation`,
-      ICLR 2026, section 5.2 (there "WSAM")
+      Chen and Zhou, `Revisiting Sharpness-Aware Minimization: A More Faithful and Effective
+      Implementation <https://arxiv.org/abs/2603.10048>`_, ICLR 2026, section 5.2 (there "WSAM")
     """
     return sharpness_aware(
         ascent_of_length(rho, steps),
