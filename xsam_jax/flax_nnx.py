@@ -64,7 +64,7 @@ def make_value_fn(
     """
     if not callable(loss_fn) or isinstance(loss_fn, nnx.Module):
         raise TypeError(
-            "loss_fn must be a function of the model and what follows it, as in "
+            "loss_fn must be a function of the model and further arguments, as in "
             f"make_value_fn(loss_fn, model, batch), got {type(loss_fn).__name__}"
         )
     selected = nnx.filterlib.to_predicate(wrt)

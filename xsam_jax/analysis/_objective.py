@@ -35,7 +35,7 @@ class Objective:
 
     def __init__(self, value_fn: Callable[..., Any], params: Any, batches: Batches) -> None:
         check_function(value_fn)
-        # jax.jit caches by the hash of value_fn; a partial can always be hashed.
+        # jax.jit caches by the hash of value_fn. A partial can always be hashed.
         self._value_fn = value_fn if _is_hashable(value_fn) else functools.partial(value_fn)
         self.params = _arrays(params)
         self._batches = batches
@@ -259,14 +259,14 @@ def _first_batch(batches: Any) -> Any:
 
 def _check_result(value_fn: Any, params: Any, arguments: tuple[Any, ...], batches: Any) -> None:
     call = "value_fn(params)" if batches is None else "value_fn(params, batch)"
-    with contextlib.suppress(ValueError):  # not every function tells its signature
+    with contextlib.suppress(ValueError):  # some functions have no signature
         signature = inspect.signature(value_fn)
         try:
             signature.bind(params, *arguments)
         except TypeError as error:
             raise TypeError(
-                f"value_fn is called as {call}, and takes {signature}: {error}; batches=[...] is "
-                "what makes it take a batch"
+                f"value_fn is called as {call}, and takes {signature}: {error}. It is "
+                "called with a batch if batches=[...] is given"
             ) from None
     result = jax.eval_shape(value_fn, params, *arguments)
     if isinstance(result, (tuple, list, dict)):

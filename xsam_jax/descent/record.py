@@ -115,7 +115,7 @@ def record(
         def evaluate(name: str) -> jax.Array:
             result = diagnostics[name](updates, path, params)
             checks.scalar_result(f"diagnostics[{name!r}]", result)
-            # Every diagnostic needs the same type; loss_rise is a constant if value is not given.
+            # All diagnostics need one type, but loss_rise is a constant if value is not given.
             return varying_like(jnp.asarray(result, tree.accumulation_dtype()), updates)
 
         return updates, RecordState({name: evaluate(name) for name in diagnostics})
