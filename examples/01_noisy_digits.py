@@ -103,7 +103,7 @@ def main(
     base = "sam" if "sam" in tests else next(iter(tests))
     for name in [name for name in tests if name != base]:
         gap, error = np.mean(tests[name] - tests[base]), sem(tests[name] - tests[base])
-        print(f"{name} - {base}: {gap:+.1f} ± {error:.1f}", "(tie)" * (abs(gap) < 2 * error))
+        print(f"{name} - {base}: {gap:+.1f} ({error:.1f}){', a tie' * int(abs(gap) < 2 * error)}")
     pictures: Any = {"accuracy_over_rho": (rho, curves, "$\\rho$", "test accuracy (%)")}
     if "xsam" in runs:
         a, psi = (x.reshape(seeds, epochs, -1).mean(-1) for x in best["xsam"])
