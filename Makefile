@@ -4,31 +4,40 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo train two-minima why many-steps flat-minima alpha test test-optax lint format bench clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora test test-optax lint format bench clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (4 minutes)
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (2 minutes)
 	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
+
+nnx: $(VENV)/.examples  ## XSAM in Flax NNX, with BatchNorm and Dropout
+	$(BIN)/python -m examples.02_flax_nnx $(ARGS)
+
+linen: $(VENV)/.examples  ## XSAM in Flax linen, with BatchNorm and Dropout
+	$(BIN)/python -m examples.03_flax_linen $(ARGS)
 
 train: $(VENV)/.examples  ## train any model on any data set with any method: docs/training.md, ARGS="--preset list"
 	$(BIN)/python -m examples.image_classification $(ARGS)
 
 two-minima: $(VENV)/.examples  ## the paper's two-dimensional function: trajectories on a contour plot
-	$(BIN)/python -m examples.02_two_minima $(ARGS)
+	$(BIN)/python -m examples.04_two_minima $(ARGS)
 
 why: $(VENV)/.examples  ## why SAM's gradient is better where it is applied: figure 1 of the paper, on a quadratic and a network
-	$(BIN)/python -m examples.03_why_the_ascent_gradient $(ARGS)
+	$(BIN)/python -m examples.05_why_the_ascent_gradient $(ARGS)
 
 many-steps: $(VENV)/.examples  ## what more ascent steps do to SAM's gradient: figure 10b
-	$(BIN)/python -m examples.04_many_ascent_steps $(ARGS)
-
-flat-minima: $(VENV)/.examples  ## how flat the minima of SGD, SAM and XSAM are on noisy digits (4 minutes)
-	$(BIN)/python -m examples.05_flat_minima $(ARGS)
+	$(BIN)/python -m examples.06_many_ascent_steps $(ARGS)
 
 alpha: $(VENV)/.examples  ## the loss over alpha while training: figure 2
-	$(BIN)/python -m examples.06_alpha_over_training $(ARGS)
+	$(BIN)/python -m examples.07_alpha_over_training $(ARGS)
+
+flat-minima: $(VENV)/.examples  ## how flat the minima of SGD, SAM and XSAM are on noisy digits (1 minute)
+	$(BIN)/python -m examples.08_flat_minima $(ARGS)
+
+lora: $(VENV)/.examples  ## SAM and XSAM on LoRA adapters alone
+	$(BIN)/python -m examples.09_lora $(ARGS)
 
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

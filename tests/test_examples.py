@@ -1,36 +1,305 @@
-"""The examples: where they end, what they choose, and what they say to bad values."""
+"""The numbered examples: each runs in a short setting, and its claims hold."""
 
+import ast
 import importlib
-import itertools
-import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.image
 import numpy as np
 import optax
 import pytest
+import tyro
+from sklearn.datasets import load_digits
 
-from examples import config as command_line
-from examples import report
-from examples.experiments.seeds import difference
-from examples.image_classification.methods import FAMILY, Training
-from xsam_jax import alias, slerp_sam, wrappers
+from xsam_jax import slerp_sam
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/[0-9]*.py"))
 
 
 def load_example(name):
     return importlib.import_module(f"examples.{name}")
 
 
+def assert_is_a_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.01  # not blank
+
+
 digits = load_example("01_noisy_digits")
-minima = load_example("02_two_minima")
+minima = load_example("04_two_minima")
+
+# --- All of them ---
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_short_and_import_the_library_alone(name):
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 120
+    modules = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            modules.add(node.module.split(".")[0])
+    assert "xsam_jax" in modules
+    local = {path.stem for path in ROOT.iterdir()} | {
+        path.stem for path in Path(__file__).parent.iterdir()
+    }
+    assert modules & local <= {"xsam_jax"}
+    assert "value_fn" in text or name[:2] in ("05", "06")  # these two do not train with a method
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_name_their_command_and_have_a_make_target(name):
+    docstring = ast.get_docstring(ast.parse((ROOT / "examples" / f"{name}.py").read_text()))
+    target = re.search(r"python examples/(\S+)\.py +\(or: make ([a-z-]+)", docstring)
+    assert target[1] == name
+    assert re.search(r"(second|minute)", docstring)
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{target[2]}:.*\n\t.*python -m examples\.{name} ", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_as_script_and_as_module(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["example", "--help"])
+    for run in (
+        lambda: runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__"),
+        lambda: runpy.run_module(f"examples.{name}", run_name="__main__"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run()
+        assert stop.value.code == 0
+        assert "usage: example" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("01_noisy_digits", "--method xsm", "invalid choice 'xsm' for argument '--method'"),
+        ("01_noisy_digits", "--epochs 1.5", "invalid literal for int() with base 10: '1.5'"),
+        ("01_noisy_digits", "--epoch 3", "Unrecognized options: --epoch"),
+        ("01_noisy_digits", "--rho 0.1 -0.1", "every rho above 0"),
+        ("01_noisy_digits", "--rho nan", "every rho above 0"),
+        ("01_noisy_digits", "--seeds 1", "seeds must be at least 2"),
+        ("01_noisy_digits", "--epochs 0", "epochs at least 1"),
+        ("02_flax_nnx", "--rho 0", "rho must be above 0"),
+        ("03_flax_linen", "--epochs 0", "epochs at least 1"),
+        ("04_two_minima", "--alpha-max nan", "alpha-max must be above 0, got nan"),
+        ("07_alpha_over_training", "--rho -1", "rho must be above 0, got -1.0"),
+        ("08_flat_minima", "--epochs 0", "epochs at least 1"),
+        ("09_lora", "--rank 0", "rank and steps must be at least 1"),
+    ],
+)
+def test_bad_arguments_give_one_line(name, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(load_example(name).main, args=arguments.split())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if isinstance(stop.value.code, str):  # printed to stderr on exit
+        assert "\n" not in stop.value.code
+        assert message in stop.value.code
+    else:
+        assert stop.value.code == 2
+        assert message in re.sub(r"[│\s]+", " ", captured.err)
+
+
+def test_a_bad_argument_of_a_script_leaves_no_traceback():
+    command = [sys.executable, "examples/01_noisy_digits.py", "--method", "xsm"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "invalid choice 'xsm'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- Noisy digits ---
+
+
+def start_of(seeds, steps):
+    """Returns random labels, weights and batches of the demo's training."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, (seeds, 1000))
+    shapes = digits.SHAPES
+    kernels = [rng.normal(0, n**-0.5, (seeds, n, m)).astype("f") for n, m in shapes]
+    return labels, kernels, rng.integers(0, 1000, (seeds, steps, digits.BATCH))
+
+
+IMAGES = np.random.default_rng(1).random((1000, 64), np.float32)
+HELD_OUT = [(IMAGES[:100], np.arange(100) % 10)] * 2
+
+
+def many_seeds(method):
+    def train(start, rho):
+        return digits.train(start, rho, IMAGES, HELD_OUT, method)
+
+    return jax.vmap(train, in_axes=(0, None))
+
+
+def test_seeds_under_vmap_equal_a_single_seed(monkeypatch):
+    monkeypatch.setattr(digits, "STEPS", 3)  # a probe at the first and at the fourth step
+    start = start_of(seeds=3, steps=5)
+    accuracies, (alpha, psi) = jax.jit(many_seeds("xsam"))(start, 0.3)
+    one = jax.tree.map(lambda leaf: leaf[1:2], start)
+    single, (single_alpha, single_psi) = jax.jit(many_seeds("xsam"))(one, 0.3)
+    np.testing.assert_allclose(np.array(single)[:, 0], np.array(accuracies)[:, 1], atol=1.01)
+    np.testing.assert_allclose(single_alpha[0], alpha[1], atol=1e-6)
+    # Rounding grows over the steps.
+    np.testing.assert_allclose(single_psi[0], psi[1], rtol=1e-3)
+    assert np.ptp(psi[:, -1]) > 0.01  # seeds differ
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def test_the_probe_of_many_seeds_stays_a_conditional():
+    jaxpr = jax.make_jaxpr(many_seeds("xsam"))(start_of(seeds=2, steps=4), 0.3)
+    products = [
+        sorted(
+            sum(inner.primitive.name == "dot_general" for inner in equations(branch.jaxpr))
+            for branch in equation.params["branches"]
+        )
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "cond"
+    ]
+    # One branch evaluates the network, the other one nothing.
+    assert any(few == 0 and many >= 3 for few, many in products)
+
+
+@pytest.mark.parametrize("method", digits.METHODS)
+def test_every_method_of_the_demo_makes_a_step(method):
+    start = jax.tree.map(lambda leaf: leaf[0], start_of(seeds=1, steps=2))
+
+    @jax.jit
+    def run(rho):
+        return digits.train(start, rho, IMAGES, HELD_OUT, method)
+
+    accuracies, _ = run(0.1)
+    assert np.all(np.isfinite(accuracies))
+
+
+def test_the_demo_has_every_method_of_the_library():
+    import xsam_jax as sx
+
+    parts = {"sharpness_aware", "gated", "lr_coupled_rho", "ascent", "descent", "gating", "tree"}
+    functions = {name for name in sx.__all__ if name.islower()} - parts
+    assert set(digits.METHODS) == functions | {"sgd"}
+
+
+def fake_train(start, rho, images, held_out, method):
+    """Returns the best validation accuracy at rho = 0.3, and the best test accuracy at 0.5."""
+    seed = start[0].sum() % 7 / 10  # differs between seeds
+    found = jnp.ones(len(start[2])) * (method == "xsam")
+    return [90 - jnp.abs(rho - 0.3) + seed, 70 + 10 * rho + seed + (method == "sam")], [
+        found,
+        found,
+    ]
+
+
+def test_the_demo_chooses_rho_on_validation(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(digits, "train", fake_train)
+    digits.main(rho=(0.1, 0.3, 0.5), seeds=3, epochs=2, out=tmp_path / "new" / "folder")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) > 4}
+    for name, mean in {"sam": 74.0, "xsam": 73.0}.items():
+        assert [value.endswith("*") for value in table[name][:3]] == [False, True, False]
+        assert float(table[name][3]) == pytest.approx(mean + 0.3, abs=0.35)  # seeds add up to 0.6
+    assert ["xsam", "-", "sam:", "-1.0", "(0.0)"] in rows
+    assert sum(row[1:3] == ["-", "sam:"] for row in rows) == 2
+    for name in ("accuracy_over_rho", "alpha_and_psi"):
+        assert_is_a_picture(tmp_path / "new" / "folder" / f"{name}.png")
+
+
+def test_the_demo_calls_less_than_two_standard_errors_a_tie(tmp_path, capsys, monkeypatch):
+    def train(start, rho, images, held_out, method):
+        noise = start[0].sum() % 7 / 10 * (method == "sam")
+        return [90.0 + noise, 80.0 + noise], [noise, noise]
+
+    monkeypatch.setattr(digits, "train", train)
+    digits.main(("sam", "sgd"), rho=(0.1,), seeds=4, epochs=1, out=tmp_path)
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("sgd - sam")
+    ]
+    gap, error = map(float, re.match(r"sgd - sam: ([-+\d.]+) \(([\d.]+)\)", line).groups())
+    assert line.endswith(", a tie") == (abs(gap) < 2 * error)
+
+
+def test_the_demo_draws_labels_weights_and_batches_for_each_seed(tmp_path, monkeypatch):
+    seen = []
+
+    def train(start, rho, images, held_out, method):
+        sizes = [len(y) for _, y in held_out]
+        jax.debug.callback(lambda *of_seed: seen.append(of_seed), *start, images)
+        accuracy = jnp.ones(()) * sum(size == n for size, n in zip(sizes, (297, 500), strict=True))
+        return [accuracy + start[0].sum() % 3, accuracy], [accuracy, accuracy]
+
+    monkeypatch.setattr(digits, "train", train)
+    digits.main(("sgd", "sam"), rho=(0.1,), seeds=2, epochs=3, out=tmp_path)
+    jax.effects_barrier()
+    pixels, clean = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(clean))[:1000]
+    assert len(seen) == 4  # two methods, two seeds
+    for labels, kernels, batches, images in seen:
+        np.testing.assert_array_equal(images, pixels[order].astype(np.float32) / 16)
+        assert np.sum(labels != clean[order]) == 400
+        assert [kernel.shape for kernel in kernels] == [(64, 256), (256, 256), (256, 10)]
+        assert batches.shape == (45, 64)
+        for epoch in np.reshape(batches, (3, -1)):
+            assert len(np.unique(epoch)) == 960
+    for leaves in zip(*map(jax.tree.leaves, (seen[0][:3], seen[1][:3])), strict=True):
+        assert np.any(leaves[0] != leaves[1])
+
+
+def test_the_demo_learns(tmp_path, capsys):
+    digits.main(rho=(0.1,), seeds=2, epochs=2, out=tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) > 4}
+    assert set(table) >= {"sgd", "sam", "xsam"}
+    for name in ("sgd", "sam", "xsam"):
+        assert 30 < float(table[name][0].rstrip("*")) <= 100  # a guess is right in ten percent
+
+
+# --- Flax and LoRA ---
+
+
+@pytest.mark.parametrize("name", ["02_flax_nnx", "03_flax_linen"])
+def test_flax_examples_learn(name, capsys):
+    load_example(name).main(epochs=3)
+    accuracy = float(re.search(r"test accuracy ([\d.]+) %", capsys.readouterr().out)[1])
+    assert accuracy > 60
+
+
+def test_lora_trains_the_adapters_alone(capsys):
+    load_example("09_lora").main(steps=60)
+    printed = capsys.readouterr().out
+    before, *after = map(float, re.findall(r"test accuracy ([\d.]+) %", printed))
+    assert before < 52  # the digits 5 to 9 are unknown
+    assert len(after) == 3
+    assert min(after) > before + 5
+    adapters, base = re.match(
+        r"([\d,]+) parameters of adapters are trained, ([\d,]+)", printed
+    ).groups()
+    assert int(adapters.replace(",", "")) == 4 * (64 + 256 + 256 + 256 + 256 + 10)
+    assert int(base.replace(",", "")) == 65 * 256 + 257 * 256 + 257 * 10
+
 
 # --- The function with two minima ---
 
@@ -80,22 +349,26 @@ def test_two_minima_names_the_flat_one_flat():
 
 
 def test_two_minima_prints_and_draws(tmp_path, capsys):
-    minima.main(["--out", str(tmp_path / "new" / "folder")])
+    minima.main(out=tmp_path / "new" / "folder")
     printed = capsys.readouterr().out
     assert all(name in printed for name in END_POINTS)
-    assert_is_a_picture(tmp_path / "new" / "folder" / "trajectories.png")
+    assert_is_a_picture(tmp_path / "new" / "folder" / "two_minima.png")
+
+
+@pytest.mark.parametrize("alpha_max", [2.0, 3.0])
+def test_two_minima_with_a_small_alpha_max_ends_in_the_sharp_minimum(alpha_max):
+    tx = minima.make_optimizers(alpha_max)["XSAM"]
+    np.testing.assert_allclose(minima.run(tx)[-1], SHARP, rtol=0.0, atol=0.6)
 
 
 # --- What analysis shows ---
 
-FEW = ["--images=50", "--directions=2", "--probes=2", "--steps=0", "--points=0"]
-
 
 def test_why_the_ascent_gradient_says_what_taylors_formula_says(tmp_path, capsys, monkeypatch):
-    why = load_example("03_why_the_ascent_gradient")
+    why = load_example("05_why_the_ascent_gradient")
     trained = why.train_network
     monkeypatch.setattr(why, "train_network", lambda steps: trained(steps // 20))
-    why.main(["--out", str(tmp_path)])
+    why.main(out=tmp_path)
     printed = capsys.readouterr().out
     found = re.findall(r"rho_max ([\d.]+) and beyond, exactly ([\d.]+)", printed)
     assert len(found) == 3
@@ -116,7 +389,7 @@ def test_why_the_ascent_gradient_says_what_taylors_formula_says(tmp_path, capsys
 
 
 def test_more_ascent_steps_lead_astray_and_xsam_does_not(tmp_path, capsys):
-    many = load_example("04_many_ascent_steps")
+    many = load_example("06_many_ascent_steps")
     found = [many.study(steps) for steps in (1, 4)]
     assert found[0]["off"] < 10 < 40 < found[1]["off"]
     assert found[1]["along"] < 0 < found[0]["along"]
@@ -127,275 +400,27 @@ def test_more_ascent_steps_lead_astray_and_xsam_does_not(tmp_path, capsys):
     highest = many.loss_fn(many.START + 0.8 * best)
     assert all(many.loss_fn(many.START + 0.8 * np.array(other)) <= highest for other in others)
     assert found[0]["rise"] == pytest.approx(float(highest), rel=0.01)
-    many.main(["--out", str(tmp_path)])
+    many.main(out=tmp_path)
     assert "at alpha 0.00" in capsys.readouterr().out
     assert_is_a_picture(tmp_path / "many_ascent_steps.png")
 
 
-def test_flat_minima_trains_and_measures(tmp_path, capsys):
-    flat = load_example("05_flat_minima")
-    assert flat.main(["--out", str(tmp_path), "--epochs", "1", "--seeds", "1", *FEW]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row.split()[1] for row in rows[2:]] == ["sgd", "sam", "xsam"]
-    assert_is_a_picture(tmp_path / "analysis" / "eigenvalues.png")
+def test_minima_of_sam_and_xsam_are_flatter(tmp_path, capsys):
+    load_example("08_flat_minima").main(epochs=12, out=tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["sgd", "sam", "xsam"]
+    for column in (2, 3, 4):  # top eigenvalue, trace, average sharpness
+        sgd, sam, xsam = (float(row[column]) for row in rows)
+        assert sgd > sam > xsam, column
+    assert_is_a_picture(tmp_path / "flat_minima.png")
 
 
 def test_alpha_over_training_finds_what_xsam_finds(tmp_path, capsys, monkeypatch):
-    alpha = load_example("06_alpha_over_training")
+    alpha = load_example("07_alpha_over_training")
     monkeypatch.setattr(alpha, "EPOCHS", (0, 1, 2))
-    alpha.main(["--out", str(tmp_path)])
+    alpha.main(out=tmp_path)
     lines = capsys.readouterr().out.splitlines()[1:4]
     pairs = [line.split()[2:] for line in lines]
     assert len(pairs) == 3
     assert all(maximum == found for maximum, found in pairs)
     assert_is_a_picture(tmp_path / "alpha_over_training.png")
-
-
-# --- Noisy digits ---
-
-PICTURES = ("accuracy_over_rho", "alpha_and_psi")
-
-
-def assert_is_a_picture(path):
-    pixels = matplotlib.image.imread(path)
-    assert min(pixels.shape[:2]) > 300
-    assert pixels.std() > 0.01  # not blank
-
-
-@pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
-    """Every method over two rho, with one seed and two epochs."""
-    out = tmp_path_factory.mktemp("digits") / "run"
-    arguments = ["--epochs", "2", "--seeds", "1", "--rho", "0.2", "0.1", "--out", str(out)]
-    return digits.main(arguments), out
-
-
-def test_digits_returns_finite_numbers(tiny_run):
-    summary, _ = tiny_run
-    settings = [(run["method"], run["rho"], run["rho_max"]) for run in summary["runs"]]
-    assert settings == [
-        ("sgd", None, None),
-        ("sam", 0.1, None),
-        ("sam", 0.2, None),
-        ("xsam", 0.1, 0.2),
-        ("xsam", 0.2, 0.4),
-    ]
-    for run in summary["runs"]:
-        for name in set(run) - {"method", "rho", "rho_max"}:
-            assert np.all(np.isfinite(run[name])), (run["method"], name)
-        # Two epochs do not teach much, but more than the ten percent of a guess.
-        assert 20 < run["validation"][0] <= 100
-        assert 20 < run["test"][0] <= 100
-    assert set(summary["chosen"]) == {"sgd", "sam", "xsam"}
-
-
-def test_digits_writes_results_and_pictures(tiny_run):
-    summary, out = tiny_run
-    written = json.loads((out / "results.json").read_text())
-    assert written == json.loads(json.dumps(summary))
-    assert written["config"]["epochs"] == 2
-    files = sorted(path.name for path in out.iterdir() if path.is_file())
-    assert files == sorted([f"{name}.png" for name in PICTURES] + ["results.json"])
-    for name in PICTURES:
-        assert_is_a_picture(out / f"{name}.png")
-
-
-def test_digits_prints_two_tables(capsys):
-    results = {
-        digits.Setting("sgd"): fake_runs([80.0, 81.0], [70.0, 71.0]),
-        digits.Setting("sam", 0.1): fake_runs([90.0, 91.0], [93.0, 94.0]),
-        digits.Setting("sam", 0.2): fake_runs([80.0, 81.0], [99.0, 99.0]),
-        digits.Setting("xsam", 0.1, 0.2): fake_runs([80.0, 81.0], [99.0, 99.0]),
-        digits.Setting("xsam", 0.2, 0.4): fake_runs([91.0, 92.0], [94.0, 94.0]),
-    }
-    config = digits.Config(rhos=(0.1, 0.2), seeds=(0, 1))
-    report.report(results, report.choose(results), config)
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "SAM rho 0.1                90.5 ±  0.7 *" in lines
-    assert "SAM rho 0.1                93.5 ±  0.7  1.50" in lines
-    assert not any("99.0" in line for line in lines)  # the test of what was not chosen
-    assert "SAM - SGD: +23.0, standard error 0.7: more than two standard errors" in lines
-    assert "XSAM - SAM: +0.5, standard error 0.5: tie" in lines
-    assert sum("edge of the sweep" in line for line in lines) == 2
-
-
-def fake_runs(validation, test):
-    gradients = np.array([[1.0, 2.0]] * len(test))
-    return {
-        "validation": np.array(validation),
-        "test": np.array(test),
-        "gradients": gradients,
-    }
-
-
-def test_digits_compares_many_methods_to_sam_only(capsys):
-    results = {digits.Setting(name, 0.1): fake_runs([90.0, 91.0], [93.0, 94.0]) for name in FAMILY}
-    results[digits.Setting("gsam", 0.1)] = fake_runs([90.0, 91.0], [83.0, 84.0])
-    report.report(results, report.choose(results), digits.Config(rhos=(0.1,), seeds=(0, 1)))
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert sum(" - SAM: " in line for line in lines) == len(FAMILY) - 1
-    assert "GSAM - SAM: -10.0, standard error 0.7: more than two standard errors" in lines
-    assert not any(" - SGD: " in line for line in lines)
-
-
-def test_digits_draws_a_panel_for_each_of_many_methods():
-    tests = {name: {0.1: np.array([90.0, 91.0]), 0.2: np.array([93.0, 9.0])} for name in FAMILY}
-    tests["sgd"] = {None: np.array([80.0, 81.0])}
-    rings = dict.fromkeys(FAMILY, 0.1) | {"sgd": None}
-    figure = digits.figures.accuracy_in_panels(tests, rings)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == [name for name in FAMILY if name != "sgd"]
-    for axes in panels:
-        _, _, curve, ring = axes.lines
-        np.testing.assert_array_equal(curve.get_xydata(), [(0.1, 90.5), (0.2, 51.0)])
-        np.testing.assert_array_equal(ring.get_xydata(), [(0.1, 90.5)])
-    digits.figures.plt.close(figure)
-
-
-def test_digits_chooses_on_validation():
-    good, lucky = digits.Setting("sam", 0.1), digits.Setting("sam", 0.2)
-    results = {lucky: fake_runs([80.0, 90.0], [99.0, 99.0]), good: fake_runs([86.0, 86.0], [0, 0])}
-    assert report.choose(results) == {"sam": good}
-
-
-def test_digits_calls_two_standard_errors_a_difference():
-    # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
-    values = np.array([0.0, 1.0, 1.0, 2.0])
-    assert difference(values + 1.1, values).endswith("0.6: tie")
-    assert difference(values + 1.2, values).endswith("0.6: more than two standard errors")
-    assert difference(values - 1.2, values).endswith("0.6: more than two standard errors")
-
-
-def test_digits_are_trained_on_as_the_settings_say(tmp_path):
-    config = digits.Config(steps=2, epochs=1, noise=0.3, out=tmp_path)
-    digits.run(digits.Setting("xsam", 0.1, 0.4), 5, config)
-    (saved,) = tmp_path.rglob("config.json")
-    saved = json.loads(saved.read_text())
-    expected = {"method": "xsam", "rho": 0.1, "rho_max": 0.4, "ascent_steps": 2, "epochs": 1}
-    expected |= {"seed": 5, "label_noise": 0.3, "train_size": 1000, "validation_size": 297}
-    assert {name: saved[name] for name in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--rho -0.1", "argument --rho: must be a number above 0, not '-0.1'"),
-        ("--rho 0.1 nan", "argument --rho: must be a number above 0, not 'nan'"),
-        ("--rho-max inf", "argument --rho-max: must be a number above 0, not 'inf'"),
-        ("--method xsm", "unknown method 'xsm'; did you mean 'xsam'?"),
-        ("--method adam", "unknown method 'adam'; did you mean 'asam'?"),
-        ("--method lbfgs", "unknown method 'lbfgs'; choose from sgd, sam, xsam, slerp_sam, "),
-        ("--method sgd --rho 0.1", "argument --rho: SGD has no rho"),
-        ("--method sgd sam --rho-max 0.1", "argument --rho-max: only XSAM has one"),
-        ("--epochs 0", "argument --epochs: must be an integer of at least 1, not '0'"),
-        ("--epochs 1.5", "argument --epochs: must be an integer of at least 1, not '1.5'"),
-        ("--seeds 0", "argument --seeds: must be an integer of at least 1, not '0'"),
-        ("--seed -1", "argument --seed: must be an integer from 0 to 2**31 - 1, not '-1'"),
-        ("--seed 1 --seeds 2", "argument --seed: give either --seed or --seeds"),
-        (
-            "--method gsam --steps 2",
-            "argument --steps: only these take several: sam, xsam, slerp_sam",
-        ),
-        ("--steps 0", "argument --steps: must be an integer of at least 1, not '0'"),
-        ("--epoch 3", "unrecognized arguments: --epoch 3"),
-    ],
-)
-def test_digits_says_in_one_line_what_is_wrong(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        digits.main(arguments.split())
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
-def test_digits_says_that_it_cannot_write(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit):
-        read_config(["--out", str(tmp_path / "file" / "folder")])
-    assert "argument --out: " in capsys.readouterr().err
-
-
-def test_digits_as_a_script_exits_with_code_two():
-    command = [sys.executable, "-m", "examples.01_noisy_digits", "--method", "xsm"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.endswith("did you mean 'xsam'?\n")
-    assert "Traceback" not in done.stderr
-
-
-def test_digits_merges_repeated_options(tmp_path):
-    arguments = ["--method", "xsam", "--method", "sgd", "--rho", "0.3", "--rho", "0.1", "0.3"]
-    config = read_config([*arguments, "--seed", "4", "4", "2", "--out", str(tmp_path)])
-    assert config.methods == ("sgd", "xsam")
-    assert config.rhos == (0.1, 0.3)
-    assert config.seeds == (4, 2)
-    assert read_config(["--method", "all", "--out", str(tmp_path)]).methods == tuple(FAMILY)
-
-
-def read_config(arguments):
-    return command_line.read_config(arguments, "a description")
-
-
-# --- The family by name ---
-
-
-def test_every_method_of_the_library_has_a_name():
-    functions = {name for name in alias.__all__ + wrappers.__all__ if name.islower()}
-    assert set(FAMILY) == functions | {"sgd", "msam+", "lsam+"}
-
-
-GRADIENTS = {
-    "sgd": 1.0,
-    "gsam": 2.0,
-    "lsam+": 3.0,
-    "gam": 4.0,
-    "look_sam": 1.2,
-    "esam": 2.0,
-    "decoupled_wsam": 2.0,
-}
-
-
-# One of each kind; that all names make what they say is the test below.
-@pytest.mark.parametrize("method", GRADIENTS)
-def test_digits_trains_with_every_kind_of_method(method, tmp_path):
-    config = digits.Config(rhos=(0.1,), seeds=(0,), epochs=2, out=tmp_path)
-    (setting,) = digits.settings(method, config)
-    run = digits.run(setting, 0, config)
-    np.testing.assert_allclose(np.mean(run["gradients"]), GRADIENTS[method], rtol=1e-6)
-    assert np.all(np.isfinite(run["loss"]))
-    assert run["validation"] > 20  # a guess is right in ten percent
-
-
-def test_no_two_names_are_the_same_method():
-    def losses_fn(params):
-        return jnp.sin(params["x"] * jnp.arange(1.0, 4.0)) + params["y"] ** 2
-
-    def run(method, steps):
-        base = optax.sgd(0.1, momentum=0.9)
-        search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
-        training = Training(0.6, steps, search, base, 0.1, jax.random.key(0))
-        tx = method.make(0.3, training)
-        tx = optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
-
-        def value_fn(params):
-            return losses_fn(params).mean()
-
-        def step(params, state):
-            grads = jax.grad(value_fn)(params)
-            extra_args = {"value_fn": value_fn, "losses_fn": losses_fn}
-            updates, state = tx.update(grads, state, params, **extra_args)
-            return optax.apply_updates(params, updates), state
-
-        params = {"x": jnp.array([0.3, -0.2, 0.5]), "y": jnp.array(0.4)}
-        state = tx.init(params)
-        for _ in range(6):
-            params, state = step(params, state)
-        return np.array([*params["x"], params["y"]])
-
-    ends = {name: run(method, 1) for name, method in FAMILY.items()}
-    ends |= {f"{name}, 3 steps": run(FAMILY[name], 3) for name in FAMILY if FAMILY[name].steps}
-    for one, other in itertools.combinations(ends, 2):
-        assert np.max(np.abs(ends[one] - ends[other])) > 1e-5, (one, other)

@@ -1,21 +1,22 @@
-"""Why more ascent steps may make SAM worse, and not XSAM: figure 10b of the paper.
+"""Why more ascent steps may make SAM worse, and not XSAM (figure 10b of the XSAM paper).
 
-    make many-steps        (or: python -m examples.04_many_ascent_steps [--out DIR])
+    python examples/06_many_ascent_steps.py        (or: make many-steps)
 
-The loss is a ridge that bends. After k ascent steps SAM applies the last gradient g_k to where the
-ascent began, although it was taken elsewhere: on a bend it turns ever further from the highest loss
-at a distance rho_max. XSAM looks for that between the way it went and g_k. Takes five seconds.
+The loss is a ridge that bends. SAM applies the last gradient g_k of k ascent steps at their start.
+On a bend g_k turns away from the highest loss at distance rho_max: by 2 degrees for k = 1 and by
+60 for k = 4. XSAM probes between the way up and g_k and finds the same highest loss for every k.
+Takes five seconds and draws the surface and the rises.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
+from matplotlib import pyplot as plt
 
-from examples.experiments import figures
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 
@@ -36,7 +37,7 @@ def highest() -> np.ndarray:
 
 
 def study(steps: int) -> dict[str, Any]:
-    """Returns what an ascent of so many steps comes to."""
+    """Measures an ascent of so many steps."""
     radii: Any = {"rho": RHO, "rho_max": RHO_MAX, "steps": steps}
     plane = analysis.ascent_plane(loss_fn, START, rho=RHO, steps=steps)
     axes = np.stack([plane.direction_x, plane.direction_y])  # of the plane, which is all there is
@@ -48,15 +49,14 @@ def study(steps: int) -> dict[str, Any]:
     return found | {"along": along, "alpha": alpha, "rise": rise}
 
 
-def draw(found: dict[int, dict[str, Any]]) -> figures.Figure:
+def draw(found: dict[int, dict[str, Any]]) -> Any:
     """Returns the surface with the longest ascent and the gradients, and the rises over steps."""
-    size = (2 * figures.WIDTH, 2.7)
-    figure, (left, right) = figures.plt.subplots(1, 2, figsize=size, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.7), layout="constrained")
     xs, ys = np.linspace(0.05, 2.0, 60), np.linspace(-0.95, 1.2, 60)
     surface = analysis.loss_surface(loss_fn, jnp.zeros(2), jnp.eye(2)[0], jnp.eye(2)[1], xs, ys)
     plots.loss_surface(xs, ys, surface, ax=left)
     left.plot(*found[STEPS[-1]]["path"].T, "k.-", zorder=4)
-    circle = figures.plt.Circle((1.0, 0.0), RHO_MAX, fill=False, linestyle="-.")
+    circle = plt.Circle((1.0, 0.0), RHO_MAX, fill=False, linestyle="-.")
     left.add_patch(circle)
     for steps, row in found.items():
         arrow = RHO_MAX * row["gradient"]
@@ -79,18 +79,22 @@ def draw(found: dict[int, dict[str, Any]]) -> figures.Figure:
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="why more ascent steps may make SAM worse")
-    parser.add_argument("--out", type=Path, default=Path("runs/many_steps"), help="folder")
-    out = parser.parse_args(argv).out
+def main(out: Path = Path("runs/many_steps")) -> None:
+    """Compare the last gradient of one to four ascent steps with the highest loss around.
+
+    Args:
+        out: folder of the picture
+    """
     found = {steps: study(steps) for steps in STEPS}
     print("steps  degrees from g_k to the highest  rise along g_k  highest rise over alpha")
     for steps, row in found.items():
         numbers = f"{row['off']:32.1f}  {row['along']:14.3f}  {row['rise']:.3f}"
         print(f"{steps:5}  {numbers} at alpha {row['alpha']:.2f}")
     out.mkdir(parents=True, exist_ok=True)
-    print("wrote", figures.save(draw(found), out / "many_ascent_steps"))
+    draw(found).savefig(out / "many_ascent_steps.png", dpi=200, bbox_inches="tight")
+    print("wrote", out / "many_ascent_steps.png")
 
 
 if __name__ == "__main__":
-    main()
+    with plt.rc_context({"font.size": 8, "legend.frameon": False, "lines.markersize": 4}):
+        tyro.cli(main)

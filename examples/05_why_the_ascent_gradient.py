@@ -1,13 +1,13 @@
-"""Why is SAM's gradient better, applied where it was not taken? Figure 1 and proposition 1.
+"""Why SAM's gradient is better where it is applied (figure 1 and proposition 1 of the XSAM paper).
 
-    make why        (or: python -m examples.03_why_the_ascent_gradient [--out DIR])
+    python examples/05_why_the_ascent_gradient.py        (or: make why)
 
-g_0 is the gradient, g_1 that at the end of an ascent of length rho along g_0. Of a quadratic, the
-loss at a distance rho_max is higher along g_1 from a rho_max on that has a closed form, and higher
-still beyond g_1. The same is then looked for in a network on digits. Takes half a minute.
+g_0 is the gradient, and g_1 the gradient after an ascent of length rho along g_0. On a quadratic,
+from some rho_max on, the loss at that distance is higher along g_1 than along g_0. Taylor's formula
+gives this rho_max: 0.265, 0.234 and 0.199. Beyond g_1 the loss is higher still. Expect the same of
+a network on digits, from 0.15 and 0.1 on with rho 0.5. Takes half a minute and draws the planes.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
-from examples.experiments import figures
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 
@@ -29,7 +30,7 @@ def quadratic_loss(x: jax.Array) -> jax.Array:
 
 
 def threshold(x: jax.Array, rho: float) -> float:
-    """Returns the rho_max from which on g_1 leads higher than g_0, by Taylor's formula."""
+    """Returns the rho_max from which on the loss is higher along g_1, by Taylor's formula."""
     g0 = HESSIAN @ x
     u0 = g0 / jnp.linalg.norm(g0)
     u1 = (g0 + rho * HESSIAN @ u0) / jnp.linalg.norm(g0 + rho * HESSIAN @ u0)
@@ -48,16 +49,16 @@ def train_network(steps: int) -> tuple[Any, Any]:
     w1, w2 = jnp.split(jax.random.normal(keys[0], (64, 74)) / 8, [64], axis=1)
     rows = jax.random.randint(keys[1], (steps + 1, 125), 0, len(labels))
 
-    def step(params: Any, row: jax.Array) -> tuple[Any, None]:
-        gradient = jax.grad(network_loss)(params, (images[row] / 16, labels[row]))
-        return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient), None
+    def train_step(params: Any, row: jax.Array) -> tuple[Any, None]:
+        grads = jax.grad(network_loss)(params, (images[row] / 16, labels[row]))
+        return jax.tree.map(lambda p, g: p - 0.5 * g, params, grads), None
 
-    params, _ = jax.lax.scan(step, {"w1": w1, "w2": w2}, rows[:-1])
+    params, _ = jax.lax.scan(train_step, {"w1": w1, "w2": w2}, rows[:-1])
     return params, (images[rows[-1]] / 16, labels[rows[-1]])
 
 
 def study(name: str, loss: Any, params: Any, rho: float, batches: Any, axes: Any) -> None:
-    """Draws the plane of both gradients, and the gap between them over rho_max; prints both."""
+    """Draws the plane of both gradients and the gap between them, and prints the numbers."""
     radii: Any = {"rho": rho, "rho_max": 2 * rho, "batches": batches}
     ends = analysis.alpha_profile(loss, params, [0.0, 1.0], **radii)
     rise, alpha = analysis.max_alpha_sharpness(loss, params, **radii, alpha_max=4, num_alphas=81)
@@ -82,18 +83,21 @@ def study(name: str, loss: Any, params: Any, rho: float, batches: Any, axes: Any
         print(f"  rho {length:g}: higher along g_1 at rho_max {first:.3g} and beyond{exact}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="why the gradient at the ascent point is better")
-    parser.add_argument("--out", type=Path, default=Path("runs/why"), help="folder")
-    out = parser.parse_args(argv).out
-    figure, grid = figures.plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
+def main(out: Path = Path("runs/why")) -> None:
+    """Compare the loss along the gradient and along SAM's gradient.
+
+    Args:
+        out: folder of the picture
+    """
+    figure, grid = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
     study("a quadratic", quadratic_loss, jnp.array([1.5, 0.12]), 0.3, None, grid[:, 0])
     for column, steps in ((1, 20), (2, 800)):
         params, batch = train_network(steps)
         study(f"a network, step {steps}", network_loss, params, 0.5, [batch], grid[:, column])
     out.mkdir(parents=True, exist_ok=True)
-    print("wrote", figures.save(figure, out / "why_the_ascent_gradient"))
+    figure.savefig(out / "why_the_ascent_gradient.png", dpi=200, bbox_inches="tight")
+    print("wrote", out / "why_the_ascent_gradient.png")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

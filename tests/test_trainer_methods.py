@@ -1,0 +1,101 @@
+"""The table of methods of the trainer: every method has a row, trains, and differs from others."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from examples.experiments import figures
+from examples.experiments.seeds import difference
+from examples.image_classification.config import Config
+from examples.image_classification.methods import FAMILY, Training
+from examples.image_classification.presets import settings_for
+from examples.image_classification.train import train
+from xsam_jax import alias, wrappers
+
+
+def test_every_method_of_the_library_has_a_row():
+    functions = {name for name in alias.__all__ + wrappers.__all__ if name.islower()}
+    assert set(FAMILY) == functions | {"sgd", "msam+", "lsam+"}
+
+
+GRADIENTS = {
+    "sgd": 1.0,
+    "gsam": 2.0,
+    "lsam+": 3.0,
+    "gam": 4.0,
+    "look_sam": 1.2,
+    "esam": 2.0,
+    "decoupled_wsam": 2.0,
+}
+
+
+# One of each kind; test_no_two_rows_are_the_same_method steps with all of them.
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_every_kind_of_method_trains_on_noisy_digits(method, tmp_path):
+    scale = FAMILY[method].scale
+    settings = settings_for(None, "digits", "mlp", method) | {"label_noise": 0.4, "epochs": 2}
+    settings |= {"rho": None if scale is None else scale * 0.1, "rho_max": None}
+    settings |= {"evaluate_every": 2, "checkpoint_every": 2}
+    history = train(Config(**settings, out=tmp_path / "run"), show=False)
+    gradients = [record["gradients"] for record in history]
+    np.testing.assert_allclose(np.mean(gradients), GRADIENTS[method], rtol=1e-6)
+    assert np.all(np.isfinite([record["train_loss"] for record in history]))
+    assert history[-1]["validation_accuracy"] > 20  # a guess is right in ten percent
+
+
+def test_no_two_rows_are_the_same_method():
+    def losses_fn(params):
+        return jnp.sin(params["x"] * jnp.arange(1.0, 4.0)) + params["y"] ** 2
+
+    def run(method, steps):
+        base = optax.sgd(0.1, momentum=0.9)
+        search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
+        training = Training(0.6, steps, search, base, 0.1, jax.random.key(0))
+        tx = method.make(0.3, training)
+        tx = optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
+
+        def value_fn(params):
+            return losses_fn(params).mean()
+
+        def step(params, state):
+            grads = jax.grad(value_fn)(params)
+            extra_args = {"value_fn": value_fn, "losses_fn": losses_fn}
+            updates, state = tx.update(grads, state, params, **extra_args)
+            return optax.apply_updates(params, updates), state
+
+        params = {"x": jnp.array([0.3, -0.2, 0.5]), "y": jnp.array(0.4)}
+        state = tx.init(params)
+        for _ in range(6):
+            params, state = step(params, state)
+        return np.array([*params["x"], params["y"]])
+
+    ends = {name: run(method, 1) for name, method in FAMILY.items()}
+    ends |= {f"{name}, 3 steps": run(FAMILY[name], 3) for name in FAMILY if FAMILY[name].steps}
+    for one, other in itertools.combinations(ends, 2):
+        assert np.max(np.abs(ends[one] - ends[other])) > 1e-5, (one, other)
+
+
+def test_each_of_many_methods_has_a_panel():
+    tests = {name: {0.1: np.array([90.0, 91.0]), 0.2: np.array([93.0, 9.0])} for name in FAMILY}
+    tests["sgd"] = {None: np.array([80.0, 81.0])}
+    rings = dict.fromkeys(FAMILY, 0.1) | {"sgd": None}
+    figure = figures.accuracy_in_panels(tests, rings)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [name for name in FAMILY if name != "sgd"]
+    for axes in panels:
+        _, _, curve, ring = axes.lines
+        np.testing.assert_array_equal(curve.get_xydata(), [(0.1, 90.5), (0.2, 51.0)])
+        np.testing.assert_array_equal(ring.get_xydata(), [(0.1, 90.5)])
+    figures.plt.close(figure)
+
+
+def test_a_difference_is_more_than_two_standard_errors():
+    # Variance 2 / 3 each, so the standard error of the difference is sqrt(2 * (2 / 3) / 4) = 0.58.
+    values = np.array([0.0, 1.0, 1.0, 2.0])
+    assert difference(values + 1.1, values).endswith("0.6: tie")
+    assert difference(values + 1.2, values).endswith("0.6: more than two standard errors")
+    assert difference(values - 1.2, values).endswith("0.6: more than two standard errors")
