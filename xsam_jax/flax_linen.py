@@ -4,7 +4,7 @@ Import it with `from xsam_jax import flax_linen`. The rest of the library does n
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import optax
 from flax.training import train_state
@@ -34,7 +34,7 @@ class TrainState(train_state.TrainState):
       1
     """
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> Self:
         """Returns the state after one optimizer step.
 
         Args:
