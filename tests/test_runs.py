@@ -16,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_examples import assert_is_a_picture
 
-from benchmarks.run import parse_arguments
+def assert_is_a_picture(path):
+    assert path.stat().st_size > 5000
+
+
 from examples.experiments import analyze, compare, evaluate, sweep
-from examples.experiments.records import Comparison, group, read_runs
+from examples.experiments.groups import Comparison
+from examples.experiments.records import read_evaluation, read_runs
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
@@ -621,7 +624,7 @@ def test_every_command_of_a_script_is_one(script, tmp_path, monkeypatch):
     assert commands
     for module, *arguments in (command[1:] for command in commands):
         if module == "examples.experiments.sweep":
-            options = sweep.parse_arguments(arguments)
+            options = sweep.read_arguments(arguments)
             points = [sweep.make_point(setting, options.each) for setting in options.settings]
             for point in points:
                 check(point.config(0, options.out))
