@@ -69,7 +69,12 @@ def name_program(kind: type) -> str:
 
 
 def unbox(text: str) -> str:
-    """Returns the first section of a message that tyro has drawn a box around, as one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]  # the first line is the title
-    lines = (line.strip(" │|") for line in plain)
-    return " ".join(itertools.takewhile(lambda line: not re.match("[─╰+-]{3}", line), lines))
+    """Returns the first section of a message of tyro, which has a title and rules, as one line."""
+
+    def is_rule(line: str) -> bool:
+        return re.fullmatch("[─╰╯-]*", line) is not None
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    after_title = [line.strip(" │") for line in plain.splitlines()][1:]
+    section = itertools.dropwhile(is_rule, after_title)
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), section))

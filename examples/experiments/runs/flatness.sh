@@ -5,7 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 out=${1:-runs} python=${PYTHON:-.venv/bin/python}
-"$python" -m examples.05_flat_minima --out "$out/flat_minima"
+"$python" -m examples.experiments.sweep --out "$out/flat_minima" --seeds 0 1 2 \
+  --each "--evaluate-every 60 --checkpoint-every 60" \
+  "--preset demo-sgd" "--preset demo-sam" "--preset demo-xsam"
+"$python" -m examples.experiments.analyze "$out/flat_minima"
 runs=()
 for run in sgd-learning_rate0.2 sam-rho0.05 xsam-rho0.05-rho_max0.1; do
   if [ -d "$out/cifar10_small/$run" ]; then runs+=("$out/cifar10_small/$run"); fi

@@ -6,4 +6,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 "${PYTHON:-.venv/bin/python}" -m benchmarks.run --size "${SIZE:-large}" --rounds "${ROUNDS:-30}" \
-  --only probe,step,memory --out "$1"
+  --only probe step memory --out "$1"
