@@ -26,7 +26,7 @@ HEADER = [
 NOTE = (
     f"A product of the Hessian and a vector beside a gradient on one batch, and λ1 to λ{NUM} at "
     f"initial parameters over {BATCHES} such batches, compiled before. The memory is that beside "
-    "arguments and results; ARPACK's vectors are on the host, 24 parameter copies."
+    "arguments and results. ARPACK's vectors are on the host, 24 parameter copies."
 )
 
 

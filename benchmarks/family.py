@@ -57,10 +57,10 @@ def family(bench: Bench) -> str:
         [method, *(cell for column in columns for cell in column[method])] for method in TRANSFORMS
     ]
     return (
-        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: floating-point "
-        "operations that XLA counts, and the median over pairs of neighboring runs. Copies: "
-        "temporary memory beyond that of the base step, in copies of the parameters. `xsam`, whose "
-        "steps differ, is in the first table."
+        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: the "
+        "floating-point operations that XLA counts, and the median over pairs of neighboring "
+        "runs. Copies are the temporary memory beyond that of the base step, in copies of the "
+        "parameters. `xsam`, whose steps differ, is in the first table."
     )
 
 
@@ -98,8 +98,9 @@ def gate(bench: Bench) -> str:
     rows = [_gate_row(bench, name) for name in bench.names]
     header = ["step time / base step", "cond, shut", "cond, open", "host, shut", "host, open"]
     return (
-        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`: the decision by `jax.lax.cond`, or "
-        "by `sharp=` on the host. Medians over pairs of neighboring runs."
+        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`, decided by `jax.lax.cond` or by "
+        "`sharp=` on the host. An open gate takes the SAM step. Medians over pairs of neighboring "
+        "runs."
     )
 
 
@@ -167,6 +168,6 @@ def compile_time(bench: Bench) -> str:
     rows = [[name, number(t, 1), number(t / times["sam"])] for name, t in times.items()]
     return (
         f"{markdown(['', 'seconds', 'over sam'], rows)}\n\nTrace, lowering and compilation of a "
-        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays; once "
+        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays, once "
         "each."
     )

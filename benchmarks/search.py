@@ -87,8 +87,8 @@ def search(bench: Bench) -> str:
     return (
         f"{markdown(header, rows)}\n\nEvaluations are counted at run time. Agreement is over the "
         f"probes of every step of a training run of an MLP on scikit-learn's digits, "
-        f"{100 * LABEL_NOISE:g} % of the labels replaced at random, rho {RHO}, rho_max {RHO_MAX}; "
-        "the loss lost is (grid - section) / grid.\n\n"
+        f"{100 * LABEL_NOISE:g} % of the labels replaced at random, rho {RHO}, rho_max {RHO_MAX}. "
+        "The loss lost is (grid - section) / grid.\n\n"
         f"{markdown(['model', 'time of a probe, section / grid, 21 alphas'], times)}"
     )
 

@@ -109,10 +109,11 @@ def step_time(bench: Bench) -> str:
     )
     pairs = ", ".join(f"{name} {bench.rounds[name]}" for name in bench.names)
     return (
-        f"{table}\n\nMedian [quartiles] of the ratios of neighboring runs; pairs: {pairs}. Over T "
-        "steps of which one probes: ((T - 1) x the ratio of a step that does not + the ratio of "
-        f"one that does) / T, with {NUM_ALPHAS} alphas. Two gradients are two steps of the base "
-        "optimizer: what a call costs, the mapping of its temporary memory first, counts twice."
+        f"{table}\n\nMedian [quartiles] of the ratios of neighboring runs. Pairs: {pairs}. Over T "
+        "steps of which one probes, the ratio is ((T - 1) x the ratio of a step that does not + "
+        f"the ratio of one that does) / T, with {NUM_ALPHAS} alphas. Two gradients are two steps "
+        "of the base optimizer, so that the overhead of a call, such as the mapping of its "
+        "temporary memory, counts twice."
     )
 
 
@@ -179,9 +180,9 @@ def memory(bench: Bench) -> str:
             )
     header = ["model", "step", "FLOPs / 2 gradients", "temporary MB", "- hand-written, in copies"]
     return (
-        f"{markdown(header, rows)}\n\nOf the whole compiled step, nothing donated. The cost "
-        "analysis of `xsam` counts the probe that stands in its conditional; without it, it is "
-        "`slerp_sam`. A copy is the size of the parameters."
+        f"{markdown(header, rows)}\n\nFLOPs and memory of the whole compiled step, without donated "
+        "buffers. The cost analysis of `xsam` counts the probe in its conditional. Without it, it "
+        "is `slerp_sam`. A copy is the size of the parameters."
     )
 
 
@@ -224,8 +225,8 @@ def probe(bench: Bench) -> str:
         "/ a gradient step's",
     ]
     return (
-        f"{markdown(header, rows)}\n\nXSAM's update with both gradients given: the probe, and the "
-        "plane that it looks at."
+        f"{markdown(header, rows)}\n\nXSAM's update with both gradients given: the probe and its "
+        "plane."
     )
 
 
@@ -270,4 +271,4 @@ def compile_time(bench: Bench) -> str:
             ]
         )
     header = ["k", "sam, seconds", "optax.contrib.sam, seconds", "ratio"]
-    return f"{markdown(header, rows)}\n\nOn the ResNet; median [quartiles] of {rounds} pairs."
+    return f"{markdown(header, rows)}\n\nOn the ResNet, median [quartiles] of {rounds} pairs."

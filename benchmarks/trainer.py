@@ -62,10 +62,11 @@ def trainer(bench: Bench) -> str:
     for horizon in horizons:
         header += [f"XSAM, T = {horizon}", "predicted"]
     return (
-        f"{markdown(header, rows)}\n\nThrough `examples.image_classification`, {STEPS[bench.size]} "
-        f"steps, {NUM_ALPHAS} alphas every T steps; a step of each beside a step of the others, "
-        "their order turning. Total times; in brackets without the steps that probe. Predicted: "
-        "a forward pass is a third of a gradient, and nothing else costs anything."
+        f"{markdown(header, rows)}\n\nSteps of `examples.image_classification`, "
+        f"{STEPS[bench.size]} of each, {NUM_ALPHAS} alphas every T steps. A step of each runs "
+        "beside a step of the others, in rotating order. The ratios are of total times, in "
+        "brackets of those without the steps that probe. The prediction counts a forward pass as "
+        "a third of a gradient, and nothing else."
     )
 
 

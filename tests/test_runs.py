@@ -89,6 +89,16 @@ def written_figures(quick_figures, monkeypatch):
     monkeypatch.setattr(figures, "save", SAVE)
 
 
+@pytest.fixture
+def figures_over(quick_figures, monkeypatch):
+    """Writes figures over a setting."""
+
+    def save(figure, path):
+        return (SAVE if "_over_rho" in path.name else close)(figure, path)
+
+    monkeypatch.setattr(figures, "save", save)
+
+
 SAVE = figures.save
 
 
@@ -160,7 +170,7 @@ def test_csv_and_pictures_are_written(runs, tmp_path, capsys, written_figures):
         assert_is_a_picture(out / f"{name}.png")
 
 
-def test_over_a_setting_no_value_is_chosen(runs, capsys, written_figures):
+def test_over_a_setting_no_value_is_chosen(runs, capsys, figures_over):
     cells, lines = compared(capsys, runs, "--over", "rho")
     assert [line[5] for line in cells[2:]] == [
         "76.0 ±  5.7",
@@ -508,6 +518,8 @@ def test_wrong_options_are_one_line_and_status_2(name, arguments, message, capsy
     if name == "evaluate":  # it has no --out
         arguments = [text.replace("out", "images") for text in arguments]
         message = message.replace("out", "images")
+    elif name == "sweep" and "a" not in arguments:  # it needs --out
+        arguments = ["--out", "a", *arguments]
     with pytest.raises(SystemExit) as end:
         program.main(arguments)
     assert end.value.code == 2
@@ -556,7 +568,8 @@ def test_the_calibration_error_of_certain_and_uniform_predictions():
 
 # --- Sweeps and evaluations of real runs ---
 
-EACH = "--dataset digits --train-size 320 --validation-size 100 --epochs 2"
+# Runs that differ in rho, seed and label noise share a compiled program.
+EACH = "--dataset digits --method sam --train-size 320 --validation-size 100 --epochs 2"
 
 
 with_swept = pytest.mark.xdist_group("swept")
@@ -564,10 +577,10 @@ with_swept = pytest.mark.xdist_group("swept")
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Chooses a learning rate, among others at which nothing is learned, then trains two seeds."""
+    """Chooses a rho, among others with which nothing is learned, then trains two seeds."""
     out = tmp_path_factory.mktemp("sweep")
     arguments = ["--out", str(out), "--tune", "7", "--seeds", "0", "1", "--each", EACH]
-    arguments += [f"--method sgd --learning-rate {rate}" for rate in ("1e-9", "0.05", "1e30")]
+    arguments += [f"--rho {rho}" for rho in ("1e9", "0.05", "1e30")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save", close)
         assert sweep.main(arguments) == 0
@@ -578,9 +591,9 @@ def swept(tmp_path_factory):
 def test_a_sweep_repeats_the_choice_by_validation(swept):
     out, _ = swept
     tuned = {path.parent.name for path in (out / "tuning").glob("*/seed7")}
-    assert tuned == {f"sgd-learning_rate{rate}" for rate in ("1e-9", "0.05", "1e30")}
-    chosen = {str(path.relative_to(out)) for path in out.glob("sgd*/seed*")}
-    assert chosen == {f"sgd-learning_rate0.05/seed{seed}" for seed in (0, 1)}
+    assert tuned == {f"rho{rho}" for rho in ("1e9", "0.05", "1e30")}
+    chosen = {str(path.relative_to(out)) for path in out.glob("rho*/seed*")}
+    assert chosen == {f"rho0.05/seed{seed}" for seed in (0, 1)}
     assert len(read_runs([out]).table) == 2
 
 
@@ -594,11 +607,11 @@ def test_a_finished_sweep_trains_nothing(swept, capsys):
     assert len(before) >= 4
     assert sweep.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in files] == before
-    assert "sgd-learning_rate0.05 is best of 3\n" in capsys.readouterr().err
+    assert "rho0.05 is best of 3\n" in capsys.readouterr().err
 
 
 def test_a_stopped_sweep_continues(tmp_path, monkeypatch, capsys):
-    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--method sgd"]
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--rho 0.1"]
     trained = []
 
     def stop_at_the_second(config, show):
@@ -618,28 +631,26 @@ def test_a_stopped_sweep_continues(tmp_path, monkeypatch, capsys):
 
 def test_a_sweep_names_the_choices_in_which_all_diverge(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
-    settings = [f"--method sgd --learning-rate {rate}" for rate in ("1e30", "1e31")]
+    settings = [f"--rho {rho}" for rho in ("1e30", "1e31")]
     assert sweep.main([*arguments, *settings]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "sweep: error: diverged: all of sgd-learning_rate1e30, sgd-learning_rate1e31"
-    assert not list(tmp_path.glob("sgd*"))
+    assert line == "sweep: error: diverged: all of rho1e30, rho1e31"
+    assert not list(tmp_path.glob("rho*"))
 
 
 def test_settings_that_are_not_tuned_do_not_compete(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
-    arguments += ["--method sgd --label-noise 0 --epochs 1", "--method sgd --label-noise 0.4"]
+    arguments += ["--rho 0.1 --label-noise 0", "--rho 0.1 --label-noise 0.4"]
     assert sweep.main(arguments) == 0
-    assert {path.name for path in tmp_path.glob("sgd*")} == {
-        "sgd-label_noise0-epochs1",
-        "sgd-label_noise0.4",
-    }
+    names = {path.name for path in tmp_path.glob("rho*")}
+    assert names == {"rho0.1-label_noise0", "rho0.1-label_noise0.4"}
 
 
 def test_a_sweep_without_tuning_trains_all(tmp_path):
-    arguments = ["--out", str(tmp_path), "--seeds", "3", "--each", f"{EACH} --epochs 1"]
-    assert sweep.main([*arguments, "--method sam --rho 0.1", "--method sam --rho 0.2"]) == 0
+    arguments = ["--out", str(tmp_path), "--seeds", "3", "--each", EACH]
+    assert sweep.main([*arguments, "--rho 0.1", "--rho 0.2"]) == 0
     names = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("config.json"))
-    assert names == ["sam-rho0.1/seed3", "sam-rho0.2/seed3"]
+    assert names == ["rho0.1/seed3", "rho0.2/seed3"]
 
 
 @pytest.mark.parametrize(
@@ -727,7 +738,7 @@ def last_line(path):
 
 
 def test_an_evaluation_belongs_to_the_last_epoch(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--each", EACH, "--method sgd", "--method sam --rho 0.1"]
+    arguments = ["--out", str(tmp_path), "--each", EACH, "--rho 0.1", "--rho 0.2"]
     assert sweep.main(arguments) == 0
     whole, cut = read_runs([tmp_path]).table.index
     shutil.rmtree(cut / "checkpoints" / "10")
@@ -760,12 +771,13 @@ def test_runs_without_a_checkpoint_are_not_evaluated(tmp_path, capsys):
 
 def commands_of(script, folder):
     """Runs a script with a stand-in for Python, and returns the arguments of each call."""
-    noted, stand_in = folder / "noted", folder / "python"
-    stand_in.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" $'\\1' >> {shlex.quote(str(noted))}\n")
+    stand_in = folder / "python"
+    note = f"{shlex.quote(str(folder))}/$(date +%s%N)-$$.call"  # two may run at a time
+    stand_in.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" > {note}\n")
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"PYTHON": str(stand_in)}
     subprocess.run(["bash", str(script), str(folder / "out")], env=environment, check=True)
-    return [call.split("\0") for call in noted.read_text().split("\0\1\0")[:-1]]
+    return [path.read_text().split("\0")[:-1] for path in sorted(folder.glob("*.call"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Section 5 of examples/experiments/RESULTS.md: how flat the minima are, on digits and, where the runs of
+# Section 5 of examples/experiments/RESULTS.md: the flatness of the minima, on digits and, where the runs of
 # cifar10_small.sh are in the same OUT, on CIFAR-10. Two minutes and a quarter of an hour on two cores.
 #     TFDS_DATA_DIR=... bash examples/experiments/runs/flatness.sh [OUT]
 set -euo pipefail
