@@ -638,19 +638,32 @@ def test_a_sweep_names_the_choices_in_which_all_diverge(tmp_path, capsys):
     assert not list(tmp_path.glob("rho*"))
 
 
-def test_settings_that_are_not_tuned_do_not_compete(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
-    arguments += ["--rho 0.1 --label-noise 0", "--rho 0.1 --label-noise 0.4"]
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training, and records the folders of the runs that would be trained."""
+    folders = []
+
+    def train(config, show):
+        folders.append("/".join(config.out.parts[-3:]))
+        return [{"validation_accuracy": 100 * config.rho}]
+
+    monkeypatch.setattr(sweep, "train", train)
+    return folders
+
+
+def test_settings_that_are_not_tuned_do_not_compete(tmp_path, trained):
+    arguments = ["--out", str(tmp_path / "out"), "--tune", "0", "--seeds", "1", "--each", EACH]
+    arguments += [f"--rho {rho} --label-noise {rate}" for rate in (0, 0.4) for rho in (0.1, 0.2)]
     assert sweep.main(arguments) == 0
-    names = {path.name for path in tmp_path.glob("rho*")}
-    assert names == {"rho0.1-label_noise0", "rho0.1-label_noise0.4"}
+    chosen = {name for name in trained if name.startswith("out")}
+    assert chosen == {f"out/rho0.2-label_noise{rate}/seed1" for rate in (0, 0.4)}
+    assert len(set(trained) - chosen) == 4
 
 
-def test_a_sweep_without_tuning_trains_all(tmp_path):
-    arguments = ["--out", str(tmp_path), "--seeds", "3", "--each", EACH]
+def test_a_sweep_without_tuning_trains_all(tmp_path, trained):
+    arguments = ["--out", str(tmp_path / "out"), "--seeds", "3", "--each", EACH]
     assert sweep.main([*arguments, "--rho 0.1", "--rho 0.2"]) == 0
-    names = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("config.json"))
-    assert names == ["rho0.1/seed3", "rho0.2/seed3"]
+    assert trained == ["out/rho0.1/seed3", "out/rho0.2/seed3"]
 
 
 @pytest.mark.parametrize(
@@ -688,11 +701,13 @@ def test_folders_are_named_by_the_options_of_a_setting(setting, name):
     assert sweep.make_point(setting, "--epochs 1").name == name
 
 
+FEW = {"noise": {"gaussian_noise": None}, "weather": {"fog": None, "brightness": None}}
+
+
 @with_swept
 def test_an_evaluation_agrees_with_the_trainer(swept, monkeypatch, capsys):
     out, _ = swept
-    few = {"noise": {"gaussian_noise": None}, "weather": {"fog": None, "brightness": None}}
-    monkeypatch.setattr(evaluate, "CORRUPTIONS", few)
+    monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
     assert evaluate.main([str(out), "--corruptions"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     last = read_runs([out]).table["last"]
@@ -737,7 +752,8 @@ def last_line(path):
     return path.read_text().splitlines()[-1]
 
 
-def test_an_evaluation_belongs_to_the_last_epoch(tmp_path, capsys):
+def test_an_evaluation_belongs_to_the_last_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
     arguments = ["--out", str(tmp_path), "--each", EACH, "--rho 0.1", "--rho 0.2"]
     assert sweep.main(arguments) == 0
     whole, cut = read_runs([tmp_path]).table.index

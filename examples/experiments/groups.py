@@ -58,13 +58,13 @@ class Comparison:
         self.names: list[str] = []
         self.shared: dict[tuple[str, ...], dict[str, Any]] = {}
         for name in groups.columns.drop("method"):
-            having = groups[groups[name] != ABSENT]
-            radius_of_some = name in ("rho", "rho_max") and len(having) < len(groups)
-            if having[name].nunique() > 1 or (len(having) and radius_of_some):
+            values = groups[name][groups[name] != ABSENT]
+            radius_of_some = name in ("rho", "rho_max") and 0 < len(values) < len(groups)
+            if values.nunique() > 1 or radius_of_some:
                 self.names.append(name)
-            elif len(having):
-                of_methods = self.shared.setdefault(tuple(having["method"].unique()), {})
-                of_methods[name] = having[name].iloc[0]
+            elif len(values):
+                of_methods = tuple(groups["method"][values.index].unique())
+                self.shared.setdefault(of_methods, {})[name] = values.iloc[0]
         order = ["method", *sorted(self.names, key=lambda name: name != over)]
         self.groups = groups.sort_values(order, key=_sort_key, kind="stable")
         self.tuned = [name for name in groups if is_tuned(name) and name != over]
