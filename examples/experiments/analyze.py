@@ -135,7 +135,7 @@ def draw(comparison: Comparison, found: Measured, options: Options) -> dict[str,
     of_radii = [by_label(sharpness(radius)) for radius in radii]
     rises = {}
     for label in labels.values():
-        # (seeds, radii); the errors are those of the directions of each seed.
+        # Of shape (seeds, radii). The errors are those of the directions of each seed.
         means, errors = np.transpose([values[label] for values in of_radii])
         if len(means) > 1:
             errors = means.std(axis=0, ddof=1, keepdims=True) / math.sqrt(len(means))

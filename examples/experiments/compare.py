@@ -29,13 +29,7 @@ from tyro.conf import Positional
 from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.groups import Comparison
-from examples.experiments.records import (
-    VALIDATION,
-    Runs,
-    format_setting,
-    read_runs,
-    short_name,
-)
+from examples.experiments.records import VALIDATION, Runs, format_setting, read_runs, short_name
 from examples.experiments.seeds import difference, spread
 from examples.image_classification.names import hint
 
@@ -119,15 +113,14 @@ def split_arrays(table: pd.DataFrame) -> pd.DataFrame:
     for name, cells in table.items():
         if cells.map(lambda cell: isinstance(cell, np.ndarray)).any():
             columns[f"{name} mean"] = cells.map(np.mean, na_action="ignore")
-            deviations = cells.map(lambda cell: pd.Series(cell).std(), na_action="ignore")
-            columns[f"{name} std"] = deviations
+            columns[f"{name} std"] = cells.map(lambda x: pd.Series(x).std(), na_action="ignore")
         else:
             columns[str(name)] = cells
     return pd.DataFrame(columns)
 
 
 def write_table(table: pd.DataFrame, text: str, out: Path) -> list[Path]:
-    """Writes a table as CSV, and as Markdown with the text around it; returns the files."""
+    """Writes a table as CSV, and its text in Markdown, and returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "table.md", out / "table.csv"]
     paths[0].write_text(text + "\n")
@@ -190,11 +183,8 @@ def edges(comparison: Comparison) -> list[str]:
 
 def corrupted(comparison: Comparison) -> list[str]:
     """Returns the number of images behind the accuracies under corruption."""
-    last = comparison.runs.table["last"]
-    counts = (
-        sorted(last["corrupted_images"].dropna().unique()) if "corrupted_images" in last else []
-    )
-    text = " or ".join(f"{count:g}" for count in counts)
+    counts = comparison.last("corrupted_images").dropna().map(np.unique)
+    text = " or ".join(f"{count:g}" for count in sorted(set(itertools.chain(*counts))))
     return [f"corruptions of the first {text} test images"] if text else []
 
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -108,9 +108,9 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     config = read_config_file(folder)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint")
-    names = ("dataset", "data_dir", "train_size", "validation_size", "batch_size")
+    names = ("dataset", "train_size", "validation_size", "batch_size")
     of_data = {name: getattr(config, name) for name in names}
-    feed = _feed(**of_data | {"data_dir": data_dir or config.data_dir})
+    feed = _feed(Config(**of_data, data_dir=data_dir or config.data_dir))
     program = make_program(config, feed.shape)
     with RunFolder(folder, config) as opened:
         state = opened.restore(program.abstract_state)
@@ -120,8 +120,7 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
 
 
 @functools.lru_cache(maxsize=2)
-def _feed(**of_data: Any) -> Feed:
-    config = Config(**of_data)
+def _feed(config: Config) -> Feed:
     return Feed(load(config), config, Devices())
 
 

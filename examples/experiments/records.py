@@ -58,9 +58,7 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def tabulate_settings(settings: Sequence[Mapping[str, Any]], index: Iterable[Any]) -> pd.DataFrame:
     """Returns a table with a column a setting, `ABSENT` where a method does not have it."""
-    names = dict.fromkeys(name for of_run in settings for name in of_run)
-    rows = [[of_run.get(name, ABSENT) for name in names] for of_run in settings]
-    return pd.DataFrame(rows, list(index), list(names), dtype=object)
+    return pd.DataFrame(settings, list(index), dtype=object).fillna(ABSENT)
 
 
 def number_groups(settings: pd.DataFrame, differ: Iterable[str]) -> pd.Series:
@@ -127,11 +125,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         if of_run.get("probe_every") == format_setting(None):
             of_run["probe_every"] = int(end["step"] // end["epoch"])
         seconds = metrics["seconds"]
-        times = {
-            # The first epoch compiles.
-            "epoch_seconds": seconds.iloc[1 if len(seconds) > 1 else 0 :].median(),
-            "total_seconds": seconds.sum(),
-        }
+        compiled = seconds.iloc[1:] if len(seconds) > 1 else seconds  # the first epoch compiles
+        times = {"epoch_seconds": compiled.median(), "total_seconds": seconds.sum()}
         settings[path], epochs[path] = of_run, metrics.set_index("epoch")
         last[path] = read_evaluation(path) | dict(end.dropna()) | times
     if not settings:

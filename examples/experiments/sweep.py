@@ -62,7 +62,7 @@ class Point(NamedTuple):
     options: Sequence[str]
 
     def config(self, seed: int, folder: Path) -> Config:
-        """Returns the configuration of one run; raises ValueError if an option is wrong."""
+        """Returns the configuration of one run, or raises ValueError if an option is wrong."""
         out = folder / self.name / f"seed{seed}"
         try:
             return read_config([*self.options, "--seed", str(seed), "--out", str(out)])
