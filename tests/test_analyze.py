@@ -16,7 +16,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from problems import x64
 from scipy.special import log_softmax
-from test_runs import SAVE, assert_is_a_picture, close, fake_run
+from test_runs import SAVE, assert_is_a_picture, fake_run, without_figures
 
 from examples.experiments import analyze, evaluate, figures, flatness
 from examples.experiments.command_line import read_options
@@ -52,10 +52,9 @@ SHARPNESS = "average sharpness (filter-wise, radius 0.2)"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_figures():
+def no_written_figures():
     """Draws figures without writing them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", close)
+    with without_figures():
         yield
 
 

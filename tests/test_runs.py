@@ -1,5 +1,6 @@
 """Sweeps, comparisons and evaluations: choices, tables, files, and errors."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -71,35 +72,47 @@ def assert_is_a_picture(path):
     assert pixels.std() > 0.01  # not blank
 
 
+SAVE, DRAW = figures.save, compare.draw
+
+
 def close(figure, path):
     """Stands in for `figures.save`: most of the time of a test would go into PNG files."""
     figures.plt.close(figure)
     return path.with_suffix(".png")
 
 
+@contextlib.contextmanager
+def without_figures():
+    """Leaves out the figures of the trainer and of comparisons, and closes all others unwritten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", close)
+        patch.setattr(figures, "training_curves", lambda history: None)
+        patch.setattr(compare, "draw", lambda comparison, out: [])
+        yield
+
+
 @pytest.fixture(autouse=True)
-def quick_figures(monkeypatch):
-    """Draws figures without writing them."""
-    monkeypatch.setattr(figures, "save", close)
+def no_figures():
+    """Tests without a fixture for figures write and draw none."""
+    with without_figures():
+        yield
 
 
 @pytest.fixture
-def written_figures(quick_figures, monkeypatch):
-    """Writes figures after all."""
+def written_figures(no_figures, monkeypatch):
+    """Draws and writes the figures of comparisons."""
     monkeypatch.setattr(figures, "save", SAVE)
+    monkeypatch.setattr(compare, "draw", DRAW)
 
 
 @pytest.fixture
-def figures_over(quick_figures, monkeypatch):
-    """Writes figures over a setting."""
+def figures_over(written_figures, monkeypatch):
+    """Draws the figures of comparisons, and writes those over a setting."""
 
     def save(figure, path):
         return (SAVE if "_over_rho" in path.name else close)(figure, path)
 
     monkeypatch.setattr(figures, "save", save)
-
-
-SAVE = figures.save
 
 
 @pytest.fixture
@@ -251,7 +264,7 @@ def test_two_runs_of_sam_with_equal_settings_are_no_base(tmp_path, capsys):
     assert [line[-1] for line in cells[2:]] == ["", "", ""]
 
 
-def test_defaults_are_shown_as_values(tmp_path, capsys):
+def test_defaults_are_shown_as_values(tmp_path, drawn, capsys):
     """Steps between probes, of which None is the five of an epoch, and an argument's default."""
     radii = {"method": "xsam", "rho": 0.1, "rho_max": 0.2}
     for every, test in ((None, 80.0), (10, 90.0)):
@@ -265,7 +278,7 @@ def test_defaults_are_shown_as_values(tmp_path, capsys):
     assert sorted(line[1] for line in cells[2:]) == ["first", "last"]
 
 
-def test_arguments_of_a_method_are_sorted_as_numbers(tmp_path, capsys):
+def test_arguments_of_a_method_are_sorted_as_numbers(tmp_path, drawn, capsys):
     for sigma in ("10", "2", "0.95"):
         arguments = {"method_args": {"sigma": sigma}, "method": "friendly_sam", "rho": 0.1}
         fake_run(tmp_path / sigma, 0, 1.0, **arguments)
@@ -273,7 +286,7 @@ def test_arguments_of_a_method_are_sorted_as_numbers(tmp_path, capsys):
     assert [line[1] for line in cells[2:]] == ["0.95", "2", "10"]
 
 
-def test_groups_with_fewer_seeds_are_no_candidates(tmp_path, capsys):
+def test_groups_with_fewer_seeds_are_no_candidates(tmp_path, drawn, capsys):
     for seed in (0, 1):
         fake_run(tmp_path / "whole", seed, 80.0, 60.0, method="sam", rho=0.1)
     fake_run(tmp_path / "half", 0, 90.0, 61.0, method="sam", rho=0.4)
@@ -313,7 +326,7 @@ def test_overlapping_folders_are_read_once(runs):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(no_figures, monkeypatch):
     """Records the lines of each figure by its name and panel: label, x and y."""
     pictures = {}
 
@@ -331,6 +344,7 @@ def drawn(monkeypatch):
         return close(figure, path)
 
     monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(compare, "draw", DRAW)
     return pictures
 
 
@@ -569,7 +583,8 @@ def test_the_calibration_error_of_certain_and_uniform_predictions():
 # --- Sweeps and evaluations of real runs ---
 
 # Runs that differ in rho, seed and label noise share a compiled program.
-EACH = "--dataset digits --method sam --train-size 320 --validation-size 100 --epochs 2"
+EACH = """--dataset digits --method sam --train-size 320 --validation-size 100
+          --epochs 2 --evaluate-every 2"""
 
 
 with_swept = pytest.mark.xdist_group("swept")
@@ -581,8 +596,7 @@ def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
     arguments = ["--out", str(out), "--tune", "7", "--seeds", "0", "1", "--each", EACH]
     arguments += [f"--rho {rho}" for rho in ("1e9", "0.05", "1e30")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", close)
+    with without_figures():
         assert sweep.main(arguments) == 0
     return out, arguments
 
@@ -752,10 +766,13 @@ def last_line(path):
     return path.read_text().splitlines()[-1]
 
 
-def test_an_evaluation_belongs_to_the_last_epoch(tmp_path, monkeypatch, capsys):
+@with_swept
+def test_an_evaluation_belongs_to_the_last_epoch(swept, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
-    arguments = ["--out", str(tmp_path), "--each", EACH, "--rho 0.1", "--rho 0.2"]
-    assert sweep.main(arguments) == 0
+    shutil.copytree(swept[0] / "rho0.05", tmp_path / "rho0.05")
+    for file in tmp_path.rglob(EVALUATION):
+        file.unlink()
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--rho 0.05"]
     whole, cut = read_runs([tmp_path]).table.index
     shutil.rmtree(cut / "checkpoints" / "10")
     assert evaluate.main([str(tmp_path), "--corruptions", "--images", "20"]) == 0
