@@ -117,7 +117,7 @@ def figures_over(written_figures, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path):
-    """SGD, SAM at two rho of which validation prefers what the test does not, and XSAM."""
+    """SGD, XSAM, and SAM at two rho. Validation prefers one of them, the test the other."""
     for seed in (2, 10):
         fake_run(tmp_path / "sgd", seed, 70.0 + seed, 60.0, seconds=1.0, method="sgd")
         fake_run(tmp_path / "sam-good", seed, 80.0 + seed, 70.0, method="sam", rho=0.1)
