@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
@@ -77,7 +78,7 @@ SAVE, DRAW = figures.save, compare.draw
 
 def close(figure, path):
     """Stands in for `figures.save`: most of the time of a test would go into PNG files."""
-    figures.plt.close(figure)
+    plt.close(figure)
     return path.with_suffix(".png")
 
 
