@@ -1,4 +1,8 @@
-"""What curvature costs: products, their time and memory, and the largest eigenvalues."""
+"""The cost of curvature: Hessian-vector products and the largest eigenvalues.
+
+Supports the costs in the docstrings of `xsam_jax.analysis` and in docs/analysis.md: a product takes
+about two gradients and up to twice the memory of one, and λ1 to λ5 take 20 to 33 products.
+"""
 
 import functools
 import time
@@ -23,7 +27,7 @@ HEADER = [
 NOTE = (
     f"A product of the Hessian and a vector beside a gradient on one batch, and λ1 to λ{NUM} at "
     f"initial parameters over {BATCHES} such batches, compiled before. The memory is that beside "
-    "arguments and results; ARPACK's vectors are on the host, 24 parameter copies."
+    "arguments and results. ARPACK's vectors are on the host, 24 parameter copies."
 )
 
 

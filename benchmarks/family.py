@@ -1,4 +1,8 @@
-"""The tables on the family: what methods of two slots cost in gradients, and what a gate costs."""
+"""The cost of the methods in gradients, of gates, and of compiling many arrays.
+
+Supports three claims: a method costs as many gradients as its formula has, a gated step that is
+not sharpness-aware costs one gradient, and compile time grows linearly with the number of arrays.
+"""
 
 import functools
 import gc
@@ -46,17 +50,17 @@ TRANSFORMS: dict[str, optax.GradientTransformationExtraArgs] = {
 
 
 def family(bench: Bench) -> str:
-    """Measures every method that does the same in each step, in units of a step without it."""
-    header = ["", *(f"{name}: {what}" for name in bench.names for what in _COLUMNS)]
+    """Measures the methods whose steps are all alike, in units of a step of the base optimizer."""
+    header = ["", *(f"{name}: {column}" for name in bench.names for column in _COLUMNS)]
     columns = [_costs(bench, name) for name in bench.names]
     rows = [
         [method, *(cell for column in columns for cell in column[method])] for method in TRANSFORMS
     ]
     return (
-        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: floating-point "
-        "operations that XLA counts, and the median over pairs of neighboring runs. Copies: "
-        "temporary memory beyond that of the base step, in copies of the parameters. `xsam`, whose "
-        "steps differ, is in the first table."
+        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: the "
+        "floating-point operations that XLA counts, and the median over pairs of neighboring "
+        "runs. Copies are the temporary memory beyond that of the base step, in copies of the "
+        "parameters. `xsam`, whose steps differ, is in the first table."
     )
 
 
@@ -90,12 +94,13 @@ def _costs(bench: Bench, name: str) -> dict[str, list[str]]:
 
 
 def gate(bench: Bench) -> str:
-    """Times open and shut steps, decided in the program and on the host."""
+    """Times gated steps with and without SAM, decided in the program and on the host."""
     rows = [_gate_row(bench, name) for name in bench.names]
     header = ["step time / base step", "cond, shut", "cond, open", "host, shut", "host, open"]
     return (
-        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`: the decision by `jax.lax.cond`, or "
-        "by `sharp=` on the host. Medians over pairs of neighboring runs."
+        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`, decided by `jax.lax.cond` or by "
+        "`sharp=` on the host. An open gate takes the SAM step. Medians over pairs of neighboring "
+        "runs."
     )
 
 
@@ -147,7 +152,7 @@ def compile_time(bench: Bench) -> str:
         return jnp.mean((x - y) ** 2)
 
     def measured(step: steps.Step) -> float:
-        # As in a process of its own: what earlier programs left behind slows later ones.
+        # As in a new process: the caches of earlier programs slow later ones.
         jax.clear_caches()
         gc.collect()
         return seconds(lambda: bench.compile(step.step, params, step.init(params), batch).compiled)
@@ -163,6 +168,6 @@ def compile_time(bench: Bench) -> str:
     rows = [[name, number(t, 1), number(t / times["sam"])] for name, t in times.items()]
     return (
         f"{markdown(['', 'seconds', 'over sam'], rows)}\n\nTrace, lowering and compilation of a "
-        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays; once "
+        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays, once "
         "each."
     )

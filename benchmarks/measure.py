@@ -1,4 +1,4 @@
-"""Compiled programs, what they cost, and ratios of their times that drift cannot bias."""
+"""Compiled programs, their cost, and ratios of their times that are robust to drift."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ class Program:
 
     @property
     def flops(self) -> float | None:
-        """What XLA counts, None where the platform does not say."""
+        """The operations that XLA counts, None where the platform does not tell."""
         analysis = self.compiled.cost_analysis()
         return analysis.get("flops") if isinstance(analysis, Mapping) else None
 
     @property
     def temporary_bytes(self) -> int | None:
-        """The memory beside arguments and results, None where the platform does not say."""
+        """The memory beside arguments and results, None where the platform does not tell."""
         return getattr(self.compiled.memory_analysis(), "temp_size_in_bytes", None)
 
 
@@ -54,17 +54,17 @@ def paired_ratios(
 ) -> dict[str, np.ndarray]:
     """Times every candidate against a run of the reference right beside it, `rounds` times.
 
-    A machine drifts by more than what is to be told apart here, so that only neighbors are
-    compared. Which of the two goes first alternates from round to round.
+    The speed of a machine drifts by more than the differences of interest. Therefore each run is
+    compared with its neighbor only. The order of the two alternates from round to round.
 
     Args:
-      candidates: what to time, by name.
-      reference: what each is compared with.
-      rounds: how many pairs of each.
-      label: what the progress bar says.
+      candidates: the runs to time, by name.
+      reference: the run that each is compared with.
+      rounds: the number of pairs of each.
+      label: the text of the progress bar.
 
     Returns:
-      For each candidate its times over those of the reference, of shape (rounds,).
+      For each candidate the ratios of its times to those of the reference, of shape (rounds,).
     """
     for run in (reference, *candidates.values()):
         jax.block_until_ready(run())
@@ -80,7 +80,7 @@ def paired_ratios(
 
 
 def progress(rounds: int, label: str) -> Any:
-    """Returns `range(rounds)` behind a bar on stderr, which vanishes when it is done."""
+    """Returns `range(rounds)` with a progress bar on stderr, which vanishes at the end."""
     return tqdm(range(rounds), desc=label, leave=False)
 
 

@@ -1,6 +1,6 @@
-"""The models that the benchmarks train one step of: an MLP, a ResNet and a ViT.
+"""The models of the benchmarks: an MLP, a ResNet and a ViT.
 
-`tiny` is for tests, `full` for a CPU; `large` is for a GPU: ResNet-18 and ViT-Ti, as on CIFAR.
+`tiny` is for tests, `full` for a CPU, and `large` for a GPU (ResNet-18 and ViT-Ti, as on CIFAR).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-SIZES = ("tiny", "full", "large")
 CLASSES = 10
 
 
@@ -40,7 +39,7 @@ class Problem:
 
 
 class MLP(nn.Module):
-    """Matrix products only: the more parameters per sample, the dearer an update beside them."""
+    """Matrix products alone, where an update is expensive beside a gradient."""
 
     widths: Sequence[int]
 
@@ -100,7 +99,7 @@ class ResNet(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then a two-layer MLP, each normalized before and added to what came in."""
+    """Attention, then a two-layer MLP, each with normalized input and a residual connection."""
 
     heads: int
 
@@ -135,7 +134,7 @@ def classification(name: str, network: nn.Module, batch: Batch) -> Problem:
     """Returns the cross-entropy of `network` at its initial parameters."""
 
     def loss_fn(params: Any, batch: Batch) -> jax.Array:
-        # The running statistics of BatchNorm are written and dropped: the loss reads none.
+        # The loss does not read the running statistics of BatchNorm, which are dropped.
         logits, _ = network.apply({"params": params}, batch.images, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
@@ -144,7 +143,7 @@ def classification(name: str, network: nn.Module, batch: Batch) -> Problem:
 
 
 def random_batch(number: int, side: int) -> Batch:
-    """Returns noise with random labels: what a step costs does not depend on the images."""
+    """Returns noise with random labels, since the cost of a step does not depend on the images."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((number, side, side, 3), np.float32)
     return Batch(jnp.asarray(images), jnp.asarray(rng.integers(0, CLASSES, number)))
@@ -180,7 +179,7 @@ def vit(size: str = "full") -> Problem:
 
 
 def cnn(size: str = "full") -> Problem:
-    """Returns a CNN on 250 images, a quarter of what its curvature is measured on."""
+    """Returns a CNN on 250 images, a quarter of those in the table on curvature."""
     if size == "tiny":
         return classification("cnn", CNN((4, 4, 8)), random_batch(4, side=8))
     return classification("cnn", CNN((32, 64, 64)), random_batch(250, side=32))

@@ -1,28 +1,28 @@
-"""Benchmarks of `xsam_jax`: step time, memory, probes, searches, compile time, as Markdown.
+"""Measures the cost of `xsam_jax`: time, memory and compile time, as tables in Markdown.
 
-    python benchmarks/run.py                                    # everything, about 25 minutes
-    python benchmarks/run.py --size tiny --rounds 2             # does it run?
-    python benchmarks/run.py --only memory --models resnet,vit
+    python -m benchmarks.run                                    # everything, about 25 minutes
+    python -m benchmarks.run --size tiny --rounds 2             # to see that it runs
+    python -m benchmarks.run --only memory --models resnet vit
 
-All ratios are between runs of one process that stand next to each other in time.
+The tables support the section on cost in README.md. docs/benchmarks.md has the measured numbers.
+All ratios are between runs of one process, one right after the other.
 """
 
-import argparse
 import datetime
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jaxlib
 import optax
 
-# Run as a script, the repository is not on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import analysis, family, search, tables, trainer
-from benchmarks.models import MODELS, SIZES
+from benchmarks.models import MODELS
+from examples.experiments.command_line import read_options
+from examples.image_classification.names import hint
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "step": ("Step time", tables.step_time),
@@ -37,53 +37,42 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "leaves": ("Compile time with many arrays", family.compile_time),
 }
 
-# So many pairs that everything takes about 25 minutes on two cores.
+# With these everything takes about 25 minutes on two cores.
 ROUNDS = {"mlp": 40, "resnet": 12, "vit": 12}
 
 
-def names(known: dict[str, object]) -> Callable[[str], list[str]]:
-    """Returns a parser of comma-separated names."""
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
 
-    def parse(text: str) -> list[str]:
-        chosen = [name.strip() for name in text.split(",")]
-        unknown = [name for name in chosen if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"
-            )
-        return chosen
+    size: Literal["tiny", "full", "large"] = "full"
+    """Size of the models."""
+    rounds: int | None = None
+    """Pairs of runs per comparison. None: 40 for the MLP, 12 for the others."""
+    models: tuple[str, ...] = tuple(MODELS)
+    """Models to measure."""
+    only: tuple[str, ...] = tuple(TABLES)
+    """Tables to measure."""
+    out: Path | None = None
+    """Markdown file for the tables, beside stdout."""
 
-    return parse
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, not {self.rounds}")
+        check_names("model", self.models, MODELS)
+        check_names("table", self.only, TABLES)
 
 
-def positive(text: str) -> int:
-    """Parses an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=SIZES, default="full", help="of the models")
-    parser.add_argument(
-        "--rounds", type=positive, help="pairs per comparison (default: by model, see ROUNDS)"
-    )
-    parser.add_argument(
-        "--models", type=names(dict(MODELS)), default=list(MODELS), help=",".join(MODELS)
-    )
-    parser.add_argument(
-        "--only", type=names(dict(TABLES)), default=list(TABLES), help=",".join(TABLES)
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the tables there too")
-    return parser.parse_args(arguments)
+def check_names(kind: str, chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for an unknown name."""
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; {hint(name, known)}")
 
 
 def heading(size: str) -> str:
-    """Returns where and with what this runs."""
+    """Returns the date, the device, and the versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{datetime.date.today()}, {jax.device_count()} x {jax.devices()[0].device_kind}, "
@@ -94,11 +83,11 @@ def heading(size: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the tables, each as soon as it is done."""
-    options = parse_arguments(arguments)
-    # A program found in a cache would make its compile time the time of reading a file.
+    options = read_options(Options, arguments)
+    # With the cache, a compile time would be the time to read a file.
     jax.config.update("jax_enable_compilation_cache", False)
     rounds = {name: options.rounds or ROUNDS[name] for name in MODELS}
-    bench = tables.Bench(options.models, options.size, rounds)
+    bench = tables.Bench(list(options.models), options.size, rounds)
     parts: list[str] = []
 
     def report(part: str) -> None:

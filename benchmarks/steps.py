@@ -1,6 +1,6 @@
-"""The training steps that are compared: plain, hand-written SAM, Optax's SAM, and this library's.
+"""The training steps of the comparison: plain, hand-written SAM, SAM of Optax and of this library.
 
-All have one base optimizer, take the gradient at the start themselves, and have the signature
+All share the base optimizer, compute the first gradient themselves, and have the signature
 `step(params, opt_state, batch) -> (params, opt_state, loss)`.
 """
 
@@ -22,7 +22,7 @@ LossFn = Callable[[Any, Batch], jax.Array]
 
 
 class Step(NamedTuple):
-    """A step function, and what makes its optimizer state from the parameters."""
+    """A step function, and the function that makes its optimizer state from the parameters."""
 
     init: Callable[[Any], Any]
     step: Callable[[Any, Any, Batch], tuple[Any, Any, jax.Array]]
@@ -40,7 +40,7 @@ def gradient(loss_fn: LossFn) -> Step:
 
 
 def hand_written_sam(loss_fn: LossFn) -> Step:
-    """Returns SAM in as few operations as it takes, guarding nothing."""
+    """Returns SAM in as few operations as possible, without guards."""
 
     def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)

@@ -1,4 +1,8 @@
-"""The time that XSAM adds to training: whole epochs through the trainer, step beside step."""
+"""The time that XSAM adds to an epoch of the trainer.
+
+Supports the claim that an epoch of 400 steps of ResNet-8 takes 1.018 of SAM's time with one probe,
+and 1.031 with a probe every 100 steps.
+"""
 
 from typing import Any
 
@@ -58,10 +62,11 @@ def trainer(bench: Bench) -> str:
     for horizon in horizons:
         header += [f"XSAM, T = {horizon}", "predicted"]
     return (
-        f"{markdown(header, rows)}\n\nThrough `examples.image_classification`, {STEPS[bench.size]} "
-        f"steps, {NUM_ALPHAS} alphas every T steps; a step of each beside a step of the others, "
-        "their order turning. Total times; in brackets without the steps that probe. Predicted: "
-        "a forward pass is a third of a gradient, and nothing else costs anything."
+        f"{markdown(header, rows)}\n\nSteps of `examples.image_classification`, "
+        f"{STEPS[bench.size]} of each, {NUM_ALPHAS} alphas every T steps. A step of each runs "
+        "beside a step of the others, in rotating order. The ratios are of total times, in "
+        "brackets of those without the steps that probe. The prediction counts a forward pass as "
+        "a third of a gradient, and nothing else."
     )
 
 

@@ -1,24 +1,25 @@
-"""Analyses of trained networks: the loss they are of, what is kept, and what is said."""
+"""Analyses of trained networks: the loss, measurements, kept results, and errors."""
 
 import csv
 import functools
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.flatten_util import ravel_pytree
 from problems import x64
 from scipy.special import log_softmax
-from test_examples import assert_is_a_picture
-from test_runs import fake_run
+from test_runs import SAVE, assert_is_a_picture, fake_run, without_figures
 
-from examples.experiments import analyze, evaluate
-from examples.experiments.records import read_runs
+from examples.experiments import analyze, evaluate, figures, flatness
+from examples.experiments.command_line import read_options
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.devices import Devices
@@ -31,6 +32,9 @@ from examples.image_classification.streaming import Stream
 from examples.image_classification.train import train
 from xsam_jax import analysis
 from xsam_jax.analysis.random_direction import random_tree
+
+# The networks are trained and analyzed once.
+pytestmark = pytest.mark.xdist_group("analyze")
 
 WIDTH = 5
 DATA = {"train_size": 120, "label_noise": 0.3}
@@ -47,9 +51,16 @@ PICTURES = {"eigenvalues", "average_sharpness", "spectral_density", "landscapes"
 SHARPNESS = "average sharpness (filter-wise, radius 0.2)"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_written_figures():
+    """Draws figures without writing them."""
+    with without_figures():
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """SGD, and SAM in bfloat16, with two seeds each, of a network with few parameters."""
+    """Trains small networks with SGD, and with SAM in bfloat16, with two seeds each."""
     out = tmp_path_factory.mktemp("analyze")
     settings = [{"method": "sgd"}, {"method": "sam", "rho": 0.1, "bf16": True}]
     with pytest.MonkeyPatch.context() as patch:
@@ -64,21 +75,23 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def analyzed(trained):
-    """The same with what an analysis leaves."""
-    assert analyze.main([str(trained), *FEW, "--radius", "0.2"]) == 0
+    """Analyzes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", SAVE)
+        assert analyze.main([str(trained), *FEW, "--radius", "0.2"]) == 0
     return trained
 
 
 @pytest.fixture
 def runs(analyzed, tmp_path):
-    """A copy to change."""
+    """Copies the analyzed runs, to change them."""
     shutil.copytree(analyzed, tmp_path / "runs")
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of what is measured anew."""
+    """Records the names of the measurements that are made."""
     made = []
 
     def noted(name, function, *arguments, **options):
@@ -90,20 +103,44 @@ def calls(monkeypatch):
     return made
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leaves out the figures."""
+    monkeypatch.setattr(analyze, "draw", lambda *_: {})
+
+
+def written_pictures(capsys):
+    """Returns the names of the pictures that an analysis reports."""
+    lines = capsys.readouterr().out.splitlines()
+    return {Path(line).stem for line in lines if line.endswith(".png")}
+
+
 def read_table(out):
     with (out / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-# --- What it is of ---
+# --- The loss and the measurements ---
 
 
-def test_the_loss_is_that_of_the_logits_in_evaluation_mode():
-    config = Config(model="resnet8_half", method="sgd", train_size=8, batch_size=4)
+class Normalized(MLP):
+    """An MLP with BatchNorm in front."""
+
+    def __init__(self, layers, image_shape, num_classes):
+        super().__init__(layers, image_shape, num_classes, width=WIDTH)
+        self.norm = nnx.BatchNorm(image_shape[-1], rngs=layers.rngs)
+
+    def __call__(self, images):
+        return super().__call__(self.norm(images))
+
+
+def test_the_loss_is_that_of_the_logits_in_evaluation_mode(monkeypatch):
+    monkeypatch.setitem(MODELS, "normalized", Normalized)
+    config = Config(model="normalized", method="sgd", train_size=8, batch_size=4)
     feed = Feed(load(config), config, Devices())
     program = make_program(config, feed.shape)
     state = program.init(Inputs.of(config))
-    # Not those of the batch, and not those it starts with.
+    # Neither those of the batch nor the initial ones.
     state = state._replace(statistics=jax.tree.map(lambda leaf: leaf + 0.5, state.statistics))
     logits, labels = program.predict(state, feed.arrays["train"], jnp.arange(8))
     losses = -log_softmax(np.float64(logits), axis=1)[np.arange(8), np.array(labels)]
@@ -116,7 +153,7 @@ def test_the_loss_is_that_of_the_logits_in_evaluation_mode():
 
 @functools.cache
 def dense():
-    """The loss in float64 and its Hessian, of parameters in a row, images and labels."""
+    """Returns the loss in float64 and its Hessian, as functions of flat parameters and data."""
     shapes = {"first": (64, WIDTH), "head": (WIDTH, 10), "second": (WIDTH, WIDTH)}
     tree = {n: {"bias": np.zeros(s[1]), "kernel": np.zeros(s)} for n, s in shapes.items()}
     unravel = ravel_pytree(tree)[1]
@@ -132,7 +169,7 @@ def dense():
 
 
 def of_run(run, noisy=True):
-    """What `dense` takes: digits between 0 and 1, those of the run first in a fixed shuffle."""
+    """Returns the arguments of `dense` for a run: parameters, images between 0 and 1, labels."""
     seed = read_config_file(run).seed
     data = load(Config(**DATA | {"label_noise": 0.3 * noisy}, seed=seed)).train
     images = data.pixels[:100].reshape(100, -1) / 255
@@ -143,7 +180,7 @@ def row(tree):
     return np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def test_curvature_is_that_of_the_dense_hessian_with_the_labels_of_the_run(analyzed):
+def test_curvature_matches_the_dense_hessian_with_the_labels_of_the_run(analyzed):
     rows = {found["method"]: found for found in read_table(analyzed / "analysis")}
     for method in ("sgd", "sam"):
         firsts, ratios, traces = [], [], []
@@ -164,12 +201,12 @@ def test_curvature_is_that_of_the_dense_hessian_with_the_labels_of_the_run(analy
         assert float(found["λ1 std"]) == pytest.approx(np.std(firsts, ddof=1), rel=1e-2)
         assert float(found["λ1/λ5 mean"]) == pytest.approx(np.mean(ratios), rel=1e-3)
         assert float(found["trace mean"]) == pytest.approx(np.mean(traces), rel=1e-3)
-    with x64(True):  # of the labels without noise it is not
+    with x64(True):  # the labels without noise give another curvature
         clean = np.linalg.eigvalsh(dense()[1](*of_run(path, noisy=False)))[-1]
     assert abs(clean / firsts[1] - 1) > 0.01
 
 
-def test_sharpness_is_the_mean_rise_in_directions_normalized_by_filters(analyzed):
+def test_sharpness_is_the_mean_rise_in_filter_normalized_directions(analyzed):
     found = next(r for r in read_table(analyzed / "analysis") if r["method"] == "sgd")
     rises = []
     for seed in (0, 1):
@@ -187,18 +224,19 @@ def test_sharpness_is_the_mean_rise_in_directions_normalized_by_filters(analyzed
 
 
 def test_networks_of_one_architecture_share_their_loss(trained):
-    args = analyze.parse_arguments([str(trained), *FEW])
+    options = read_options(analyze.Options, [str(trained), *FEW])
     networks = [
-        analyze.network_of(run, evaluate.restore_last(run), args) for run in read_runs([trained])[0]
+        flatness.make_network(path, evaluate.restore(path), options)
+        for path in sorted(trained.glob("*/seed*"))
     ]
     assert len({network.loss for network in networks}) == 1
     assert len({network.digest for network in networks}) == 4
 
 
-# --- What is written ---
+# --- Tables and figures ---
 
 
-def test_a_row_a_group_and_pictures(analyzed, capsys):
+def test_the_table_has_a_row_a_group_and_figures_are_written(analyzed, capsys):
     assert analyze.main([str(analyzed), *FEW, "--radius", "0.2"]) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
@@ -213,16 +251,15 @@ def test_a_row_a_group_and_pictures(analyzed, capsys):
         assert_is_a_picture(analyzed / "analysis" / f"{name}.png")
 
 
-def test_slow_parts_can_be_left_out(runs, calls, tmp_path):
+def test_slow_parts_can_be_left_out(runs, calls, tmp_path, capsys):
     none = ["--points", "0", "--steps", "0", "--seed", "1", "--out", str(tmp_path / "out")]
-    assert analyze.main([str(runs / "sgd"), *FEW, *none]) == 0
-    written = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert written == PICTURES - {"spectral_density", "landscapes"}
+    assert analyze.main([str(runs / "sgd" / "seed0"), *FEW, *none]) == 0
+    assert written_pictures(capsys) == PICTURES - {"spectral_density", "landscapes"}
     assert set(calls) == {"top_eigenvalues", "hessian_trace", "average_sharpness"}
 
 
 def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
-    files = [analyzed / "sgd" / f"seed{seed}" / analyze.ANALYSIS for seed in (0, 1)]
+    files = [analyzed / "sgd" / f"seed{seed}" / flatness.ANALYSIS for seed in (0, 1)]
     first, second = (json.loads(file.read_text()) for file in files)
     assert {"landscape", "density"} & second.keys() == set()
     losses = np.array(first["landscape"]["result"])
@@ -235,7 +272,7 @@ def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
         assert losses[0, 2] == pytest.approx(float(dense()[0](params + x - y, *data)), rel=1e-4)
 
 
-# --- What is kept ---
+# --- Kept results ---
 
 
 @pytest.mark.parametrize(
@@ -250,28 +287,28 @@ def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_only_what_was_measured_with_other_settings_is_measured_again(runs, calls, options, anew):
-    assert analyze.main([str(runs / "sgd"), *FEW, "--radius", "0.2", *options]) == 0
+def test_other_settings_are_measured_again(runs, calls, no_figures, options, anew):
+    assert analyze.main([str(runs / "sgd" / "seed0"), *FEW, "--radius", "0.2", *options]) == 0
     assert set(calls) == anew
 
 
-def test_an_analysis_of_other_parameters_is_forgotten(runs, calls):
+def test_an_analysis_of_other_parameters_is_discarded(runs, calls, no_figures):
     path = runs / "sgd" / "seed0"
     shutil.rmtree(path / "checkpoints")
     shutil.copytree(runs / "sgd" / "seed1" / "checkpoints", path / "checkpoints")
-    before = json.loads((path / analyze.ANALYSIS).read_text())
+    before = json.loads((path / flatness.ANALYSIS).read_text())
     assert analyze.main([str(path), *FEW, "--points", "0", "--radius", "0.2"]) == 0
     assert set(calls) == set(FUNCTIONS) - {"loss_surface"}
-    now = json.loads((path / analyze.ANALYSIS).read_text())
+    now = json.loads((path / flatness.ANALYSIS).read_text())
     assert "landscape" in before.keys() - now.keys()
     assert now["eigenvalues"]["result"] != before["eigenvalues"]["result"]
 
 
-# --- What is wrong ---
+# --- Errors ---
 
 
 def test_a_run_that_cannot_be_measured_is_left_out(runs, monkeypatch, capsys, tmp_path):
-    for file in runs.rglob(analyze.ANALYSIS):
+    for file in runs.rglob(flatness.ANALYSIS):
         file.unlink()
     function, bad = analysis.hessian_trace, []
 
@@ -285,11 +322,12 @@ def test_a_run_that_cannot_be_measured_is_left_out(runs, monkeypatch, capsys, tm
     monkeypatch.setattr(analysis, "hessian_trace", hessian_trace)
     out = tmp_path / "out"
     assert analyze.main([str(runs / "sgd"), *FEW, "--out", str(out)]) == 0
-    said = f"left out: {runs / 'sgd' / 'seed0'}: the loss is not finite"
-    assert said in capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    left_out = f"left out: {runs / 'sgd' / 'seed0'}: the loss is not finite"
+    assert left_out in printed.err.splitlines()
     assert [found["seeds"] for found in read_table(out)] == ["1"]
-    # What is left is now the first seed, and drawn.
-    assert {path.stem for path in out.glob("*.png")} == PICTURES
+    # The other run now has the first seed, and is drawn.
+    assert {Path(line).stem for line in printed.out.splitlines() if ".png" in line} == PICTURES
 
 
 @pytest.mark.parametrize(
@@ -297,13 +335,13 @@ def test_a_run_that_cannot_be_measured_is_left_out(runs, monkeypatch, capsys, tm
     [
         (["--images", "121", "--batch-size", "121"], "was trained on 120 images: lower --images"),
         (["--images", "90"], "--images 90 is no multiple of --batch-size 50"),
-        (["--radius", "0"], "argument --radius: must be above 0, got 0"),
-        (["--directions", "1"], "argument --directions: must be at least 2, not '1'"),
-        (["--points", "1"], "argument --points: must be 0 or at least 2, not '1'"),
+        (["--radius", "0"], "--radius must be above 0, not 0"),
+        (["--directions", "1"], "--directions must be at least 2, not 1"),
+        (["--points", "1"], "--points must be 0 or at least 2, not 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_options_are_said_in_a_line(trained, options, message, capsys):
+def test_wrong_options_are_one_line(trained, options, message, capsys):
     try:
         status = analyze.main([str(trained / "sgd"), *FEW, *options])
     except SystemExit as exit:
@@ -319,7 +357,7 @@ def test_streams_are_refused(trained, monkeypatch, capsys):
         stream = Stream([], np.arange(3), np.zeros(3, np.int32), 10)
         return load(config)._replace(train=stream)
 
-    monkeypatch.setattr(analyze, "load", load_stream)
+    monkeypatch.setattr(flatness, "load", load_stream)
     assert analyze.main([str(trained), *FEW]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("images that are decoded as they are read take too long")
@@ -335,3 +373,34 @@ def test_runs_without_a_last_checkpoint_are_left_out(tmp_path, capsys):
     path = fake_run(tmp_path / "b", 0, 1.0, done=1, method="sgd")
     assert analyze.main([str(path)]) == 2
     assert capsys.readouterr().err == "analyze: error: none of the runs is finished\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it is not a JSON object"),
+        ('{"loss": 3}', "'loss' is no measurement"),
+        ('{"loss": {"result": 3}}', "'loss' is no measurement"),
+        ('{"loss": {"settings": {}, "result": 3}}', "'loss' is no measurement"),
+        ('{"loss": {"settings": {"parameters": "a"}}}', "'loss' is no measurement"),
+        ('{"loss": {"settings": {"parameters": "a"}, "result": "b"}}', "'loss' is no measurement"),
+    ],
+)
+def test_kept_results_of_another_shape_raise_one_line(text, message, tmp_path, capsys):
+    path = fake_run(tmp_path / "a", 0, 1.0, method="sgd")
+    (path / flatness.ANALYSIS).write_text(text)
+    assert analyze.main([str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"analyze: error: {path / flatness.ANALYSIS} cannot be read: ")
+    assert message in line
+
+
+def test_kept_results_of_another_length_are_measured_again(runs, calls, no_figures):
+    path = runs / "sgd" / "seed0"
+    before = json.loads((path / flatness.ANALYSIS).read_text())
+    cut = before | {"eigenvalues": before["eigenvalues"] | {"result": [1.0]}}
+    (path / flatness.ANALYSIS).write_text(json.dumps(cut))
+    assert analyze.main([str(path), *FEW, "--radius", "0.2"]) == 0
+    assert calls == ["top_eigenvalues"]
+    assert json.loads((path / flatness.ANALYSIS).read_text()) == before

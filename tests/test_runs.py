@@ -1,5 +1,6 @@
-"""Sweeps, comparisons and evaluations: what they choose, what they say, what they write."""
+"""Sweeps, comparisons and evaluations: choices, tables, files, and errors."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -11,19 +12,21 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
-from test_examples import assert_is_a_picture
+from matplotlib import pyplot as plt
 
-from benchmarks.run import parse_arguments
-from examples.experiments import analyze, compare, evaluate, sweep
-from examples.experiments.records import Comparison, group, read_runs
+from examples.experiments import compare, evaluate, figures, sweep
+from examples.experiments.command_line import read_options
+from examples.experiments.groups import Comparison
+from examples.experiments.records import read_evaluation, read_runs
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
+from examples.image_classification.presets import DEMO
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import EVALUATION
 from examples.image_classification.streaming import Images
@@ -31,10 +34,11 @@ from examples.image_classification.streaming import Images
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"
 SCRIPTS = sorted((ROOT / "examples" / "experiments" / "runs").glob("*.sh"))
+PROGRAMS = ("analyze", "compare", "evaluate", "sweep")
 
 
 def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=None, **settings):
-    """Writes what a run would leave, with accuracies that rise to those given."""
+    """Writes the files of a run, with accuracies that rise to those given."""
     config = Config(**{"validation_size": 100, "epochs": epochs, "seed": seed, **settings})
     path = Path(folder) / f"seed{seed}"
     path.mkdir(parents=True)
@@ -44,7 +48,6 @@ def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=No
     for epoch in range(1, (epochs if done is None else done) + 1):
         record = {
             "epoch": epoch,
-            "gradients": 1.0 if config.method == "sgd" else 2.0,
             "gradient_norm": 1.0 / epoch,
             "sharp_gradient_norm": 1.5 / epoch,
             # The first epoch compiles.
@@ -64,9 +67,58 @@ def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=No
     return path
 
 
+def assert_is_a_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.01  # not blank
+
+
+SAVE, DRAW = figures.save, compare.draw
+
+
+def close(figure, path):
+    """Stands in for `figures.save`: most of the time of a test would go into PNG files."""
+    plt.close(figure)
+    return path.with_suffix(".png")
+
+
+@contextlib.contextmanager
+def without_figures():
+    """Leaves out the figures of the trainer and of comparisons, and closes all others unwritten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", close)
+        patch.setattr(figures, "training_curves", lambda history: None)
+        patch.setattr(compare, "draw", lambda comparison, out: [])
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Tests without a fixture for figures write and draw none."""
+    with without_figures():
+        yield
+
+
+@pytest.fixture
+def written_figures(no_figures, monkeypatch):
+    """Draws and writes the figures of comparisons."""
+    monkeypatch.setattr(figures, "save", SAVE)
+    monkeypatch.setattr(compare, "draw", DRAW)
+
+
+@pytest.fixture
+def figures_over(written_figures, monkeypatch):
+    """Draws the figures of comparisons, and writes those over a setting."""
+
+    def save(figure, path):
+        return (SAVE if "_over_rho" in path.name else close)(figure, path)
+
+    monkeypatch.setattr(figures, "save", save)
+
+
 @pytest.fixture
 def runs(tmp_path):
-    """SGD, SAM at two rho of which validation prefers what the test does not, and XSAM."""
+    """SGD, XSAM, and SAM at two rho. Validation prefers one of them, the test the other."""
     for seed in (2, 10):
         fake_run(tmp_path / "sgd", seed, 70.0 + seed, 60.0, seconds=1.0, method="sgd")
         fake_run(tmp_path / "sam-good", seed, 80.0 + seed, 70.0, method="sam", rho=0.1)
@@ -77,7 +129,7 @@ def runs(tmp_path):
 
 
 def compared(capsys, *arguments):
-    """What the command prints: the lines of its table as lists of cells, and the other lines."""
+    """Returns the printed lines of the table as lists of cells, and the other lines."""
     assert compare.main(list(map(str, arguments))) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x[:1] == "|"]
@@ -87,22 +139,22 @@ def compared(capsys, *arguments):
 # --- Comparing ---
 
 
-def test_the_table_has_means_and_shows_the_test_of_what_validation_chose(runs, capsys):
+def test_the_table_shows_means_and_the_test_accuracy_of_the_choice(runs, capsys):
     cells, _ = compared(capsys, runs)
     assert cells[0] == [
         *("method", "rho", "rho_max", "seeds"),
-        *("validation", "test", "gradients", "epoch (s)", "epoch / sam's"),
+        *("validation", "test", "epoch (s)", "epoch / sam's"),
     ]
     # Of 72 and 80 the standard deviation is 8 / sqrt(2).
     assert cells[2:] == [
-        ["sgd *", "", "", "2", "60.0 ±  0.0", "76.0 ±  5.7", "1", "1", "0.5"],
-        ["sam", "0.02", "", "2", "69.0 ±  0.0", "", "2", "2", "1"],
-        ["sam *", "0.1", "", "2", "70.0 ±  0.0", "86.0 ±  5.7", "2", "2", "1"],
-        ["xsam *", "0.1", "0.2", "2", "71.0 ±  0.0", "95.6 ±  0.6", "2", "2.5", "1.25"],
+        ["sgd *", "", "", "2", "60.0 ±  0.0", "76.0 ±  5.7", "1", "0.5"],
+        ["sam", "0.02", "", "2", "69.0 ±  0.0", "", "2", "1"],
+        ["sam *", "0.1", "", "2", "70.0 ±  0.0", "86.0 ±  5.7", "2", "1"],
+        ["xsam *", "0.1", "0.2", "2", "71.0 ±  0.0", "95.6 ±  0.6", "2.5", "1.25"],
     ]
 
 
-def test_differences_are_to_sam_and_ties_are_said(runs, capsys):
+def test_differences_to_sam_name_ties_and_alpha(runs, capsys):
     _, lines = compared(capsys, runs)
     # sqrt(32 / 2 + 32 / 2) and sqrt(0.32 / 2 + 32 / 2).
     assert "* sgd - sam, rho 0.1: -10.0, standard error 5.7: tie" in lines
@@ -117,7 +169,7 @@ def test_differences_are_to_sam_and_ties_are_said(runs, capsys):
     assert any(line.startswith(f"8 runs, {hours:.2g} hours of training.") for line in lines)
 
 
-def test_csv_and_pictures_are_written(runs, tmp_path, capsys):
+def test_csv_and_pictures_are_written(runs, tmp_path, capsys, written_figures):
     out = tmp_path / "out"
     cells, _ = compared(capsys, runs, "--out", out)
     with (out / "table.csv").open() as file:
@@ -132,7 +184,7 @@ def test_csv_and_pictures_are_written(runs, tmp_path, capsys):
         assert_is_a_picture(out / f"{name}.png")
 
 
-def test_over_a_setting_nothing_is_chosen(runs, capsys):
+def test_over_a_setting_no_value_is_chosen(runs, capsys, figures_over):
     cells, lines = compared(capsys, runs, "--over", "rho")
     assert [line[5] for line in cells[2:]] == [
         "76.0 ±  5.7",
@@ -143,10 +195,10 @@ def test_over_a_setting_nothing_is_chosen(runs, capsys):
     assert any(
         line.startswith("* xsam, rho 0.1, rho_max 0.2 - sam, rho 0.1: +9.6") for line in lines
     )
-    assert (runs / "comparison" / "accuracy_over_rho.png").exists()
+    assert_is_a_picture(runs / "comparison" / "accuracy_over_rho.png")
 
 
-def test_over_what_sam_has_not_all_are_compared_with_the_same_sam(tmp_path, capsys):
+def test_over_a_setting_that_sam_lacks_all_have_the_same_base(tmp_path, drawn, capsys):
     scales = {"first": 80.0, "last": 90.0}
     for seed in (0, 1):
         fake_run(tmp_path / "sam", seed, 85.0, method="sam", rho=0.1)
@@ -157,10 +209,10 @@ def test_over_what_sam_has_not_all_are_compared_with_the_same_sam(tmp_path, caps
     assert cells[0][:4] == ["method", "rho_max", "scale", "seeds"]
     assert sum(" - sam" in line for line in lines) == 2
     assert f"* xsam, rho_max 0.2, scale first - sam: -5.0, standard error 0.0: {MORE}" in lines
-    assert (tmp_path / "comparison" / "accuracy_over_scale.png").exists()
+    assert "accuracy_over_scale" in drawn
 
 
-def test_runs_of_other_data_are_another_choice_and_have_another_sam(tmp_path, capsys):
+def test_each_data_set_has_its_own_choice_and_base(tmp_path, capsys):
     for rate in (0.0, 0.4):
         for seed in (0, 1):
             common = {"label_noise": rate, "rho": 0.1}
@@ -183,17 +235,18 @@ def test_tuning_and_unfinished_runs_are_left_out(runs, capsys):
     assert "| sam | 0.5 |" not in captured.out
     assert "| gsam" not in captured.out
     assert "gsam/seed0 is at epoch 2 of 3" in captured.out
-    tuning, _ = read_runs([runs / "tuning"])
-    assert [run.settings["rho"] for run in tuning] == [0.5]
+    tuning = read_runs([runs / "tuning"])
+    assert list(tuning.table["settings", "rho"]) == [0.5]
 
 
-def test_the_order_of_seeds_is_that_of_numbers(runs):
-    groups = group(read_runs([runs])[0])
-    assert {tuple(run.settings["seed"] for run in g.runs) for g in groups} == {(2, 10)}
-    assert [g.method for g in Comparison(groups).groups] == ["sgd", "sam", "sam", "xsam"]
+def test_seeds_are_sorted_as_numbers(runs):
+    comparison = Comparison(read_runs([runs]))
+    for folders in comparison.members:
+        assert [path.name for path in folders] == ["seed2", "seed10"]
+    assert list(comparison.groups["method"]) == ["sgd", "sam", "sam", "xsam"]
 
 
-def test_another_base(runs, capsys):
+def test_another_method_can_be_the_base(runs, capsys):
     cells, lines = compared(capsys, runs, "--against", "sgd")
     assert cells[0][-1] == "epoch / sgd's"
     assert cells[-1][-1] == "2.5"
@@ -202,16 +255,17 @@ def test_another_base(runs, capsys):
     assert "there is no run of 'asam'" in capsys.readouterr().err
 
 
-def test_two_sams_that_were_trained_alike_are_no_base(tmp_path, capsys):
+def test_two_runs_of_sam_with_equal_settings_are_no_base(tmp_path, capsys):
     for rho in (0.1, 0.2):
         fake_run(tmp_path / str(rho), 0, 80.0, method="sam", rho=rho)  # nothing to choose by
     fake_run(tmp_path / "sgd", 0, 80.0, method="sgd")
     cells, lines = compared(capsys, tmp_path)
     assert "* sgd: no single sam was trained alike" in lines
+    assert cells[0][-1] == "epoch / sam's"
     assert [line[-1] for line in cells[2:]] == ["", "", ""]
 
 
-def test_a_default_beside_a_value_is_another_setting(tmp_path, capsys):
+def test_defaults_are_shown_as_values(tmp_path, drawn, capsys):
     """Steps between probes, of which None is the five of an epoch, and an argument's default."""
     radii = {"method": "xsam", "rho": 0.1, "rho_max": 0.2}
     for every, test in ((None, 80.0), (10, 90.0)):
@@ -225,7 +279,7 @@ def test_a_default_beside_a_value_is_another_setting(tmp_path, capsys):
     assert sorted(line[1] for line in cells[2:]) == ["first", "last"]
 
 
-def test_numbers_of_a_method_are_in_their_order(tmp_path, capsys):
+def test_arguments_of_a_method_are_sorted_as_numbers(tmp_path, drawn, capsys):
     for sigma in ("10", "2", "0.95"):
         arguments = {"method_args": {"sigma": sigma}, "method": "friendly_sam", "rho": 0.1}
         fake_run(tmp_path / sigma, 0, 1.0, **arguments)
@@ -233,7 +287,7 @@ def test_numbers_of_a_method_are_in_their_order(tmp_path, capsys):
     assert [line[1] for line in cells[2:]] == ["0.95", "2", "10"]
 
 
-def test_few_seeds_of_a_lucky_setting_are_no_candidate(tmp_path, capsys):
+def test_groups_with_fewer_seeds_are_no_candidates(tmp_path, drawn, capsys):
     for seed in (0, 1):
         fake_run(tmp_path / "whole", seed, 80.0, 60.0, method="sam", rho=0.1)
     fake_run(tmp_path / "half", 0, 90.0, 61.0, method="sam", rho=0.4)
@@ -246,7 +300,7 @@ def test_few_seeds_of_a_lucky_setting_are_no_candidate(tmp_path, capsys):
     compared(capsys, tmp_path, "--over", "rho")
 
 
-def test_a_choice_at_the_edge_is_said(tmp_path, capsys):
+def test_choices_at_the_edge_are_listed(tmp_path, capsys):
     accuracies = {0.0: (1.0, 2.0, 3.0), 0.4: (1.0, 3.0, 2.0)}
     for noise, validation in accuracies.items():
         for rho, of_rho in zip((0.1, 0.2, 0.4), validation, strict=True):
@@ -254,13 +308,13 @@ def test_a_choice_at_the_edge_is_said(tmp_path, capsys):
             common = {"method": "sam", "rho": rho, "label_noise": noise}
             fake_run(folder, 0, 80.0, of_rho, **common)
     _, lines = compared(capsys, tmp_path)
-    said = [line for line in lines if "at the edge" in line]
-    assert said == ["* sam, label_noise 0, rho 0.4: rho is at the edge of what was tried"]
+    listed = [line for line in lines if "at the edge" in line]
+    assert listed == ["* sam, label_noise 0, rho 0.4: rho is at the edge of what was tried"]
     _, lines = compared(capsys, tmp_path, "--over", "rho")
     assert not any("at the edge" in line for line in lines)
 
 
-def test_what_all_have_and_what_some_have(runs, capsys):
+def test_shared_settings_are_listed_for_all_and_for_some_methods(runs, capsys):
     _, lines = compared(capsys, runs)
     shared = next(line for line in lines if "hours of training" in line)
     assert re.search(r"All: .*epochs 3\b", shared)
@@ -269,12 +323,12 @@ def test_what_all_have_and_what_some_have(runs, capsys):
 
 
 def test_overlapping_folders_are_read_once(runs):
-    assert len(read_runs([runs, runs / "sgd", runs])[0]) == 8
+    assert len(read_runs([runs, runs / "sgd", runs]).table) == 8
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The lines of each picture, by its name and panel: label, x and y."""
+def drawn(no_figures, monkeypatch):
+    """Records the lines of each figure by its name and panel: label, x and y."""
     pictures = {}
 
     def save(figure, path):
@@ -288,14 +342,14 @@ def drawn(monkeypatch):
         pictures[path.name, "bars"] = [
             [bar.get_width() for bar in axes.patches] for axes in figure.axes
         ]
-        compare.figures.plt.close(figure)
-        return path
+        return close(figure, path)
 
-    monkeypatch.setattr(compare.figures, "save", save)
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(compare, "draw", DRAW)
     return pictures
 
 
-def test_pictures_show_the_numbers_of_the_choice(runs, drawn, capsys):
+def test_figures_show_the_numbers_of_the_choice(runs, drawn, capsys):
     compared(capsys, runs)
     (accuracy,) = drawn["accuracy_over_epochs"]
     sam, xsam = r"SAM, $\rho$ 0.1", r"XSAM, $\rho$ 0.1, $\rho_m$ 0.2"
@@ -311,7 +365,7 @@ def test_pictures_show_the_numbers_of_the_choice(runs, drawn, capsys):
     np.testing.assert_allclose(drawn["time_per_epoch", "bars"], [[0.5, 1.0, 1.25]])
 
 
-def test_a_picture_over_a_setting_has_means_bands_and_levels(runs, drawn, capsys):
+def test_figures_over_a_setting_have_means_bands_and_levels(runs, drawn, capsys):
     compared(capsys, runs, "--over", "rho")
     (lines,) = drawn["accuracy_over_rho"]
     np.testing.assert_allclose(lines["SAM"], [[0.02, 0.1], [99, 86]])
@@ -321,7 +375,7 @@ def test_a_picture_over_a_setting_has_means_bands_and_levels(runs, drawn, capsys
     assert (82.0, 99.0) in low_high  # from 82, the lower seed at 0.1, to 99 at 0.02
 
 
-def test_candidates_without_a_choice_are_a_line_each(tmp_path, drawn, capsys):
+def test_candidates_without_a_choice_have_a_line_each(tmp_path, drawn, capsys):
     for rho in (0.4, 0.1):
         for ratio in (1, 2):
             radii = {"method": "xsam", "rho": rho, "rho_max": ratio}
@@ -332,7 +386,7 @@ def test_candidates_without_a_choice_are_a_line_each(tmp_path, drawn, capsys):
     np.testing.assert_allclose(lines[r"XSAM, $\rho_m$ 2"], [[0.1, 0.4], [82.1, 82.4]])
 
 
-def test_curves_are_of_the_epochs_that_all_seeds_have(tmp_path, drawn, capsys):
+def test_curves_cover_the_epochs_that_all_seeds_have(tmp_path, drawn, capsys):
     fake_run(tmp_path, 0, 80.0, 60.0, method="sgd")
     path = fake_run(tmp_path, 1, 80.0, 60.0, method="sgd")
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -349,20 +403,83 @@ def test_any_setting_can_be_the_axis(tmp_path, drawn, capsys):
     assert "accuracy_over_augmentation" in drawn
 
 
-def broken(folder):
-    path = fake_run(folder / "broken", 0, 1.0)
-    (path / "config.json").write_text("{")
+def overwrite(name, text):
+    """Returns a function that makes a run, one file of which has another text."""
+
+    def prepare(folder):
+        path = fake_run(folder / "a", 0, 1.0, method="sgd")
+        (path / name).write_text(text)
+
+    return prepare
+
+
+EPOCH = '{"epoch": 3, "step": 15, "seconds": 1.0}'
+CONFIG = '{"dataset": "digits", "model": "mlp", "method": "sgd", "seed": 0, "epochs": 3}'
+BAD_FILES = {
+    "config is no JSON": ("config.json", "{", "Expecting property name"),
+    "config is a list": ("config.json", "[1]", "not a JSON object with dataset, model"),
+    "config lacks a key": ("config.json", CONFIG.replace("seed", "sed"), "method, seed, epochs"),
+    "config has text as epochs": ("config.json", CONFIG.replace("3", '"three"'), "'three'"),
+    "config has a list as method": ("config.json", CONFIG.replace('"sgd"', "[]"), "unhashable"),
+    "config has an unknown method": ("config.json", CONFIG.replace("sgd", "sgg"), "'sgg'"),
+    "config has a list of arguments": (
+        "config.json",
+        CONFIG.replace('"sgd"', '"wsam", "method_args": [1], "rho": 1'),
+        "'list' object has no attribute",
+    ),
+    "metrics are no JSON": ("metrics.jsonl", "{]}\n", "Expecting property name"),
+    "metrics are lists": ("metrics.jsonl", f"{EPOCH}\n[{EPOCH}, {{}}]{{}}\n", "Extra data"),
+    "metrics lack a key": ("metrics.jsonl", EPOCH.replace("step", "steps"), "epoch, step, seconds"),
+    "metrics have text": ("metrics.jsonl", EPOCH.replace("15", '"15"'), "step is no number"),
+    "evaluation is a list": (EVALUATION, "[1, 2]", "not a JSON object with test_accuracy"),
+    "evaluation is a number": (EVALUATION, "3", "not a JSON object with test_accuracy"),
+    "evaluation lacks a key": (EVALUATION, '{"corrupted": 3.0}', "test_loss, test_ece, images"),
+    "evaluation has text": (
+        EVALUATION,
+        '{"test_accuracy": "3", "test_loss": 1, "test_ece": 1, "images": 1}',
+        "test_accuracy is no number but '3'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+@pytest.mark.parametrize("name", ["analyze", "compare", "evaluate"])
+def test_files_of_another_shape_raise_one_line_with_their_name(case, name, tmp_path, capsys):
+    file, text, message = BAD_FILES[case]
+    overwrite(file, text)(tmp_path)
+    program = importlib.import_module(f"examples.experiments.{name}")
+    assert program.main([str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}: error: {tmp_path / 'a' / 'seed0' / file} cannot be read: ")
+    assert message in line
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_skipped(tmp_path):
+    path = fake_run(tmp_path, 0, 80.0, method="sgd")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "ste')
+    assert list(read_runs([tmp_path]).epochs.loc[path].index) == [1, 2, 3]
+
+
+def test_metrics_of_older_runs_are_read(tmp_path, capsys):
+    """They count gradients, which newer runs do not, and no column shows them."""
+    path = fake_run(tmp_path, 0, 80.0, method="sgd")
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(record | {"gradients": 1.0}) for record in records]
+    (path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    cells, _ = compared(capsys, tmp_path)
+    assert cells[0] == ["method", "seeds", "test", "epoch (s)"]
 
 
 BAD = {
     "no folder": (lambda f: None, ["nowhere"], "is no folder"),
+    "no argument": (lambda f: None, [], "give the folder of a run"),
     "no run": (lambda f: (f / "a").mkdir(), ["a"], "holds no run: there is no config.json"),
-    "broken": (broken, ["broken"], "cannot be read"),
     "unfinished": (lambda f: fake_run(f / "a", 0, 1.0, done=1), ["a"], "none of the runs"),
     "twice": (
         lambda f: [fake_run(f / name, 0, 1.0, method="sgd") for name in "ab"],
         ["a", "b"],
-        "are the same run: give one of them",
+        "a/seed0 and b/seed0 are the same run: give one of them",
     ),
     "over": (
         lambda f: [fake_run(f / "a", s, 1.0, rho=0.1 * (s + 1), rho_max=0.3) for s in (0, 1)],
@@ -373,14 +490,57 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_compare_says_what_is_wrong(case, tmp_path, monkeypatch, capsys):
+def test_compare_names_mistakes_in_one_line(case, tmp_path, monkeypatch, capsys):
     prepare, arguments, message = BAD[case]
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert compare.main(arguments) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("compare: error: ")
-    assert message in said
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("compare: error: ")
+    assert message in line
+
+
+# --- Command lines ---
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_help_explains_every_option(name, capsys):
+    program = importlib.import_module(f"examples.experiments.{name}")
+    with pytest.raises(SystemExit) as end:
+        program.main(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert " ".join(program.__doc__.split("\n\n")[0].split()) in text
+    for field in dataclasses.fields(program.Options):
+        if field.name not in ("folders", "settings"):
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert text.count("(default: ") + text.count("(required)") == len(
+        dataclasses.fields(program.Options)
+    )
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nonsense", "1"], "Unrecognized options: --nonsense"),
+        (["a", "--out"], "Missing value for argument '--out'"),
+    ],
+    ids=["unknown", "without a value"],
+)
+def test_wrong_options_are_one_line_and_status_2(name, arguments, message, capsys):
+    program = importlib.import_module(f"examples.experiments.{name}")
+    if name == "evaluate":  # it has no --out
+        arguments = [text.replace("out", "images") for text in arguments]
+        message = message.replace("out", "images")
+    elif name == "sweep" and "a" not in arguments:  # it needs --out
+        arguments = ["--out", "a", *arguments]
+    with pytest.raises(SystemExit) as end:
+        program.main(arguments)
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}: error: ")
+    assert message in line
 
 
 # --- Calibration ---
@@ -405,7 +565,7 @@ def reference_calibration_error(logits, labels, bins):
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
-def test_the_calibration_error_is_the_papers(bins):
+def test_the_calibration_error_matches_the_paper(bins):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 2, (500, 5)).astype(np.float32), rng.integers(0, 5, 500)
     expected = reference_calibration_error(logits, labels, bins)
@@ -413,7 +573,7 @@ def test_the_calibration_error_is_the_papers(bins):
     assert evaluate.calibration_error(logits, labels, bins) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_calibration_error_of_the_sure_and_of_the_undecided():
+def test_the_calibration_error_of_certain_and_uniform_predictions():
     sure = np.array([[1e4, 0.0], [1e4, 0.0]], np.float32)
     assert evaluate.calibration_error(sure, np.array([0, 0])) == 0
     assert evaluate.calibration_error(sure, np.array([0, 1])) == 50
@@ -423,29 +583,37 @@ def test_the_calibration_error_of_the_sure_and_of_the_undecided():
 
 # --- Sweeps and evaluations of real runs ---
 
-EACH = "--dataset digits --train-size 320 --validation-size 100 --epochs 2"
+# Runs that differ in rho, seed and label noise share a compiled program.
+EACH = """--dataset digits --method sam --train-size 320 --validation-size 100
+          --epochs 2 --evaluate-every 2"""
+
+
+with_swept = pytest.mark.xdist_group("swept")
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A choice between a learning rate and one that learns nothing, then two seeds."""
+    """Chooses a rho, among others with which nothing is learned, then trains two seeds."""
     out = tmp_path_factory.mktemp("sweep")
     arguments = ["--out", str(out), "--tune", "7", "--seeds", "0", "1", "--each", EACH]
-    arguments += [f"--method sgd --learning-rate {rate}" for rate in ("1e-9", "0.05", "1e30")]
-    assert sweep.main(arguments) == 0
+    arguments += [f"--rho {rho}" for rho in ("1e9", "0.05", "1e30")]
+    with without_figures():
+        assert sweep.main(arguments) == 0
     return out, arguments
 
 
-def test_a_sweep_repeats_what_validation_chose(swept):
+@with_swept
+def test_a_sweep_repeats_the_choice_by_validation(swept):
     out, _ = swept
     tuned = {path.parent.name for path in (out / "tuning").glob("*/seed7")}
-    assert tuned == {f"sgd-learning_rate{rate}" for rate in ("1e-9", "0.05", "1e30")}
-    chosen = {str(path.relative_to(out)) for path in out.glob("sgd*/seed*")}
-    assert chosen == {f"sgd-learning_rate0.05/seed{seed}" for seed in (0, 1)}
-    assert len(read_runs([out])[0]) == 2
+    assert tuned == {f"rho{rho}" for rho in ("1e9", "0.05", "1e30")}
+    chosen = {str(path.relative_to(out)) for path in out.glob("rho*/seed*")}
+    assert chosen == {f"rho0.05/seed{seed}" for seed in (0, 1)}
+    assert len(read_runs([out]).table) == 2
 
 
-def test_a_sweep_that_is_done_trains_nothing(swept, capsys):
+@with_swept
+def test_a_finished_sweep_trains_nothing(swept, capsys):
     out, arguments = swept
     files = sorted(out.glob("*/seed*/checkpoints/*")) + sorted(
         out.glob("tuning/*/seed*/checkpoints/*")
@@ -454,11 +622,11 @@ def test_a_sweep_that_is_done_trains_nothing(swept, capsys):
     assert len(before) >= 4
     assert sweep.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in files] == before
-    assert "sgd-learning_rate0.05 is best of 3\n" in capsys.readouterr().err
+    assert "rho0.05 is best of 3\n" in capsys.readouterr().err
 
 
-def test_a_sweep_that_is_stopped_goes_on(tmp_path, monkeypatch, capsys):
-    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--method sgd"]
+def test_a_stopped_sweep_continues(tmp_path, monkeypatch, capsys):
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--rho 0.1"]
     trained = []
 
     def stop_at_the_second(config, show):
@@ -473,33 +641,44 @@ def test_a_sweep_that_is_stopped_goes_on(tmp_path, monkeypatch, capsys):
     assert "sweep: stopped after step 7" in capsys.readouterr().err
     assert sweep.main(arguments) == 0
     assert trained == [0, 1, 0, 1]
-    assert len(read_runs([tmp_path])[0]) == 2
+    assert len(read_runs([tmp_path]).table) == 2
 
 
-def test_a_sweep_in_which_all_diverge_says_so(tmp_path, capsys):
+def test_a_sweep_names_the_choices_in_which_all_diverge(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
-    settings = [f"--method sgd --learning-rate {rate}" for rate in ("1e30", "1e31")]
+    settings = [f"--rho {rho}" for rho in ("1e30", "1e31")]
     assert sweep.main([*arguments, *settings]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "sweep: error: diverged: all of sgd-learning_rate1e30, sgd-learning_rate1e31"
-    assert not list(tmp_path.glob("sgd*"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "sweep: error: diverged: all of rho1e30, rho1e31"
+    assert not list(tmp_path.glob("rho*"))
 
 
-def test_a_sweep_chooses_within_what_a_method_is_tuned_by(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--tune", "0", "--seeds", "1", "--each", EACH]
-    arguments += ["--method sgd --label-noise 0 --epochs 1", "--method sgd --label-noise 0.4"]
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training, and records the folders of the runs that would be trained."""
+    folders = []
+
+    def train(config, show):
+        folders.append("/".join(config.out.parts[-3:]))
+        return [{"validation_accuracy": 100 * config.rho}]
+
+    monkeypatch.setattr(sweep, "train", train)
+    return folders
+
+
+def test_settings_that_are_not_tuned_do_not_compete(tmp_path, trained):
+    arguments = ["--out", str(tmp_path / "out"), "--tune", "0", "--seeds", "1", "--each", EACH]
+    arguments += [f"--rho {rho} --label-noise {rate}" for rate in (0, 0.4) for rho in (0.1, 0.2)]
     assert sweep.main(arguments) == 0
-    assert {path.name for path in tmp_path.glob("sgd*")} == {
-        "sgd-label_noise0-epochs1",
-        "sgd-label_noise0.4",
-    }
+    chosen = {name for name in trained if name.startswith("out")}
+    assert chosen == {f"out/rho0.2-label_noise{rate}/seed1" for rate in (0, 0.4)}
+    assert len(set(trained) - chosen) == 4
 
 
-def test_a_sweep_without_a_choice_trains_all(tmp_path):
-    arguments = ["--out", str(tmp_path), "--seeds", "3", "--each", f"{EACH} --epochs 1"]
-    assert sweep.main([*arguments, "--method sam --rho 0.1", "--method sam --rho 0.2"]) == 0
-    names = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("config.json"))
-    assert names == ["sam-rho0.1/seed3", "sam-rho0.2/seed3"]
+def test_a_sweep_without_tuning_trains_all(tmp_path, trained):
+    arguments = ["--out", str(tmp_path / "out"), "--seeds", "3", "--each", EACH]
+    assert sweep.main([*arguments, "--rho 0.1", "--rho 0.2"]) == 0
+    assert trained == ["out/rho0.1/seed3", "out/rho0.2/seed3"]
 
 
 @pytest.mark.parametrize(
@@ -513,9 +692,10 @@ def test_a_sweep_without_a_choice_trains_all(tmp_path):
         (["--method sam --rho -1"], "rho must be above 0, got -1.0"),
         (["--method sgd", "--method  sgd"], "'sgd' is there twice"),
         (["--method sgd", "--seeds", "1", "1"], "seeds must differ, got 1 1"),
+        ([], "give a setting: options of the trainer"),
     ],
 )
-def test_a_sweep_says_what_is_wrong_before_it_trains(arguments, message, tmp_path, capsys):
+def test_mistakes_in_a_sweep_are_found_before_training(arguments, message, tmp_path, capsys):
     each = "--each=--dataset digits --validation-size 0"
     assert sweep.main(["--out", str(tmp_path / "out"), each, *arguments]) == 2
     assert message in capsys.readouterr().err
@@ -532,57 +712,75 @@ def test_a_sweep_says_what_is_wrong_before_it_trains(arguments, message, tmp_pat
         ("", "default"),
     ],
 )
-def test_folders_are_named_by_what_sets_runs_apart(setting, name):
+def test_folders_are_named_by_the_options_of_a_setting(setting, name):
     assert sweep.make_point(setting, "--epochs 1").name == name
 
 
-def test_an_evaluation_finds_what_the_trainer_found(swept, capsys):
+FEW = {"noise": {"gaussian_noise": None}, "weather": {"fog": None, "brightness": None}}
+
+
+@with_swept
+def test_an_evaluation_agrees_with_the_trainer(swept, monkeypatch, capsys):
     out, _ = swept
+    monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
     assert evaluate.main([str(out), "--corruptions"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    runs, _ = read_runs([out])
+    last = read_runs([out]).table["last"]
     test = load(Config(dataset="digits", train_size=320, validation_size=100)).test
     assert isinstance(test, Images)
-    for run in runs:
-        found, last = run.evaluation, run.metrics[-1]
-        assert found["images"] == 500
-        assert found["test_accuracy"] == pytest.approx(last["test_accuracy"], rel=1e-6)
-        assert found["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    for path in last.index:
+        found, metrics = read_evaluation(path), json.loads(last_line(path / "metrics.jsonl"))
+        assert found["images"] == found["corrupted_images"] == 500
+        assert found["test_accuracy"] == pytest.approx(metrics["test_accuracy"], rel=1e-6)
+        assert found["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+        network = evaluate.restore(path)
+        for name in ("fog", "gaussian_noise"):
+            accuracies = []
+            for severity in (1, 2, 3, 4, 5):
+                pixels = corrupt(test.pixels, name, severity, evaluate.SEED)
+                logits, labels = network.logits(Images(pixels, test.labels))
+                accuracies.append(100 * np.mean(np.argmax(logits, axis=1) == labels))
+            assert found[name] == pytest.approx(np.mean(accuracies))
+        assert found["weather"] == pytest.approx((found["fog"] + found["brightness"]) / 2)
+
+
+@with_swept
+def test_an_evaluation_averages_over_corruptions_of_the_first_images(swept, capsys):
+    out, _ = swept
+    assert evaluate.main([str(out), "--corruptions", "--images", "40"]) == 0
+    for path in read_runs([out]).table.index:
+        found = read_evaluation(path)
+        assert (found["images"], found["corrupted_images"]) == (500, 40)
+        assert found["fog"] in 0.5 * np.arange(201)  # of 40 images at five severities
         names = [name for of_group in CORRUPTIONS.values() for name in of_group]
         assert found["corrupted"] == pytest.approx(np.mean([found[name] for name in names]))
         for title, of_group in CORRUPTIONS.items():
             assert found[title] == pytest.approx(np.mean([found[name] for name in of_group]))
-    network = evaluate.restore(runs[0].path)
-    for name in ("fog", "gaussian_noise"):
-        accuracies = []
-        for severity in (1, 2, 3, 4, 5):
-            pixels = corrupt(test.pixels, name, severity, evaluate.SEED)
-            logits, labels = network.logits(Images(pixels, test.labels))
-            accuracies.append(100 * np.mean(np.argmax(logits, axis=1) == labels))
-        assert runs[0].evaluation[name] == pytest.approx(np.mean(accuracies))
-    assert compare.main([str(out)]) == 0
-    header = capsys.readouterr().out.splitlines()[0]
-    assert "| test | ECE | noise | blur | weather | digital | all corruptions |" in header
+    capsys.readouterr()
+    cells, lines = compared(capsys, out)
+    titles = ["test", "ECE", "noise", "blur", "weather", "digital", "all corruptions"]
+    assert [title for title in cells[0] if title in titles] == titles
+    assert "* corruptions of the first 40 test images" in lines
 
 
-def test_an_evaluation_of_some_corrupted_images(swept):
-    out, _ = swept
-    assert evaluate.main([str(out), "--corruptions", "--images", "40"]) == 0
-    found = read_runs([out])[0][0].evaluation
-    assert (found["images"], found["corrupted_images"]) == (500, 40)
-    assert found["fog"] in 0.5 * np.arange(201)  # of 40 images at five severities
+def last_line(path):
+    return path.read_text().splitlines()[-1]
 
 
-def test_an_evaluation_is_of_the_last_epoch_and_ends_with_it(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--each", EACH, "--method sgd", "--method sam --rho 0.1"]
-    assert sweep.main(arguments) == 0
-    whole, cut = (run.path for run in read_runs([tmp_path])[0])
+@with_swept
+def test_an_evaluation_belongs_to_the_last_epoch(swept, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
+    shutil.copytree(swept[0] / "rho0.05", tmp_path / "rho0.05")
+    for file in tmp_path.rglob(EVALUATION):
+        file.unlink()
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--each", EACH, "--rho 0.05"]
+    whole, cut = read_runs([tmp_path]).table.index
     shutil.rmtree(cut / "checkpoints" / "10")
     assert evaluate.main([str(tmp_path), "--corruptions", "--images", "20"]) == 0
     assert "is not that of its last epoch" in capsys.readouterr().err
     assert (whole / EVALUATION).exists()
     assert not (cut / EVALUATION).exists()
-    # What was found before stays, until the run is trained again.
+    # Earlier results stay, until the run is trained again.
     assert evaluate.main([str(whole)]) == 0
     assert "fog" in json.loads((whole / EVALUATION).read_text())
     shutil.rmtree(whole / "checkpoints")
@@ -590,7 +788,7 @@ def test_an_evaluation_is_of_the_last_epoch_and_ends_with_it(tmp_path, capsys):
     assert not (whole / EVALUATION).exists()
 
 
-def test_an_evaluation_says_what_is_wrong(tmp_path, capsys):
+def test_runs_without_a_checkpoint_are_not_evaluated(tmp_path, capsys):
     path = fake_run(tmp_path / "a", 0, 1.0, dataset="digits", method="sgd")
     assert evaluate.main([str(path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
@@ -605,40 +803,48 @@ def test_an_evaluation_says_what_is_wrong(tmp_path, capsys):
 # --- The scripts behind the results ---
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_every_command_of_a_script_is_one(script, tmp_path, monkeypatch):
-    """A stand-in for Python notes its arguments; each is then read as its program would."""
-    noted = tmp_path / "noted"
-    stand_in = tmp_path / "python"
-    stand_in.write_text(
-        f"#!{sys.executable}\nimport json, sys\n"
-        f"with open({str(noted)!r}, 'a') as file:\n    print(json.dumps(sys.argv[1:]), file=file)\n"
-    )
+def commands_of(script, folder):
+    """Runs a script with a stand-in for Python, and returns the arguments of each call."""
+    stand_in = folder / "python"
+    note = f"{shlex.quote(str(folder))}/$(date +%s%N)-$$.call"  # two may run at a time
+    stand_in.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" > {note}\n")
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"PYTHON": str(stand_in)}
-    subprocess.run(["bash", str(script), str(tmp_path / "out")], env=environment, check=True)
-    commands = [json.loads(line) for line in noted.read_text().splitlines()]
+    subprocess.run(["bash", str(script), str(folder / "out")], env=environment, check=True)
+    return [path.read_text().split("\0")[:-1] for path in sorted(folder.glob("*.call"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_command_of_a_script_can_be_parsed(script, tmp_path):
+    commands = commands_of(script, tmp_path)
     assert commands
-    for module, *arguments in (command[1:] for command in commands):
-        if module == "examples.experiments.sweep":
-            options = sweep.parse_arguments(arguments)
-            points = [sweep.make_point(setting, options.each) for setting in options.settings]
-            for point in points:
-                check(point.config(0, options.out))
-        elif module == "benchmarks.run":
-            parse_arguments(arguments)
+    for _, module, *arguments in commands:
+        program = importlib.import_module(module)
+        if program is sweep:
+            options = sweep.read_arguments(arguments)
+            for setting in options.settings:
+                check(sweep.make_point(setting, options.each).config(0, options.out))
         else:
-            flat = importlib.import_module("examples.05_flat_minima")
-            programs = {
-                "examples.experiments.analyze": analyze,
-                "examples.experiments.compare": compare,
-                "examples.experiments.evaluate": evaluate,
-                "examples.05_flat_minima": flat,
-            }
-            programs[module].parse_arguments(arguments)
+            read_options(program.Options, arguments)
 
 
-def test_scripts_give_each_method_as_many_settings():
+def test_the_flatness_script_trains_and_analyzes_the_demo(tmp_path):
+    (trained, analyzed) = commands_of(ROOT / "examples/experiments/runs/flatness.sh", tmp_path)
+    options = sweep.read_arguments(trained[2:])
+    configs = [
+        sweep.make_point(setting, options.each).config(seed, options.out)
+        for setting in options.settings
+        for seed in options.seeds
+    ]
+    assert [config.out.parent.name for config in configs[::3]] == list(DEMO)
+    assert [config.seed for config in configs] == 3 * [0, 1, 2]
+    for config in configs:
+        for name, value in DEMO[config.preset].settings.items():
+            assert getattr(config, name) == value
+    assert analyzed == ["-m", "examples.experiments.analyze", str(options.out)]
+
+
+def test_each_method_has_four_settings_in_the_main_script():
     text = (
         (ROOT / "examples" / "experiments" / "runs" / "cifar10_small.sh")
         .read_text()
@@ -658,8 +864,8 @@ def test_scripts_give_each_method_as_many_settings():
         assert len({shlex.split(line)[1] for line in expanded}) == 1
 
 
-def test_the_results_have_the_tables_that_were_written():
-    """Numbers in prose are not looked at; those in tables are what a program has printed."""
+def test_the_results_have_the_written_tables():
+    """Compares tables only. Numbers in prose are not checked."""
     text = (ROOT / "examples" / "experiments" / "RESULTS.md").read_text()
     tables = sorted((ROOT / "examples" / "experiments" / "results").glob("*/table.md"))
     assert len(tables) >= 8

@@ -1,4 +1,4 @@
-"""What several seeds say: a mean with its spread, a difference with its error."""
+"""Statistics over seeds: a mean with its spread, a difference with its standard error."""
 
 import math
 
@@ -13,7 +13,7 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 
 
 def difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
-    """Says by how much the means differ; by less than two standard errors is a tie."""
+    """Returns the difference of the means as text. A tie is at most two standard errors."""
     by = first.mean() - second.mean()
     if min(len(first), len(second)) == 1:
         return f"{by:+.{digits}f}, of a single seed"

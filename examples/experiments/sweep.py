@@ -1,19 +1,22 @@
-r"""Trains with several settings, chooses among those of each method, and repeats what it chose.
+r"""Trains with several settings, and repeats the best setting of each method with further seeds.
 
     python -m examples.experiments.sweep --out runs/tiny --tune 0 --seeds 1 2 3 \
-        --each "--dataset digits --label-noise 0.4" \
+        --each "--dataset digits --validation-size 297 --label-noise 0.4" \
         "--method sgd" "--method sam --rho 0.2" "--method sam --rho 0.4"
 
-Each setting is a string of the trainer's options (`python -m examples.image_classification --help`)
-and `--each` are those that all have. With `--tune 0` every setting is trained with seed 0 to
-OUT/tuning, and of each method the one with the best validation accuracy after its last epoch is
-trained with `--seeds` to OUT; without, every setting is trained with `--seeds`. Test accuracies
-are never looked at. Settings that differ in more than a method is tuned by (radii, arguments,
-learning rate, weight decay) are not rivals. Goes on where it was interrupted: with other `--seeds`
-or settings it adds to what is there. `python -m examples.experiments.compare` makes a table.
+A setting is a string of options of the trainer (`python -m examples.image_classification --help`).
+`--each` has the options that all settings share. Settings do not follow `--seeds` directly.
+
+With `--tune 0` every setting is trained with seed 0 to OUT/tuning. The setting of each method with
+the best validation accuracy after its last epoch is then trained with `--seeds` to OUT. Without
+`--tune` every setting is trained with `--seeds`. Test accuracies are not used. Settings compete if
+they differ only in settings that a method is tuned by: radii, arguments, learning rate, weight
+decay.
+
+An interrupted sweep continues. Further seeds or settings add to the folder.
+`python -m examples.experiments.compare` makes a table.
 """
 
-import argparse
 import dataclasses
 import itertools
 import re
@@ -24,44 +27,53 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import logging
 from tqdm import tqdm
+from tyro.conf import Positional
 
-from examples.experiments.arguments import Parser
-from examples.experiments.records import but, is_tuned, settings_of
+from examples.experiments.command_line import read_options, run_command
+from examples.experiments.records import is_tuned, number_groups, tabulate_settings, used_settings
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
-from examples.image_classification.devices import cache_compilations
 from examples.image_classification.optimizer import make_optimizer
-from examples.image_classification.progress import Stopped
-from examples.image_classification.run_folder import Diverged, TrainingError
+from examples.image_classification.run_folder import Diverged
 from examples.image_classification.train import train
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    settings: Positional[tuple[str, ...]]
+    """Options of the trainer, each setting in one string in quotes."""
+    out: Path
+    """Folder of the runs."""
+    each: str = ""
+    """Options that all settings share, in one string in quotes."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train with."""
+    tune: int | None = None
+    """Train with this seed first, and choose."""
+
+
 class Point(NamedTuple):
-    """One setting: its name, which is that of its folder, and how to train with a seed."""
+    """A setting: the name of its folder, and its options of the trainer."""
 
     name: str
     options: Sequence[str]
 
     def config(self, seed: int, folder: Path) -> Config:
-        """Returns the configuration of one run.
-
-        Raises:
-          ValueError: an option is wrong.
-        """
+        """Returns the configuration of one run, or raises ValueError if an option is wrong."""
         out = folder / self.name / f"seed{seed}"
         try:
             return read_config([*self.options, "--seed", str(seed), "--out", str(out)])
         except ValueError as error:
             raise ValueError(f"in {shlex.join(self.options)!r}: {error}") from None
-        except SystemExit:
-            # What cannot be parsed has just been said at length.
+        except SystemExit:  # the message is on stderr already
             raise ValueError(f"that was in {shlex.join(self.options)!r}") from None
 
 
 def make_point(setting: str, each: str) -> Point:
-    """Returns the point of a setting; its name leaves out what all have."""
+    """Returns a setting, named by the options that not all settings share."""
     parts = []
     for option in re.split(r"(?:^|\s)--", setting)[1:]:
         key, *values = shlex.split(option)
@@ -71,25 +83,29 @@ def make_point(setting: str, each: str) -> Point:
     return Point(name, shlex.split(each) + shlex.split(setting))
 
 
-def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: Path) -> None:
-    """Trains with every point and seed, or with those points that are chosen with a seed.
+def sweep(options: Options) -> None:
+    """Trains every setting with all seeds, or the best of each choice.
 
     Raises:
       ValueError: an option is wrong, or the folder holds other runs.
-      TrainingError: a checkpoint could not be written; or, after all else was trained, a loss was
+      TrainingError: a checkpoint could not be written, or, after all else was trained, a loss was
         not finite.
-      Stopped: SIGTERM or Ctrl-C came; the state is saved.
+      Stopped: SIGTERM or Ctrl-C came. The state is saved.
     """
+    seeds, tune, out = options.seeds, options.tune, options.out
+    points = [make_point(setting, options.each) for setting in options.settings]
     check_points(points, seeds, tune)
-    choices: dict[object, list[Point]] = {}
-    for point in points:
-        settings = settings_of(dataclasses.asdict(point.config(0, out)))
-        key = but(settings, ["seed", *filter(is_tuned, settings)])
-        choices.setdefault(key if tune is not None else point.name, []).append(point)
-    total = len(seeds) * len(choices) + (tune is not None) * len(points)
+    settings = tabulate_settings(
+        [used_settings(dataclasses.asdict(point.config(0, out))) for point in points],
+        range(len(points)),
+    )
+    differ = ["seed", *filter(is_tuned, settings)]
+    choices = settings.index if tune is None else number_groups(settings, differ)
+    groups = [[points[i] for i in group] for group in settings.groupby(choices).groups.values()]
+    total = len(seeds) * len(groups) + (tune is not None) * len(points)
     diverged, count = [], itertools.count(1)
     with tqdm(total=total, unit="run", disable=None) as bar:
-        for rivals in choices.values():
+        for rivals in groups:
             best = rivals[0]
             if tune is not None:
                 found = [_train(point.config(tune, out / "tuning"), bar, count) for point in rivals]
@@ -112,7 +128,9 @@ def sweep(points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: 
 
 
 def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None) -> None:
-    """Raises ValueError for what can be known to be wrong before hours of training."""
+    """Raises ValueError for mistakes that can be found before hours of training."""
+    if not points:
+        raise ValueError("give a setting: options of the trainer in one string in quotes")
     names = [point.name for point in points]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the setting {repeated[0]!r} is there twice")
@@ -130,47 +148,29 @@ def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None
 
 
 def _train(config: Config, bar: tqdm, count: Iterator[int]) -> float:
-    """Trains, and returns the validation accuracy; 0 without such images, -1 if it diverges."""
+    """Trains, and returns the validation accuracy: 0 without such images, -1 if it diverges."""
     name = "/".join(config.out.parts[-2:]) if config.out else ""
     bar.set_description(name)
     try:
         accuracy = train(config, show=False)[-1].get("validation_accuracy", 0.0)
-        said = f", validation {accuracy:.2f} %" if config.validation_size else ""
+        result = f", validation {accuracy:.2f} %" if config.validation_size else ""
     except Diverged as error:  # the worst of all, and no reason to leave out the rest
-        accuracy, said = -1.0, f": {error}"
+        accuracy, result = -1.0, f": {error}"
     bar.update()
-    bar.write(f"{next(count)}/{bar.total} {name}{said}", sys.stderr)
+    bar.write(f"{next(count)}/{bar.total} {name}{result}", sys.stderr)
     return accuracy
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def read_arguments(arguments: list[str] | None = None) -> Options:
     """Reads the command line."""
-    hint = "each setting, and --each, is one string in quotes; settings do not follow --seeds"
-    parser = Parser("sweep", __doc__ or "", hint)
-    add = parser.add_argument
-    add("settings", nargs="+", metavar="SETTING", help="options of the trainer, in one string")
-    add("--each", default="", metavar="OPTIONS", help="options of all settings")
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds [0]")
-    add("--tune", type=int, metavar="N", help="choose with this seed first")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    return parser.parse_args(argv)
+    given = sys.argv[1:] if arguments is None else arguments
+    # Tyro would take a setting for an option.
+    return read_options(Options, [re.sub(r"^(?=--[\w-]+\s)", " ", text) for text in given])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a sweep; returns the exit status."""
-    args = parse_arguments(argv)
-    logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line
-    cache_compilations()
-    points = [make_point(setting, args.each) for setting in args.settings]
-    try:
-        sweep(points, args.seeds, args.tune, args.out)
-    except (ValueError, OSError, TrainingError) as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except Stopped as stopped:
-        print(f"sweep: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a sweep and returns the exit status."""
+    return run_command(sweep, read_arguments(arguments))
 
 
 if __name__ == "__main__":

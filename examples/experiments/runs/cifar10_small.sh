@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tables 1 and 2 of examples/experiments/RESULTS.md: 4,000 images of CIFAR-10, right labels and 40 % wrong ones.
+# Tables 1 and 2 of examples/experiments/RESULTS.md: 4,000 images of CIFAR-10, with right labels and with 40 % wrong ones.
 #     TFDS_DATA_DIR=... bash examples/experiments/runs/cifar10_small.sh [OUT]
-# Each method has four settings, chosen on 1,000 validation images with seed 0; test accuracy,
-# calibration error, and accuracy on corrupted images. Half of the runs go on one core, half on the
-# other, since both cores together are little faster on one run: 71 minutes, and 22 on one core for
-# the evaluation. Interrupted, it goes on where it was.
+# Each method has four settings, chosen on 1,000 validation images with seed 0. The tables have test accuracy,
+# calibration error, and accuracy on corrupted images. Half of the runs use one core, half the other, since both
+# cores together are little faster on one run. That takes 71 minutes, and the evaluation 22 on one core.
+# An interrupted script continues where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 out=${1:-runs} python=${PYTHON:-.venv/bin/python}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The pilots in examples/experiments/LOG.md by which the augmentation of cifar10_small.sh was settled, with seed 0,
-# and how long a step takes at whole and half resolution. A quarter of an hour on one core.
+# Pilots with seed 0 in examples/experiments/LOG.md, by which the augmentation of cifar10_small.sh was chosen, and
+# the time of a step at whole and half resolution. A quarter of an hour on one core.
 #     TFDS_DATA_DIR=... bash examples/experiments/runs/cifar10_small_pilots.sh [OUT]
 set -euo pipefail
 cd "$(dirname "$0")/../../.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Table 3 of examples/experiments/RESULTS.md: what XSAM loses to SAM on 40 % wrong labels. At SAM's rho, XSAM with
-# three rho_max, and a fixed direction turned from SAM's (alpha = 1) to one side and to the other; SAM
-# at XSAM's rho. After cifar10_small.sh, to the same OUT; three quarters of an hour on one core.
+# Table 3 of examples/experiments/RESULTS.md: the loss of XSAM to SAM on 40 % wrong labels. At SAM's rho, XSAM with
+# three rho_max, and a fixed direction turned from SAM's (alpha = 1) to one side and to the other. At XSAM's rho, SAM.
+# Run it after cifar10_small.sh, with the same OUT. Three quarters of an hour on one core.
 #     TFDS_DATA_DIR=... bash examples/experiments/runs/cifar10_small_why.sh [OUT]
 set -euo pipefail
 cd "$(dirname "$0")/../../.."

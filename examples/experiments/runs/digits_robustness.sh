@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Figures 1 to 5 of examples/experiments/RESULTS.md: how sensitive SAM and XSAM are to their settings, on digits
+# Figures 1 to 5 of examples/experiments/RESULTS.md: the sensitivity of SAM and XSAM to their settings, on digits
 # with 40 % wrong labels, in the order of the XSAM paper: over rho with one rho_max (its figure 3b),
 # over the steps between probes (4), over rho_max (14a), over ascent steps (table 4), and by the
-# length of XSAM's update (17). Five seeds of each setting, without any choice: 22 minutes on one core.
+# length of XSAM's update (17). Five seeds of each setting, without a choice: 22 minutes on one core.
 #     bash examples/experiments/runs/digits_robustness.sh [OUT]
 set -euo pipefail
 cd "$(dirname "$0")/../../.."

@@ -1,0 +1,80 @@
+"""The command lines of the experiment tools and the benchmarks: dataclasses that tyro reads."""
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from absl import logging
+
+from examples.image_classification.devices import cache_compilations
+from examples.image_classification.progress import Stopped
+from examples.image_classification.run_folder import TrainingError
+
+Options = TypeVar("Options")
+
+
+def read_options(kind: type[Options], arguments: list[str] | None) -> Options:
+    """Reads a command line.
+
+    Args:
+      kind: a dataclass with a docstring for each field. Its `__post_init__` may raise ValueError.
+        The docstring of its module describes the program.
+      arguments: the command line, None for that of this process.
+
+    Raises:
+      SystemExit: the help was requested (status 0), or the command line is wrong (status 2, after
+        one line on stderr).
+    """
+    module = sys.modules[kind.__module__]
+    program, box = name_program(kind), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, prog=program, description=module.__doc__, args=arguments)
+    except SystemExit as end:
+        if end.code:
+            message = unbox(box.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
+            print(f"{program}: error: {message}", file=sys.stderr)
+        raise
+
+
+def run_command(run: Callable[[Options], None], options: Options) -> int:
+    """Runs a program, prints an error as one line on stderr, and returns the exit status.
+
+    The status is 2 for wrong arguments and files, 1 where training failed, and 128 and the number
+    of the signal where training was stopped.
+    """
+    program = name_program(type(options))
+    logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks beside the line
+    cache_compilations()
+    try:
+        run(options)
+    except (ValueError, OSError, TrainingError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except Stopped as stopped:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
+    return 0
+
+
+def name_program(kind: type) -> str:
+    """Returns the name of the file that a class stands in."""
+    return Path(sys.modules[kind.__module__].__file__ or "").stem
+
+
+def unbox(text: str) -> str:
+    """Returns the first section of a message of tyro, which has a title and rules, as one line."""
+
+    def is_rule(line: str) -> bool:
+        return re.fullmatch("[─╰╯-]*", line) is not None
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    after_title = [line.strip(" │") for line in plain.splitlines()][1:]
+    section = itertools.dropwhile(is_rule, after_title)
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), section))
