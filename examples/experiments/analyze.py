@@ -286,7 +286,7 @@ def draw(
 ) -> dict[str, Axes]:
     """Returns the figures by name, of the chosen groups alone, as one of their axes."""
     best = Comparison(comparison.chosen)
-    groups = {figures.said(best.label(member)): member for member in best.chosen}
+    groups = {figures.format_label(best.label(member)): member for member in best.chosen}
     top, rises = {}, {}
     radii = [factor * args.radius for factor in FACTORS]
     for label, member in groups.items():

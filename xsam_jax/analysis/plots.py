@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from xsam_jax.analysis.style import (
@@ -50,7 +49,9 @@ __all__ = [
 ]
 
 
-def spectral_density(densities: Mapping[str, tuple[Any, Any]], *, ax: Axes | None = None) -> Axes:
+def spectral_density(
+    densities: Mapping[str, tuple[Any, Any]], *, ax: plt.Axes | None = None
+) -> plt.Axes:
     """Draws densities of the Hessian's eigenvalues on a logarithmic axis.
 
     The axis ends below the lowest peak, since a single eigenvalue among many parameters has a low
@@ -85,7 +86,7 @@ def spectral_density(densities: Mapping[str, tuple[Any, Any]], *, ax: Axes | Non
     return axes
 
 
-def eigenvalues(values: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def eigenvalues(values: Mapping[str, Any], *, ax: plt.Axes | None = None) -> plt.Axes:
     """Draws the top eigenvalues of the Hessian by their index, from 1.
 
     The axis is logarithmic if all are positive and differ by a factor of 100.
@@ -117,8 +118,8 @@ def eigenvalues(values: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
 
 def average_sharpness(
-    radii: Any, sharpness: Mapping[str, tuple[Any, Any]], *, ax: Axes | None = None
-) -> Axes:
+    radii: Any, sharpness: Mapping[str, tuple[Any, Any]], *, ax: plt.Axes | None = None
+) -> plt.Axes:
     """Draws average sharpness over the radius, as in figure 16 of the XSAM paper.
 
     Args:
@@ -153,7 +154,7 @@ def average_sharpness(
     return axes
 
 
-def loss_line(xs: Any, losses: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def loss_line(xs: Any, losses: Mapping[str, Any], *, ax: plt.Axes | None = None) -> plt.Axes:
     """Draws losses on a line.
 
     Args:
@@ -178,8 +179,8 @@ def loss_line(xs: Any, losses: Mapping[str, Any], *, ax: Axes | None = None) -> 
 
 
 def alpha_profiles(
-    alphas: Any, profiles: Mapping[str, Any], *, normalize: bool = True, ax: Axes | None = None
-) -> Axes:
+    alphas: Any, profiles: Mapping[str, Any], *, normalize: bool = True, ax: plt.Axes | None = None
+) -> plt.Axes:
     r"""Draws losses over the interpolation factor, as in figures 2 and 13 of the XSAM paper.
 
     Colors go from dark to light in the order of the profiles. A marker is at each maximum, a
@@ -215,7 +216,7 @@ def alpha_profiles(
     return axes
 
 
-def gradient_gap(rhos: Any, rho_maxs: Any, gaps: Any, *, ax: Axes | None = None) -> Axes:
+def gradient_gap(rhos: Any, rho_maxs: Any, gaps: Any, *, ax: plt.Axes | None = None) -> plt.Axes:
     r"""Draws by how much the loss is higher along SAM's gradient than along the gradient.
 
     As in figures 11 and 12 of the XSAM paper: above zero, SAM's gradient leads higher.

@@ -36,10 +36,10 @@ SIZE = 8  # points
 STYLE: dict[Any, Any] = {
     "figure.figsize": (WIDTH, 2.3),
     "figure.constrained_layout.use": True,
+    "figure.labelsize": SIZE,
     "font.size": SIZE,
     "axes.labelsize": SIZE,
     "axes.titlesize": SIZE,
-    "axes.xmargin": 0.02,
     "xtick.labelsize": SIZE,
     "ytick.labelsize": SIZE,
     "legend.fontsize": SIZE,
@@ -91,18 +91,17 @@ def canvas(ax: Axes | None, height: float = 2.3, *, legend: bool = True) -> Iter
     """
     if ax is not None:
         yield ax
-    else:
-        with plt.rc_context(STYLE):
-            # Constrained layout that also fits axes with a fixed aspect.
-            _, axes = plt.subplots(figsize=(WIDTH, height), layout="compressed")
-            # The number of ticks is chosen at drawing time, outside of this context.
-            axes.tick_params(labelsize=SIZE)
-            yield axes
-            if legend:
-                add_legend(axes)
-            return
-    if legend:
-        add_legend(ax, outside=False)
+        if legend:
+            add_legend(ax, outside=False)
+        return
+    with plt.rc_context(STYLE):
+        # Constrained layout that also fits axes with a fixed aspect.
+        _, axes = plt.subplots(figsize=(WIDTH, height), layout="compressed")
+        # The number of ticks is chosen at drawing time, outside of this context.
+        axes.tick_params(labelsize=SIZE)
+        yield axes
+        if legend:
+            add_legend(axes)
 
 
 def add_legend(axes: Axes, *, outside: bool = True) -> None:
@@ -117,13 +116,14 @@ def add_legend(axes: Axes, *, outside: bool = True) -> None:
     figure: Any = axes.figure
     width = (figure if outside else axes).get_window_extent().width / figure.dpi
     letters = int(width * 72 / (0.55 * plt.rcParams["font.size"]))
-    handle = 8  # letters
-    labels = [textwrap.fill(label, max(letters - handle, 10)) for label in labels]
+    handle = 7  # letters
+    if outside:
+        labels = [textwrap.fill(label, letters - handle) for label in labels]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     ncols = min(len(labels), max(1, letters // (longest + handle)))
-    if outside:
-        legend = figure.legend(handles, labels, loc="outside upper left", ncols=ncols)
-        height = legend.get_window_extent().height / figure.dpi
-        figure.set_figheight(figure.get_figheight() + height)
-    else:
+    if not outside:
         axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols)
+        return
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=ncols)
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)

@@ -11,7 +11,6 @@ import numpy as np
 from adjustText import adjust_text
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -23,8 +22,8 @@ _LEVELS = 16  # at most
 
 
 def loss_surface(
-    xs: Any, ys: Any, losses: Any, *, levels: Any = None, ax: Axes | None = None
-) -> Axes:
+    xs: Any, ys: Any, losses: Any, *, levels: Any = None, ax: plt.Axes | None = None
+) -> plt.Axes:
     """Draws losses on a plane: filled contours, and a color bar.
 
     One color step is one level, so that surfaces with equal levels have equal colors.
@@ -62,8 +61,8 @@ def ascent_plane(
     rho: float,
     rho_max: float | None = None,
     alpha: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
     r"""Draws an ascent on the loss of its plane, as in figures 1a and 10a of the XSAM paper.
 
     All gradients are applied at :math:`\theta_0`, as arrows of length :math:`\rho`. Of several
@@ -119,7 +118,8 @@ def ascent_plane(
             axes.plot(*line.T, color=COLORS["xsam"], zorder=4, path_effects=_halo(3))
             marker: dict[str, Any] = {"color": COLORS["xsam"], "markeredgecolor": "white"}
             axes.plot(*star, "*", markersize=10, zorder=6, **marker)
-        _label_points(axes, points, [path, *(np.stack([np.zeros(2), end]) for end in seen)])
+        lines = [np.stack([np.zeros(2), end]) for end in (*arrows, *stars)]
+        _label_points(axes, points, [*lines, path] if last > 1 else lines)
     return axes
 
 
@@ -163,7 +163,7 @@ def _choose_levels(losses: np.ndarray) -> np.ndarray:
 
 def _log_levels(low: float, high: float) -> np.ndarray:
     for subs in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        levels = LogLocator(subs=subs, numticks=_LEVELS - 2).tick_values(low, high)
+        levels = np.array(LogLocator(subs=subs, numticks=_LEVELS - 2).tick_values(low, high))
         first = max(0, int(np.searchsorted(levels, low, "right")) - 1)
         levels = levels[first : int(np.searchsorted(levels, high)) + 1]
         if 0 < len(levels) <= _LEVELS:
@@ -172,7 +172,7 @@ def _log_levels(low: float, high: float) -> np.ndarray:
 
 
 def _draw_surface(
-    axes: Axes,
+    axes: plt.Axes,
     xs: np.ndarray,
     ys: np.ndarray,
     losses: np.ma.MaskedArray,
@@ -190,7 +190,7 @@ def _draw_surface(
     axes.figure.colorbar(filled, cax=beside, label="loss", format="%g")
 
 
-def _draw_circles(axes: Axes, rho: float, rho_max: float | None) -> dict[str, np.ndarray]:
+def _draw_circles(axes: plt.Axes, rho: float, rho_max: float | None) -> dict[str, np.ndarray]:
     """Draws the radii around the origin, and returns the points to label."""
     points = {}
     for name, radius, dash, angle in (
@@ -204,7 +204,7 @@ def _draw_circles(axes: Axes, rho: float, rho_max: float | None) -> dict[str, np
     return points
 
 
-def _draw_ascent(axes: Axes, path: np.ndarray, arrows: np.ndarray) -> dict[str, np.ndarray]:
+def _draw_ascent(axes: plt.Axes, path: np.ndarray, arrows: np.ndarray) -> dict[str, np.ndarray]:
     """Draws gradients, and the points of several steps, and returns the points to label."""
     names = ["$g_0$", *(f"$g_{{{step}}}@\\theta_0$" for step in range(1, len(arrows)))]
     points = {name: arrow for name, arrow in zip(names, arrows, strict=True) if arrow.any()}
@@ -231,17 +231,33 @@ def _draw_ascent(axes: Axes, path: np.ndarray, arrows: np.ndarray) -> dict[str, 
 
 
 def _label_points(
-    axes: Axes, points: Mapping[str, np.ndarray], lines: Sequence[np.ndarray]
+    axes: plt.Axes, points: Mapping[str, np.ndarray], lines: Sequence[np.ndarray]
 ) -> None:
-    """Writes names beside their points, and away from lines and other names."""
-    texts = [
-        axes.annotate(name, point, point, path_effects=_halo(2), zorder=7)
-        for name, point in points.items()
-    ]
+    """Writes names beside their points, away from the lines and from other names."""
+    texts = []
+    for name, point in points.items():
+        x, y = point
+        outwards = point / np.linalg.norm(point) if point.any() else np.array([-0.5, -0.9])
+        start = point + 0.1 * np.ptp(axes.get_xlim()) * outwards
+        place: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 7}
+        texts.append(axes.annotate(name, (x, y), start, path_effects=_halo(2), **place))
     parts = [part for line in lines for part in itertools.pairwise(line)]
-    x, y = np.concatenate([np.linspace(start, end, 20) for start, end in parts]).T
-    leader = {"arrowstyle": "-", "linewidth": 0.5, "path_effects": _halo(1.5), "zorder": 6}
-    adjust_text(texts, x, y, ax=axes, iter_lim=200, arrowprops=leader)
+    x, y = np.concatenate([np.linspace(start, end, 5) for start, end in parts]).T
+    adjust_text(
+        texts,
+        x,
+        y,
+        target_x=[x for x, _ in points.values()],
+        target_y=[y for _, y in points.values()],
+        ax=axes,
+        expand=(1.2, 1.5),
+        force_explode=0.0,
+        force_static=0.4,
+        force_text=0.6,
+        prevent_crossings=False,
+        iter_lim=40,
+        arrowprops={"arrowstyle": "-", "linewidth": 0.5, "path_effects": _halo(1.5), "zorder": 6},
+    )
 
 
 def _halo(width: float) -> list[patheffects.AbstractPathEffect]:
