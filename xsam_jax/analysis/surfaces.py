@@ -184,7 +184,8 @@ def _draw_surface(
     filled = axes.contourf(xs, ys, losses, levels=levels, extend=extend, **colors)
     inner = levels[(losses.min() < levels) & (levels < losses.max())]
     if inner.size:
-        axes.contour(xs, ys, losses, levels=inner, colors="black", linewidths=0.3, alpha=0.6)
+        thin: dict[str, Any] = {"colors": "black", "linewidths": 0.3, "linestyles": "solid"}
+        axes.contour(xs, ys, losses, levels=inner, alpha=0.6, **thin)
     # As high as the axes, also where these have a fixed aspect.
     beside = axes.inset_axes((1.04, 0.0, 0.06, 1.0))
     axes.figure.colorbar(filled, cax=beside, label="loss", format="%g")
