@@ -181,7 +181,7 @@ def alpha_and_psi(alphas: Curves, psis: Curves) -> Figure:
 
 def epoch_times(seconds: Mapping[str, np.ndarray], base: str) -> Figure:
     """Draws the time of an epoch by label and seed, divided by the median of the label `base`."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.5 + 0.25 * len(seconds)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.25 * len(seconds)))
     for row, (label, style) in enumerate(line_styles(seconds).items()):
         ratios = seconds[label] / np.median(seconds[base])
         axes.barh(row, np.median(ratios), color=style["color"], alpha=0.6)
