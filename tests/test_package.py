@@ -45,6 +45,8 @@ FURTHER = {
     "flax_linen": {"flax"},
     "analysis": {"scipy"},
     "analysis/plots": {"matplotlib"},
+    "analysis/style": {"matplotlib"},
+    "analysis/surfaces": {"matplotlib", "adjustText"},
 }
 
 

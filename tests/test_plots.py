@@ -1,5 +1,6 @@
-"""The pictures of the analysis: what they draw is what they were given, and all can be read."""
+"""Figures of the analysis: they draw the given numbers, and their text is readable."""
 
+import functools
 import itertools
 import math
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import same_color, to_rgb
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, FancyArrowPatch
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
 from examples.experiments import figures
-from xsam_jax.analysis import plots
+from xsam_jax.analysis import plots, surfaces
 from xsam_jax.analysis.ascent_plane import AscentPlane
 
 matplotlib.use("Agg")
@@ -46,7 +47,7 @@ EIGENVALUES = of_each(lambda k: 300 / k / np.arange(1, 8) ** 2)
 
 
 def plane_of(steps):
-    """Gradients that turn to the right, and are applied one after the other."""
+    """Returns a plane with gradients that turn to the right, applied one after the other."""
     turns = np.linspace(-0.2, 0.7, steps + 1) if steps > 1 else np.array([0.0, 0.5])
     gradients = np.stack([np.sin(turns), np.cos(turns)], axis=1) * np.arange(1, steps + 2)[:, None]
     path = np.stack([np.linspace(0, 0.0, steps + 1), 0.2 * np.arange(steps + 1)], axis=1)
@@ -71,15 +72,37 @@ PICTURES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def default_settings():
+    with plt.style.context("default"):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def closed():
+def close_figures():
     yield
     plt.close("all")
 
 
+@functools.cache
+def drawn(name):
+    """Returns the axes of a new figure, rendered once for all tests."""
+    before = dict(matplotlib.rcParams)
+    axes = PICTURES[name]()
+    assert dict(matplotlib.rcParams) == before
+    axes.figure.canvas.draw()
+    return axes
+
+
 def curves(axes):
-    """The lines that are in the legend."""
+    """Returns the lines that are in the legend, by label."""
     return {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+
+
+def legend_of(axes):
+    """Returns the legend of a new figure, or None."""
+    assert axes.get_legend() is None
+    return next(iter(axes.figure.legends), None)
 
 
 def all_axes(axes):
@@ -87,7 +110,7 @@ def all_axes(axes):
 
 
 def written(axes):
-    """All text that can be seen, and where, in pixels."""
+    """Yields all visible text, and its box in pixels."""
     for part in all_axes(axes):
         inside = part.get_window_extent()
         for name, axis in (("x", part.xaxis), ("y", part.yaxis)):
@@ -101,9 +124,9 @@ def written(axes):
                     yield label.get_text(), box
         for text in part.texts:
             yield text.get_text(), Text.get_window_extent(text)  # without an arrow
-        if legend := part.get_legend():
-            for text in legend.get_texts():
-                yield text.get_text(), text.get_window_extent()
+    for legend in axes.figure.legends:
+        for text in legend.get_texts():
+            yield text.get_text(), text.get_window_extent()
 
 
 def overlap(first, second):
@@ -111,53 +134,81 @@ def overlap(first, second):
     return (shared > 0.5).all()
 
 
-# --- All of them ---
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_the_axes_are_those_given(name, monkeypatch):
-    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
-    figure, (left, right) = plt.subplots(1, 2)
-    before = dict(matplotlib.rcParams)
-    assert PICTURES[name](right) is right
-    assert dict(matplotlib.rcParams) == before
-    assert right.has_data()
-    assert not left.has_data()
-    assert plt.get_fignums() == [figure.number]
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_of_its_own_can_be_read(name):
-    before = dict(matplotlib.rcParams)
-    axes = PICTURES[name]()
+def check_readable(axes):
     figure = axes.figure
-    assert dict(matplotlib.rcParams) == before
-    assert figure.get_figwidth() == 3.3
-    figure.canvas.draw()
-    assert axes.get_window_extent().height > 1.5 * figure.dpi  # a long legend takes nothing of it
-    assert np.asarray(figure.canvas.buffer_rgba())[..., :3].std() > 10  # not blank
     seen = list(written(axes))
-    assert len(seen) > 6
     for text, box in seen:
         assert (box.min >= 0).all(), f"{text} is cut off"
         assert (box.max <= figure.bbox.max).all(), f"{text} is cut off"
     for (one, first), (other, second) in itertools.combinations(seen, 2):
         assert not overlap(first, second), f"{one} is on {other}"
+    assert axes.get_window_extent().height > 1.5 * figure.dpi  # not reduced by a long legend
+    if legend := legend_of(axes):
+        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1  # on no curve
+    return seen
+
+
+# --- All figures ---
+
+
+def test_given_axes_are_drawn_on_and_their_figure_is_unchanged(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
+    figure, (left, right) = plt.subplots(1, 2)
+
+    def state():
+        boxes = [axes.get_position(original=True).bounds for axes in figure.axes]
+        size = figure.get_size_inches().tolist()
+        return dict(matplotlib.rcParams), size, boxes, figure.get_layout_engine(), figure.legends
+
+    before = state()
+    for name in PICTURES:
+        if "steps" in name:  # one plane is enough
+            continue
+        assert PICTURES[name](right) is right, name
+        assert state() == before, name
+        assert right.has_data(), name
+        assert not left.has_data(), name
+        assert plt.get_fignums() == [figure.number], name
+        assert figure.axes == [left, right], name
+        texts = right.get_legend().get_texts() if curves(right) else []
+        assert [text.get_text() for text in texts] == list(curves(right)), name
+        right.clear()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_text_of_a_new_figure_is_readable(name):
+    axes = drawn(name)
+    figure = axes.figure
+    assert figure.get_figwidth() == 3.3
+    assert np.asarray(figure.canvas.buffer_rgba())[..., :3].std() > 10  # not blank
+    assert len(check_readable(axes)) > 6
     for part in all_axes(axes):
         ticks = part.xaxis.get_ticklabels() + part.yaxis.get_ticklabels()
         for text in [part.xaxis.label, part.yaxis.label, *part.texts, *ticks]:
             assert text.get_fontsize() == 8
-    if legend := axes.get_legend():
-        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1  # on no curve
+    assert bool(legend_of(axes)) == bool(curves(axes))
+    if legend := legend_of(axes):
         assert [text.get_fontsize() for text in legend.get_texts()] == [8] * len(curves(axes))
 
 
-def test_ticks_are_as_many_where_other_text_is_large():
-    axes = PICTURES["loss_line"]()
+def test_long_and_many_labels_are_readable():
+    long = "xsam, rho 0.1, rho max {}, label noise 0.4, cosine schedule, with many words"
+    labels = [*map(long.format, (0.1, 0.2)), *(f"sam, {k}" for k in range(6))]
+    axes = plots.loss_line(XS, {label: XS for label in labels})
     axes.figure.canvas.draw()
+    seen = [text.replace("\n", " ") for text, _ in check_readable(axes)]
+    assert set(labels) <= set(seen)
+
+
+def test_short_labels_stand_side_by_side():
+    boxes = [text.get_window_extent() for text in legend_of(drawn("gradient_gap")).get_texts()]
+    assert boxes[0].y0 == boxes[1].y0
+
+
+def test_number_of_ticks_does_not_depend_on_later_settings():
+    axes = drawn("loss_line")
     xs, ys = axes.get_xticks(), axes.get_yticks()
     with plt.rc_context({"xtick.labelsize": 40, "ytick.labelsize": 40}):
-        axes.figure.canvas.draw()
         np.testing.assert_array_equal(axes.get_xticks(), xs)
         np.testing.assert_array_equal(axes.get_yticks(), ys)
 
@@ -184,8 +235,8 @@ def test_ticks_are_as_many_where_other_text_is_large():
         ("eigenvalues", "index", "eigenvalue of the Hessian"),
     ],
 )
-def test_axes_say_what_they_are(name, x, y):
-    axes = PICTURES[name]()
+def test_axes_are_labelled(name, x, y):
+    axes = drawn(name)
     assert (axes.get_xlabel(), axes.get_ylabel()) == (x, y)
 
 
@@ -193,9 +244,9 @@ OF_METHODS = ("spectral_density", "loss_line", "average_sharpness", "eigenvalues
 
 
 @pytest.mark.parametrize("name", OF_METHODS)
-def test_methods_have_their_colors_and_differ_in_grey(name):
-    axes = PICTURES[name]()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(LABELS)
+def test_methods_have_fixed_colors_and_distinct_dashes(name):
+    axes = drawn(name)
+    assert [text.get_text() for text in legend_of(axes).get_texts()] == list(LABELS)
     lines = curves(axes)
     for label in LABELS:
         color = plots.COLORS.get(label.split(",")[0], plots.FURTHER[0])
@@ -203,28 +254,35 @@ def test_methods_have_their_colors_and_differ_in_grey(name):
     assert len({str(line._unscaled_dash_pattern) for line in lines.values()}) == len(LABELS)
 
 
-def test_styles_come_again_for_another_color_first():
+def test_dashes_repeat_with_another_color_first():
     others = ["sgd", "xsam", "asam", "gsam", "wsam", "looksam"]
-    labels = ["sam, rho 0", *others, *(f"sam, rho {k}" for k in range(1, 7))]
-    lines = curves(plots.loss_line(XS, {label: XS for label in labels}))
-    pairs = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines.values()}
-    assert len(pairs) == len(labels)
+    styles = plots.line_styles(["sam, rho 0", *others, *(f"sam, rho {k}" for k in range(1, 7))])
+    pairs = {(style["color"], str(style["linestyle"])) for style in styles.values()}
+    assert len(pairs) == len(styles) == 13
 
 
-def test_looks_are_those_of_the_examples():
-    assert figures.looks is plots.looks
-    assert figures.COLORS is plots.COLORS
+def test_color_is_chosen_by_the_first_word():
     labels = ["sgd", "SAM, rho 0.1", "sam rho 0.2", "other", "another"]
-    gray, blue = plots.COLORS["sgd"], plots.COLORS["sam"]
-    expected = [(gray, "-"), (blue, "-"), (blue, "--"), *((c, "-") for c in plots.FURTHER[:2])]
-    assert list(plots.looks(labels).values()) == expected
+    styles = plots.line_styles(labels, markers=True)
+    colors = [plots.COLORS["sgd"], *[plots.COLORS["sam"]] * 2, *plots.FURTHER[:2]]
+    assert [style["color"] for style in styles.values()] == colors
+    for key in ("linestyle", "marker"):
+        assert len({str(style[key]) for style in styles.values()}) == len(labels)
+    assert [style["linestyle"] for style in styles.values()][:2] == ["-", "--"]
+    assert {style["marker"] for style in plots.line_styles(labels).values()} == {""}
 
 
-# --- What is drawn ---
+def test_experiments_share_the_style():
+    assert figures.line_styles is plots.line_styles
+    assert figures.COLORS is plots.COLORS
+    assert figures.STYLE is plots.STYLE
 
 
-def test_spectral_density_shows_a_single_eigenvalue_and_no_tails():
-    axes = PICTURES["spectral_density"]()
+# --- Numbers drawn ---
+
+
+def test_spectral_density_axis_ends_below_the_lowest_peak():
+    axes = drawn("spectral_density")
     for label, line in curves(axes).items():
         np.testing.assert_array_equal(line.get_data(), DENSITIES[label])
     low, high = axes.get_ylim()
@@ -232,7 +290,7 @@ def test_spectral_density_shows_a_single_eigenvalue_and_no_tails():
     assert 1e-9 < low < 1e-7 < 1 < high < 10  # between the peaks there is exp(-50)
 
 
-def test_spectral_density_cuts_off_rounding():
+def test_spectral_density_axis_cuts_off_rounding_errors():
     grid = np.linspace(-1, 3, 400)
     density = np.exp(-50 * grid**2) + 1e-20 * np.exp(-50 * (grid - 2) ** 2)
     low, _ = plots.spectral_density({"sam": (grid, density)}).get_ylim()
@@ -240,7 +298,7 @@ def test_spectral_density_cuts_off_rounding():
 
 
 def test_loss_line_draws_the_losses():
-    lines = curves(PICTURES["loss_line"]())
+    lines = curves(drawn("loss_line"))
     for label in LABELS:
         np.testing.assert_array_equal(lines[label].get_data(), (XS, LOSSES[label]))
 
@@ -253,8 +311,8 @@ def thin(axes):
     return next(c for c in axes.collections if getattr(c, "filled", True) is False)
 
 
-def test_loss_surface_covers_all_losses():
-    axes = PICTURES["loss_surface"]()
+def test_levels_cover_all_losses():
+    axes = drawn("loss_surface")
     levels = filled(axes).levels
     assert levels[0] <= SURFACE.min() < levels[1]
     assert levels[-2] < SURFACE.max() <= levels[-1]
@@ -267,7 +325,7 @@ def test_loss_surface_covers_all_losses():
 
 @pytest.mark.parametrize("low", [1e-3, 0.0])
 @pytest.mark.parametrize("high", [1.0, 1e12])
-def test_loss_surface_over_orders_of_magnitude(low, high):
+def test_levels_are_logarithmic_over_orders_of_magnitude(low, high):
     losses = low + high * (XS**2 * YS[:, None] ** 2)
     levels = filled(plots.loss_surface(XS, YS, losses)).levels
     assert 4 <= len(levels) <= 16
@@ -276,7 +334,7 @@ def test_loss_surface_over_orders_of_magnitude(low, high):
     assert np.mean(losses < levels[0]) < 0.2
 
 
-def test_levels_given_have_equal_colors_in_every_picture():
+def test_equal_levels_have_equal_colors():
     levels = [0.5, 1.0, 2.0, 4.0]
     pictures = [
         filled(plots.loss_surface(XS, YS, scale * SURFACE, levels=levels)) for scale in (1, 0.3, 9)
@@ -291,7 +349,7 @@ def test_levels_given_have_equal_colors_in_every_picture():
     assert len([c for c in outside.collections if hasattr(c, "levels")]) == 1  # and no warning
 
 
-def test_loss_surface_leaves_white_what_is_not_finite():
+def test_losses_that_are_not_finite_are_left_white():
     losses = np.where(XS > 0.5, np.inf, SURFACE)
     losses[0, 0] = np.nan
     axes = plots.loss_surface(XS, YS, losses)
@@ -301,20 +359,21 @@ def test_loss_surface_leaves_white_what_is_not_finite():
     assert thin(axes).levels.size
 
 
-def test_a_flat_surface_is_drawn_too():
+def test_levels_enclose_a_constant_loss():
     levels = filled(plots.loss_surface(XS, YS, np.full_like(SURFACE, 2.0))).levels
     assert levels[0] < 2 < levels[-1]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ascent_plane_draws_the_ascent(steps):
-    axes, plane = ascent(steps), plane_of(steps)
+    plane = plane_of(steps)
+    axes = drawn("ascent_plane" if steps == 1 else f"ascent_plane of {steps} steps")
     assert axes.get_aspect() == 1
     (arrows,) = (c for c in axes.collections if isinstance(c, Quiver))
-    drawn = np.stack([arrows.U, arrows.V], axis=1)
+    ends = np.stack([arrows.U, arrows.V], axis=1)
     units = plane.gradients / np.linalg.norm(plane.gradients, axis=1, keepdims=True)
-    np.testing.assert_allclose(drawn, 0.2 * units)
-    np.testing.assert_array_equal(arrows.XY, np.zeros_like(drawn))
+    np.testing.assert_allclose(ends, 0.2 * units)
+    np.testing.assert_array_equal(arrows.XY, np.zeros_like(ends))
     assert (arrows.angles, arrows.scale, arrows.scale_units) == ("xy", 1, "xy")
     colors = arrows.get_facecolor()
     assert same_color(colors[0], plots.COLORS["sgd"])
@@ -325,7 +384,7 @@ def test_ascent_plane_draws_the_ascent(steps):
     assert [circle.center for circle in circles] == [(0, 0)] * 2
     assert [circle.get_linestyle() for circle in circles] == ["--", "-."]
 
-    line, star, *path = axes.lines
+    *path, line, star = axes.lines
     point = plane.point(STAR, 0.6)
     np.testing.assert_allclose(star.get_xydata(), [point])
     assert star.get_marker() == "*"
@@ -336,9 +395,16 @@ def test_ascent_plane_draws_the_ascent(steps):
         assert path[0].get_marker() == "."
     assert len(path) == (steps > 1)
 
+    for text in axes.texts:
+        box, target = Text.get_window_extent(text), axes.transData.transform(text.xy)
+        away = np.maximum(0, np.maximum(box.min - target, target - box.max))
+        assert math.hypot(*away) < 0.6 * axes.figure.dpi, f"{text.get_text()} is far from its point"
+    leaders = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+    assert len(leaders) >= len(axes.texts) / 2
+
     names = {text.get_text(): text.xy for text in axes.texts}
-    places = {"$g_0$": drawn[0], r"$\alpha^*$": point, r"$\theta_0$": (0, 0)}
-    places |= {f"$g_{{{i}}}@\\theta_0$": drawn[i] for i in range(1, steps + 1)}
+    places = {"$g_0$": ends[0], r"$\alpha^*$": point, r"$\theta_0$": (0, 0)}
+    places |= {f"$g_{{{i}}}@\\theta_0$": ends[i] for i in range(1, steps + 1)}
     places |= {f"$\\theta_{{{steps}}}$": plane.path[-1]} if steps > 1 else {}
     for name, place in places.items():
         np.testing.assert_allclose(names.pop(name), place)
@@ -346,7 +412,13 @@ def test_ascent_plane_draws_the_ascent(steps):
     assert radii == [(r"$\rho$", pytest.approx(0.2)), (r"$\rho_m$", pytest.approx(0.6))]
 
 
-def test_ascent_plane_with_the_radius_alone():
+@pytest.fixture
+def unplaced(monkeypatch):
+    """Leaves labels where they start, since placing them renders the figure once more."""
+    monkeypatch.setattr(surfaces, "adjust_text", lambda *_, **__: None)
+
+
+def test_ascent_plane_without_rho_max_has_one_circle(unplaced):
     axes = plots.ascent_plane(plane_of(1), XS, YS, SURFACE, rho=0.2)
     assert [circle.radius for circle in axes.patches] == [0.2]
     assert not axes.lines
@@ -354,15 +426,7 @@ def test_ascent_plane_with_the_radius_alone():
     assert {text.get_text() for text in axes.texts} == expected
 
 
-def test_ascent_plane_shows_a_star_beyond_the_surface():
-    radii = {"rho": 0.2, "rho_max": 2.0, "alpha": 1.0}
-    axes = plots.ascent_plane(plane_of(1), XS, YS, SURFACE, **radii)
-    (x, y), (_, top) = plane_of(1).point(1.0, 2.0), axes.get_ylim()
-    assert y <= top
-    assert axes.get_xlim() == (-0.8, max(0.8, x))
-
-
-def test_a_gradient_that_is_orthogonal_to_the_plane_has_no_arrow():
+def test_gradient_orthogonal_to_the_plane_has_no_arrow(unplaced):
     plane = plane_of(2)
     plane.gradients[1] = 0.0
     axes = plots.ascent_plane(plane, XS, YS, SURFACE, rho=0.2)
@@ -371,38 +435,45 @@ def test_a_gradient_that_is_orthogonal_to_the_plane_has_no_arrow():
     assert r"$g_{1}@\theta_0$" not in {text.get_text() for text in axes.texts}
 
 
+def test_axes_extend_to_a_star_beyond_the_surface(unplaced):
+    radii = {"rho": 0.2, "rho_max": 2.0, "alpha": 1.0}
+    axes = plots.ascent_plane(plane_of(1), XS, YS, SURFACE, **radii)
+    (x, y), (_, top) = plane_of(1).point(1.0, 2.0), axes.get_ylim()
+    assert y <= top
+    assert axes.get_xlim() == (-0.8, max(0.8, x))
+
+
 @pytest.mark.parametrize("normalize", [True, False])
-def test_alpha_profiles_have_their_maxima_marked(normalize):
+def test_alpha_profiles_mark_their_maxima(normalize):
     axes = plots.alpha_profiles(ALPHAS, PROFILES, normalize=normalize)
     lines = curves(axes)
+    sam = lines.pop("SAM")
+    assert list(sam.get_xdata()) == [1, 1]
+    assert same_color(sam.get_color(), plots.COLORS["sam"])
     assert list(lines) == list(PROFILES)
     for label, losses in PROFILES.items():
         (maximum,) = lines[label].get_markevery()
         assert losses[maximum] == losses.max()
         expected = (losses - losses.min()) / np.ptp(losses) if normalize else losses
         np.testing.assert_allclose(lines[label].get_data(), (ALPHAS, expected))
-    (sam,) = (line for line in axes.lines if line.get_label() not in lines)
-    assert list(sam.get_xdata()) == [1, 1]
-    (text,) = axes.texts
-    assert (text.get_text(), text.get_position()) == ("SAM", (1, 1))
     assert axes.get_ylabel() == ("loss, each curve from 0 to 1" if normalize else "loss")
 
 
-def test_times_go_from_dark_to_light_and_differ_in_marker():
-    lines = curves(PICTURES["alpha_profiles"]()).values()
+def test_profiles_get_lighter_and_differ_in_marker():
+    lines = [line for label, line in curves(drawn("alpha_profiles")).items() if label in PROFILES]
     grays = [np.dot(to_rgb(line.get_color()), [0.299, 0.587, 0.114]) for line in lines]
     assert (np.diff(grays) > 0.05).all()
     assert max(grays) < 0.8  # on white
     assert len({line.get_marker() for line in lines}) == len(PROFILES)
 
 
-def test_a_flat_profile_is_drawn_too():
+def test_constant_profile_is_drawn_at_zero():
     lines = curves(plots.alpha_profiles(ALPHAS, {"epoch 1": np.ones_like(ALPHAS)}))
     np.testing.assert_array_equal(lines["epoch 1"].get_ydata(), 0)
 
 
-def test_gradient_gap_has_a_curve_for_each_rho():
-    axes = PICTURES["gradient_gap"]()
+def test_gradient_gap_draws_a_curve_for_each_rho():
+    axes = drawn("gradient_gap")
     lines = curves(axes)
     assert list(lines) == [r"$\rho$ = 0.05", r"$\rho$ = 0.1"]
     for line, row in zip(lines.values(), GAPS, strict=True):
@@ -412,8 +483,8 @@ def test_gradient_gap_has_a_curve_for_each_rho():
     assert zero.get_label() not in lines
 
 
-def test_average_sharpness_has_bands_of_two_standard_errors():
-    axes = PICTURES["average_sharpness"]()
+def test_average_sharpness_band_is_two_standard_errors():
+    axes = drawn("average_sharpness")
     lines = curves(axes)
     for label, band in zip(LABELS, axes.collections, strict=True):
         means, errors = SHARPNESS[label]
@@ -436,11 +507,11 @@ def test_eigenvalues_are_drawn_by_index():
     ("values", "scale"),
     [([9.0, 1.0], "linear"), ([900.0, 1.0], "log"), ([900.0, 1.0, -1.0], "linear")],
 )
-def test_eigenvalues_far_apart_are_on_a_logarithmic_axis(values, scale):
+def test_eigenvalues_far_apart_have_a_logarithmic_axis(values, scale):
     assert plots.eigenvalues({"sgd": values}).get_yscale() == scale
 
 
-# --- What cannot be drawn ---
+# --- Invalid arguments ---
 
 PLANE = plane_of(1)
 
@@ -487,13 +558,13 @@ PLANE = plane_of(1)
         (lambda: plots.eigenvalues({"a": SURFACE}), "eigenvalues of 'a' must be of shape"),
     ],
 )
-def test_what_does_not_fit_is_said(draw, message):
+def test_invalid_arguments_raise_and_leave_no_figure(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
     assert not plt.get_fignums()  # no half-drawn figure is left
 
 
-def test_what_is_no_mapping_is_refused():
+def test_values_without_labels_raise():
     for draw in (plots.spectral_density, plots.eigenvalues):
         with pytest.raises(TypeError, match="must be a dict from label to numbers"):
             draw([1.0, 2.0])
