@@ -25,6 +25,7 @@ from examples.experiments import figures
 from examples.experiments.seeds import spread
 from examples.image_classification import config as trainer
 from examples.image_classification.devices import cache_compilations
+from examples.image_classification.methods import METHODS
 from examples.image_classification.presets import settings_for
 from examples.image_classification.train import train
 from examples.report import Results, choose, report
@@ -32,7 +33,8 @@ from examples.report import Results, choose, report
 
 def run(setting: Setting, seed: int, config: Config) -> dict[str, Any]:
     """Trains one network, or reads what an earlier call has left; returns what it came to."""
-    radii = {"rho": setting.rho, "rho_max": setting.rho_max, "ascent_steps": config.steps}
+    steps = config.steps if METHODS[setting.method].steps else 1
+    radii = {"rho": setting.rho, "rho_max": setting.rho_max, "ascent_steps": steps}
     folder = f"{setting}, {config.steps} steps, {config.epochs} epochs".replace(", ", "-")
     chosen = settings_for(None, "digits", "mlp", setting.method) | radii
     chosen |= {"label_noise": config.noise, "epochs": config.epochs, "seed": seed}
@@ -45,7 +47,7 @@ def run(setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         "validation": history[-1]["validation_accuracy"],
         "test": history[-1]["test_accuracy"],
         "loss": [record["train_loss"] for record in history],
-        "gradients": [record["gradients"] for record in history],
+        "gradients": [record.get("gradients", np.nan) for record in history],
         **{name: [record[name] for record in history] for name in kept},
     }
 

@@ -21,12 +21,12 @@ from test_examples import assert_is_a_picture
 from benchmarks.run import parse_arguments
 from examples.experiments import analyze, compare, evaluate, sweep
 from examples.experiments.records import Comparison, group, read_runs
+from examples.image_classification.batches import Images
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import EVALUATION
-from examples.image_classification.streaming import Images
 
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"

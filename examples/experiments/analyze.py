@@ -57,17 +57,16 @@ from examples.experiments.records import (
     show,
 )
 from examples.experiments.seeds import spread
+from examples.image_classification.batches import Images, Stream, check_batch_size
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.devices import cache_compilations
-from examples.image_classification.feed import check_batch_size
 from examples.image_classification.run_folder import (
     TrainingError,
     read_config_file,
     write_atomically,
 )
 from examples.image_classification.steps import make_program
-from examples.image_classification.streaming import Images, Stream
 from xsam_jax import analysis
 from xsam_jax.analysis import plots
 
@@ -115,7 +114,7 @@ def network_of(run: Run, trained: Trained, args: argparse.Namespace) -> Network:
         raise ValueError(f"{run.path} was trained on {len(train.labels)} images: lower --images")
     # Neither the method nor bfloat16 nor the batch size make another program.
     plain = Config(dataset=config.dataset, model=config.model, method="sgd")
-    program = make_program(plain, trained.feed.shape._replace(steps_per_epoch=1))
+    program = make_program(plain, trained.feed.spec._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
     images = train.select(slice(args.images))
     leaves = jax.device_get(jax.tree.leaves((params, statistics, images)))

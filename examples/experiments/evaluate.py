@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from examples.experiments.arguments import Parser
 from examples.experiments.records import Run, read_json, read_runs
+from examples.image_classification.batches import Batches, Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import load
-from examples.image_classification.devices import Devices, cache_compilations
-from examples.image_classification.feed import Feed
+from examples.image_classification.devices import cache_compilations
 from examples.image_classification.run_folder import (
     EVALUATION,
     RunFolder,
@@ -39,7 +39,6 @@ from examples.image_classification.run_folder import (
     write_atomically,
 )
 from examples.image_classification.steps import Program, State, make_program
-from examples.image_classification.streaming import Images, Stream
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks
@@ -54,14 +53,14 @@ class Trained(NamedTuple):
       state: as of the last checkpoint, without that of the optimizer.
     """
 
-    feed: Feed
+    feed: Batches
     program: Program
     state: State
 
     def logits(self, images: Images | Stream) -> tuple[np.ndarray, np.ndarray]:
         """Returns the logits of images, and their labels."""
         placed = self.feed.place(images)
-        rows = self.feed.rows_in_order(images)
+        rows = self.feed.evaluation_rows(images)
         parts = [self.program.predict(self.state, placed, row) for row in rows]
         logits, labels = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
         return logits[labels >= 0], labels[labels >= 0]
@@ -85,7 +84,7 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     names = ("dataset", "data_dir", "train_size", "validation_size", "batch_size")
     of_data = {name: getattr(config, name) for name in names}
     feed = _feed(**of_data | {"data_dir": data_dir or config.data_dir})
-    program = make_program(config, feed.shape)
+    program = make_program(config, feed.spec)
     with RunFolder(folder, config) as opened:
         state = opened.restore(program.abstract_state)
     if state is program.abstract_state:
@@ -108,9 +107,9 @@ def restore_last(run: Run, data_dir: Path | None = None) -> Trained:
 
 
 @functools.lru_cache(maxsize=2)
-def _feed(**of_data: Any) -> Feed:
+def _feed(**of_data: Any) -> Batches:
     config = Config(**of_data)
-    return Feed(load(config), config, Devices())
+    return Batches(load(config), config)
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:

@@ -32,9 +32,9 @@ from examples.experiments.records import but, is_tuned, settings_of
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.devices import cache_compilations
-from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged, TrainingError
+from examples.image_classification.steps import make_optimizer
 from examples.image_classification.train import train
 
 
