@@ -11,10 +11,9 @@ import numpy as np
 
 from benchmarks.measure import markdown, number, progress, seconds
 from benchmarks.tables import NUM_ALPHAS, Bench
+from examples.image_classification.batches import DataSpec, Images
 from examples.image_classification.config import Config
-from examples.image_classification.feed import Shape
-from examples.image_classification.steps import Inputs, Program
-from examples.image_classification.streaming import Images
+from examples.image_classification.steps import Program, TracedSettings
 
 IMAGE = (32, 32, 3)
 STEPS = {"tiny": 4, "full": 400, "large": 400}
@@ -32,14 +31,14 @@ class _Training:
     def __init__(self, model: str, size: str, **method: Any) -> None:
         batch_size, steps = BATCHES[size][model], STEPS[size]
         config = Config(dataset="cifar10", model=model, batch_size=batch_size, **method)
-        program = Program(config, Shape(IMAGE, 10, (0.5,) * 3, (0.25,) * 3, steps))
+        program = Program(config, DataSpec(IMAGE, 10, (0.5,) * 3, (0.25,) * 3, steps))
         rng = np.random.default_rng(0)
         self._arrays = Images(
             jax.numpy.asarray(rng.integers(0, 256, (steps * batch_size, *IMAGE), np.uint8)),
             jax.numpy.asarray(rng.integers(0, 10, steps * batch_size, np.int32)),
         )
         self._rows = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, 1, batch_size)
-        self._inputs = Inputs.of(config)
+        self._inputs = TracedSettings.of(config)
         self._state = program.init(self._inputs)
         state, arrays, rows = self._state, self._arrays, self._rows[0]
         self._step = program.train_steps.lower(state, arrays, rows, self._inputs).compile()

@@ -22,13 +22,10 @@ from examples.experiments import analyze, evaluate, figures, flatness
 from examples.experiments.command_line import read_options
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
-from examples.image_classification.devices import Devices
-from examples.image_classification.feed import Feed
 from examples.image_classification.models import MODELS
 from examples.image_classification.models.mlp import MLP
 from examples.image_classification.run_folder import read_config_file
-from examples.image_classification.steps import Inputs, make_program
-from examples.image_classification.streaming import Stream
+from examples.image_classification.steps import TracedSettings, make_program
 from examples.image_classification.train import train
 from xsam_jax import analysis
 from xsam_jax.analysis.random_direction import random_tree
@@ -137,9 +134,9 @@ class Normalized(MLP):
 def test_the_loss_is_that_of_the_logits_in_evaluation_mode(monkeypatch):
     monkeypatch.setitem(MODELS, "normalized", Normalized)
     config = Config(model="normalized", method="sgd", train_size=8, batch_size=4)
-    feed = Feed(load(config), config, Devices())
-    program = make_program(config, feed.shape)
-    state = program.init(Inputs.of(config))
+    feed = Batches(load(config), config)
+    program = make_program(config, feed.spec)
+    state = program.init(TracedSettings.of(config))
     # Neither those of the batch nor the initial ones.
     state = state._replace(statistics=jax.tree.map(lambda leaf: leaf + 0.5, state.statistics))
     logits, labels = program.predict(state, feed.arrays["train"], jnp.arange(8))

@@ -12,9 +12,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from examples.image_classification import data
+from examples.image_classification.batches import (
+    Images,
+    Stream,
+    center_crop,
+    random_resized_crop,
+)
 from examples.image_classification.config import Config
-from examples.image_classification.data import Images, divide, load, noise
-from examples.image_classification.streaming import Stream, center_crop, random_resized_crop
+from examples.image_classification.data import label_shifts, load, split_indices
 
 COUNTS = {"train": 20, "test": 6, "validation": 6}
 
@@ -122,7 +127,7 @@ def test_smaller_training_sets_are_parts_of_larger_ones_whatever_the_seed():
 
 
 def test_no_image_is_for_both_training_and_validation():
-    train, validation = divide(1000, None, 300)
+    train, validation = split_indices(1000, None, 300)
     assert sorted([*train, *validation]) == list(range(1000))
     assert 250 < np.sum(validation < 850) < 270  # shuffled
     assert load(Config()).validation is None
@@ -159,17 +164,17 @@ def test_exactly_the_rate_of_training_labels_is_wrong_and_no_others():
 
 
 def test_wrong_labels_are_uniform_over_the_others_and_over_the_images():
-    shifts = noise(100_000, 0.3, 10, seed=0)
+    shifts = label_shifts(100_000, 0.3, 10, seed=0)
     counts = np.bincount(shifts, minlength=10)
     assert counts[0] == 70_000
     assert np.sum((counts[1:] - 30_000 / 9) ** 2 / (30_000 / 9)) < 29  # 8 degrees: one in 3,000
     assert np.mean(np.flatnonzero(shifts)) == pytest.approx(50_000, rel=0.02)
-    assert np.all(noise(50, 1.0, 2, seed=0) == 1)
+    assert np.all(label_shifts(50, 1.0, 2, seed=0) == 1)
 
 
 def test_the_seed_decides_which_labels_are_wrong():
-    np.testing.assert_array_equal(noise(500, 0.5, 10, 7), noise(500, 0.5, 10, 7))
-    assert (noise(500, 0.5, 10, 7) != noise(500, 0.5, 10, 8)).any()
+    np.testing.assert_array_equal(label_shifts(500, 0.5, 10, 7), label_shifts(500, 0.5, 10, 7))
+    assert (label_shifts(500, 0.5, 10, 7) != label_shifts(500, 0.5, 10, 8)).any()
 
 
 # --- TensorFlow Datasets ---

@@ -29,7 +29,6 @@ from examples.image_classification.data import load
 from examples.image_classification.presets import DEMO
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import EVALUATION
-from examples.image_classification.streaming import Images
 
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"

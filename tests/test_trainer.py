@@ -1,4 +1,4 @@
-"""The trainer: the same numbers however it is interrupted and divided, and clear errors."""
+"""The trainer: equal results after interruptions and on several devices, and clear errors."""
 
 import dataclasses
 import functools
@@ -28,33 +28,40 @@ from problems import x64 as x64_mode
 from test_models import SMALL
 
 from examples.image_classification import __main__ as entry
-from examples.image_classification import feed, steps
+from examples.image_classification import steps
 from examples.image_classification import train as trainer
 from examples.image_classification.augment import AUGMENTATIONS
+from examples.image_classification.batches import (
+    Batches,
+    Dataset,
+    DataSpec,
+    Images,
+    Stream,
+    check_batch_size,
+)
 from examples.image_classification.command_line import CHOICES, read_config
 from examples.image_classification.config import Config, check
-from examples.image_classification.data import DATASETS, Dataset, load
-from examples.image_classification.devices import Devices
-from examples.image_classification.feed import Feed, Shape
+from examples.image_classification.data import DATASETS, load
 from examples.image_classification.methods import COMBINATIONS
 from examples.image_classification.models import MODELS, make_model
-from examples.image_classification.optimizer import keep_norm, make_optimizer, make_schedule
 from examples.image_classification.presets import PRESETS, configure, settings_for
-from examples.image_classification.progress import Stop, Stopped
+from examples.image_classification.progress import Stopped, StopRequest
 from examples.image_classification.run_folder import TrainingError
-from examples.image_classification.streaming import Images, Stream
+from examples.image_classification.steps import make_optimizer, make_schedule, record_norm
 from examples.image_classification.train import train
 from xsam_jax import xsam
 
 ROOT = Path(__file__).parents[1]
-CIFAR = Shape((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
+CIFAR = DataSpec((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 COMMAND = [sys.executable, "-m", "examples.image_classification"]
 
 
 def digits(out, **changes):
     """A run that takes a second."""
-    settings = settings_for(None, "digits", "mlp", "xsam") | {"num_alphas": 5, "epochs": 3}
+    method = changes.get("method", "xsam")
+    search = {"num_alphas": 5} if method == "xsam" else {}
+    settings = settings_for(None, "digits", "mlp", method) | search | {"epochs": 3}
     return Config(**{**settings, "train_size": 320, "validation_size": 100, **changes}, out=out)
 
 
@@ -117,10 +124,10 @@ def whole(tmp_path_factory):
     return config, train(config, show=False)
 
 
-# --- What it computes ---
+# --- Results of a run ---
 
 
-def test_it_learns(whole):
+def test_a_run_learns_the_digits(whole):
     _, history = whole
     assert history[-1]["test_accuracy"] > 80  # guessing gives 10
     assert history[-1]["train_loss"] < 0.5 < history[0]["train_loss"]
@@ -143,8 +150,8 @@ def test_a_run_leaves_metrics_events_a_checkpoint_and_a_picture(whole):
     np.testing.assert_allclose(history[0]["learning_rate"], rate, rtol=1e-5)
 
 
-def test_evaluations_and_checkpoints_come_as_often_as_told(tmp_path):
-    config = digits(tmp_path, method="sgd", rho=None, rho_max=None, epochs=5)
+def test_evaluate_every_and_checkpoint_every_set_the_epochs(tmp_path):
+    config = digits(tmp_path, method="sgd", epochs=5)
     history = train(dataclasses.replace(config, evaluate_every=2, checkpoint_every=3), show=False)
     evaluated = ["validation_loss" in record for record in history]
     assert evaluated == [False, True, False, True, True]
@@ -152,11 +159,11 @@ def test_evaluations_and_checkpoints_come_as_often_as_told(tmp_path):
     assert saved == [15, 25]  # five steps an epoch
 
 
-def test_every_step_augments_anew(tmp_path):
+def test_every_step_draws_new_augmentation(tmp_path):
     losses = {}
     for names in ((), ("cutout",)):
         # One batch, whose order does not matter, and weights that stay.
-        config = digits(tmp_path / str(names), method="sgd", rho=None, rho_max=None)
+        config = digits(tmp_path / str(names), method="sgd")
         config = dataclasses.replace(config, train_size=64, learning_rate=1e-9, augmentation=names)
         losses[names] = [record["train_loss"] for record in train(config, show=False)]
     np.testing.assert_allclose(losses[()], losses[()][0], rtol=1e-5)
@@ -164,7 +171,7 @@ def test_every_step_augments_anew(tmp_path):
     assert np.min(np.diff(np.sort(values))) > 1e-4
 
 
-def test_the_seed_decides_all(tmp_path):
+def test_equal_seeds_give_bit_equal_runs(tmp_path):
     configs = [digits(tmp_path / str(i), epochs=1, seed=i // 2) for i in range(3)]
     first, again, other = (numbers(train(config, show=False)) for config in configs)
     assert first == again
@@ -172,15 +179,15 @@ def test_the_seed_decides_all(tmp_path):
     assert_bit_equal(*(last_state(config.out) for config in configs[:2]))
 
 
-def test_one_step_of_sam_by_hand(tmp_path):
+def test_a_step_of_sam_matches_float64(tmp_path):
     # The whole data set is one batch, so that its order does not matter.
     config = digits(
         tmp_path / "run", method="sam", rho=0.1, train_size=64, validation_size=0, epochs=1
     )
     config = dataclasses.replace(config, label_smoothing=0.1, weight_decay=0.01)
     data = load(config)
-    feed = Feed(data, config, Devices())
-    initial = steps.make_program(config, feed.shape).init(steps.Inputs.of(config)).params
+    spec = Batches(data, config).spec
+    initial = steps.make_program(config, spec).init(steps.TracedSettings.of(config)).params
     (record,) = train(config, show=False)
     final = last_state(config.out)["params"]
 
@@ -208,20 +215,24 @@ def test_one_step_of_sam_by_hand(tmp_path):
     np.testing.assert_allclose(record["train_loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(record["gradient_norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(record["sharp_gradient_norm"], sharp_norm, rtol=1e-5)
-    assert record["gradients"] == 2
     moved = jax.tree.map(np.subtract, final, params)
     # Parameters of size 0.3 have a rounding error of 3e-8.
     chex.assert_trees_all_close(moved, updates, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("probe_every", "expected"), [(None, 5), (3, 3)])
-def test_xsam_probes_once_an_epoch_or_as_told(probe_every, expected):
-    config = digits(None, probe_every=probe_every, alpha_max=1.5)
-    search = {"probe_every": expected, "alpha_max": 1.5, "num_alphas": 5}
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, {"probe_every": 5}), ({"probe_every": 3, "probe_batch_size": 2},) * 2],
+    ids=["defaults", "given"],
+)
+def test_search_options_reach_xsam(options, expected):
+    """By default XSAM probes once per epoch."""
+    config = digits(None, alpha_max=1.5, **options)
+    search = {"alpha_max": 1.5, "num_alphas": 5} | expected
     schedule = optax.cosine_decay_schedule(0.05, 15)
     base = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9))
     ours = make_optimizer(config, 5, jax.random.key(0))
-    theirs = optax.chain(xsam(0.3, 0.6, **search), keep_norm(), base)
+    theirs = optax.chain(xsam(0.3, 0.6, **search), record_norm(), base)
 
     def program(tx):
         def update(params):
@@ -232,18 +243,33 @@ def test_xsam_probes_once_an_epoch_or_as_told(probe_every, expected):
     assert program(ours) == program(theirs)
 
 
-def test_the_seed_reaches_random_methods():
-    config = digits(None, method="esam", rho_max=None)
-    program = steps.Program(config, CIFAR._replace(image=(8, 8, 1), mean=(0.0,), std=(1.0,)))
+def test_esam_draws_from_the_seed():
+    config = digits(None, method="esam")
+    program = steps.Program(config, CIFAR._replace(image_shape=(8, 8, 1), mean=(0.0,), std=(1.0,)))
     params = jnp.arange(1.0, 9.0)
 
     def update(seed):
-        tx = program._optimizer(steps.Inputs.of(dataclasses.replace(config, seed=seed)))
+        tx = program._make_optimizer(
+            steps.TracedSettings.of(dataclasses.replace(config, seed=seed))
+        )
         functions = {"value_fn": lambda p: jnp.sum(p**4), "losses_fn": lambda p: p**4}
         return tx.update(params, tx.init(params), params, **functions)[0]
 
     np.testing.assert_array_equal(update(0), update(0))
     assert np.any(update(0) != update(1))
+
+
+def test_sharp_steps_of_the_optimizer_state_are_logged(tmp_path, monkeypatch):
+    """With a double of a method that counts its sharpness-aware steps."""
+    count = optax.GradientTransformation(
+        lambda params: {"sharp_steps": jnp.zeros((), jnp.int32)},
+        lambda updates, state, params=None: (updates, {"sharp_steps": state["sharp_steps"] + 1}),
+    )
+    make = steps.make_optimizer
+    monkeypatch.setattr(steps, "make_optimizer", lambda *args: optax.chain(make(*args), count))
+    # Label smoothing makes it another program than those of other tests.
+    config = digits(tmp_path, method="sgd", epochs=2, label_smoothing=0.02)
+    assert [record["sharp_steps"] for record in train(config, show=False)] == [5, 10]
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -269,22 +295,42 @@ def test_adamw_decays_weights_outside_the_gradient():
     )
 
 
+def small_program(name, method, monkeypatch):
+    """The program of a small network on images of CIFAR, and abstract arguments of a step."""
+    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL[name]))
+    search = {"rho_max": 0.2, "num_alphas": 2} if method == "xsam" else {}
+    config = Config(
+        model=name, dataset="cifar10", method=method, rho=0.1, batch_size=2, bf16=True, **search
+    )
+    program, traced = steps.Program(config, CIFAR), steps.TracedSettings.of(config)
+    return program, jax.eval_shape(program.init, traced), traced
+
+
 # Of equal structure, cut: vgg16 and vgg11, resnet20 and resnet8, both vision transformers.
 ALIKE = {"vgg16", "resnet20", "resnet8_half", "vit_s"}
+# ReLU after convolutions with a projection, the same without shortcut, attention.
+COMPILED = ["resnet18", "vgg11", "vit_ti"]
 
 
-@pytest.mark.parametrize("name", sorted(SMALL.keys() - ALIKE))
-def test_a_step_of_xsam_on_every_model(name, monkeypatch):
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL[name]))
-    config = Config(model=name, dataset="cifar10", rho=0.1, rho_max=0.2, num_alphas=2, bf16=True)
-    config = dataclasses.replace(config, batch_size=2)
-    program = steps.Program(config, CIFAR)
-    inputs = steps.Inputs.of(config)
-    rng = np.random.default_rng(0)
-    # Compiling what draws the weights takes as long as all the rest.
-    state = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program.init, inputs)
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - ALIKE - {*COMPILED}))
+def test_every_model_traces_a_step_of_sam(name, monkeypatch):
+    program, state, traced = small_program(name, "sam", monkeypatch)
+    images = Images(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
+    new, metrics = jax.eval_shape(
+        program.train_steps, state, images, np.zeros((1, 2), np.int32), traced
     )
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    for old, now in zip(*map(jax.tree.leaves, (state, new)), strict=True):
+        assert (old.shape, old.dtype) == (now.shape, now.dtype)
+    assert {value.dtype for value in metrics.values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_step_of_xsam_updates_the_model(name, monkeypatch):
+    program, abstract_state, traced = small_program(name, "xsam", monkeypatch)
+    rng = np.random.default_rng(0)
+    # Compiling the initialization would take as long as all the rest.
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state)
     params = jax.tree.map(
         lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), state.params
     )
@@ -292,10 +338,9 @@ def test_a_step_of_xsam_on_every_model(name, monkeypatch):
     state = state._replace(params=params, statistics=statistics)
     pixels = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     arrays, row = Images(pixels, np.array([3, 7], np.int32)), np.array([0, 1], np.int32)
-    train_step = program.train_steps.lower(state, arrays, row[None], inputs).compile(QUICK)
-    new, metrics = train_step(state, arrays, row[None], inputs)
+    train_step = program.train_steps.lower(state, arrays, row[None], traced).compile(QUICK)
+    new, metrics = train_step(state, arrays, row[None], traced)
     assert all(np.isfinite(value).all() for value in metrics.values()), metrics
-    assert metrics["gradients"] == 2
     moved = jax.tree.map(lambda x, y: np.any(x != y), params, new.params)
     assert np.mean(jax.tree.leaves(moved)) > 0.5  # what BatchNorm subtracts again may rest
     for old, now in zip(*map(jax.tree.leaves, (statistics, new.statistics)), strict=True):
@@ -309,15 +354,15 @@ def test_a_step_of_xsam_on_every_model(name, monkeypatch):
     np.testing.assert_allclose((first + second) / 2, both, rtol=1e-3)
 
 
-def test_bf16_is_in_what_is_computed_and_not_in_what_is_kept():
+def test_bf16_computes_convolutions_and_keeps_float32_parameters():
     config = Config(model="resnet8", dataset="cifar10", method="sam", rho=0.1, batch_size=2)
     texts = []
     for bf16 in (False, True):
         program = steps.Program(dataclasses.replace(config, bf16=bf16), CIFAR)
-        state = jax.eval_shape(program.init, steps.Inputs.of(config))
+        state = jax.eval_shape(program.init, steps.TracedSettings.of(config))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
         arrays = Images(jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros(2, jnp.int32))
-        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), steps.Inputs.of(config)
+        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), steps.TracedSettings.of(config)
         texts.append(program.train_steps.lower(*arguments).as_text())
     convolutions = [re.findall(r"stablehlo.convolution.*-> tensor<[^>]*x(\w+)>", t) for t in texts]
     assert [set(kinds) for kinds in convolutions] == [{"f32"}, {"bf16"}]
@@ -336,7 +381,7 @@ def kill_when(process, config, lines):
     time.sleep(random.uniform(0.0, 0.3))
 
 
-def test_a_run_that_was_killed_and_stopped_ends_bit_equal(whole, tmp_path):
+def test_a_killed_and_stopped_run_resumes_bit_equal(whole, tmp_path):
     config, history = whole
     config = dataclasses.replace(config, out=tmp_path / "run")
     process = start(config)
@@ -363,12 +408,12 @@ def test_a_run_that_was_killed_and_stopped_ends_bit_equal(whole, tmp_path):
 def stop_at(last, config, monkeypatch):
     """Trains up to a step."""
     with monkeypatch.context() as patch:
-        patch.setattr(Stop, "requested", lambda self, step: step == last)
+        patch.setattr(StopRequest, "requested", lambda self, step: step == last)
         with pytest.raises(Stopped, match=f"stopped after step {last}, which is saved"):
             train(config, show=False)
 
 
-def test_a_stop_within_an_epoch_loses_nothing(whole, tmp_path, monkeypatch):
+def test_a_stop_within_an_epoch_resumes_bit_equal(whole, tmp_path, monkeypatch):
     config = dataclasses.replace(whole[0], out=tmp_path / "run", steps_per_dispatch=2, epochs=2)
     stop_at(7, config, monkeypatch)
     stopped = train(config, show=False)
@@ -377,7 +422,7 @@ def test_a_stop_within_an_epoch_loses_nothing(whole, tmp_path, monkeypatch):
     assert_bit_equal(last_state(config.out), last_state(tmp_path / "straight"))
 
 
-def test_images_that_are_decoded_while_training_resume_too(tmp_path, monkeypatch):
+def test_streamed_images_resume_bit_equal(tmp_path, monkeypatch):
     def png(seed):
         pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed % 5, 24, 3), np.uint8)
         file = io.BytesIO()
@@ -390,7 +435,7 @@ def test_images_that_are_decoded_while_training_resume_too(tmp_path, monkeypatch
     ]
     data = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
     monkeypatch.setattr(trainer, "load", lambda config: data)
-    config = digits(tmp_path / "straight", method="sgd", rho=None, rho_max=None, batch_size=4)
+    config = digits(tmp_path / "straight", method="sgd", batch_size=4)
     config = dataclasses.replace(config, epochs=2, steps_per_dispatch=2)
     straight = train(config, show=False)
     assert [record["step"] for record in straight] == [5, 10]
@@ -406,13 +451,13 @@ def test_a_finished_run_is_not_trained_again(whole):
     assert train(config, show=False) == history
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
-    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None)
+def test_a_nonfinite_loss_raises_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    config = digits(tmp_path / "run", method="sgd")
     stop_at(10, config, monkeypatch)
     before = last_state(config.out)
     # The images of the rest of the run are broken.
     monkeypatch.setattr(
-        steps.Program, "_images", lambda self, pixels: pixels * jnp.float32(jnp.inf)
+        steps.Program, "_normalize", lambda self, pixels: pixels * jnp.float32(jnp.inf)
     )
     steps._shared_program.cache_clear()
     with pytest.raises(TrainingError) as caught:
@@ -426,21 +471,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
     assert len(records(config.out)) == 2
 
 
-def test_an_update_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+def test_a_nonfinite_update_raises_and_is_not_saved(tmp_path, monkeypatch):
     make = steps.make_optimizer
     spoil = optax.scale_by_schedule(lambda count: jnp.where(count == 14, jnp.inf, 1.0))
     monkeypatch.setattr(
         steps, "make_optimizer", lambda *arguments: optax.chain(make(*arguments), spoil)
     )
-    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None, label_smoothing=0.01)
+    config = digits(tmp_path / "run", method="sgd", label_smoothing=0.01)
     with pytest.raises(TrainingError, match=r"step 14 is not finite.* that of step 10 "):
         train(config, show=False)
     assert last_state(config.out)["step"] == 10
     steps._shared_program.cache_clear()
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
-    config = digits(tmp_path, method="sgd", rho=None, rho_max=None)
+def test_an_unreadable_checkpoint_is_named_in_the_error(tmp_path):
+    config = digits(tmp_path, method="sgd")
     train(config, show=False)
     for path in (tmp_path / "checkpoints" / "15").rglob("*"):
         if path.is_file() and "ocdbt" in str(path):
@@ -452,8 +497,8 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
     assert re.search(r"error: .*checkpoints/15 cannot be read .*: delete it to go on", printed)
 
 
-def test_a_disk_too_full_for_metrics_ends_the_run(tmp_path):
-    config = digits(tmp_path / "run", method="sgd", rho=None, rho_max=None, epochs=40)
+def test_a_full_disk_at_the_metrics_ends_the_run(tmp_path):
+    config = digits(tmp_path / "run", method="sgd", epochs=40)
     config = dataclasses.replace(config, checkpoint_every=40)
     process = start(config, before=["bash", "-c", 'ulimit -f 2; exec "$@"', "bash"])
     _, printed = process.communicate(timeout=120)
@@ -461,7 +506,7 @@ def test_a_disk_too_full_for_metrics_ends_the_run(tmp_path):
     assert "error: metrics could not be written (" in printed
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(whole, tmp_path, monkeypatch):
+def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(whole, tmp_path, monkeypatch):
     config, history = whole
     config = dataclasses.replace(config, out=tmp_path / "run")
     stop_at(10, config, monkeypatch)
@@ -485,12 +530,11 @@ import sys
 from pathlib import Path
 import jax
 import pytest
-from test_trainer import Devices, divided, stop_at, train_narrow
+from test_trainer import divided, steps, stop_at, train_narrow
 copies, sharded = divided(Path(sys.argv[1]))
 train_narrow(copies)
-leaf = jax.ShapeDtypeStruct((10, 256), "float32")
 for fsdp in (False, True):
-    print(Devices().shardings(leaf, fsdp).shard_shape(leaf.shape))
+    print(steps.choose_sharding((10, 256), fsdp).shard_shape((10, 256)))
 with pytest.MonkeyPatch.context() as patch:
     stop_at(2, sharded, patch)
 """
@@ -516,7 +560,7 @@ def assert_equal_to_rounding(actual, expected, rtol=2e-3):
         chex.assert_trees_all_close(measured, wanted, rtol=rtol)
 
 
-def test_eight_devices_compute_what_one_does(tmp_path):
+def test_eight_devices_match_one(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", DIVIDED, str(tmp_path / "eight")],
         env=environment(
@@ -552,7 +596,7 @@ def start_two(config):
     ]
 
 
-def test_two_processes_compute_what_one_does_and_stop_together(tmp_path):
+def test_two_processes_match_one_and_stop_together(tmp_path):
     _, config = divided(tmp_path / "two")
     config = dataclasses.replace(config, epochs=30)
     processes = start_two(config)
@@ -571,11 +615,11 @@ def test_two_processes_compute_what_one_does_and_stop_together(tmp_path):
     assert_equal_to_rounding(records(config.out), alone, rtol=0.05)
 
 
-# --- What it says to bad values ---
+# --- Errors and settings ---
 
 
-def fails(capsys, *words):
-    """Returns the one line that a wrong command line is answered with."""
+def error_line(capsys, *words):
+    """Returns the error of a wrong command line, a single line."""
     assert entry.main(list(words)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
@@ -590,7 +634,10 @@ def fails(capsys, *words):
         ),
         (["--dataset", "cifar11"], ["unknown dataset 'cifar11'", "'cifar10'", "imagenet2012"]),
         (["--method", "xsan"], ["unknown method 'xsan'", "'xsam'", "friendly_sam", "xsam+asam"]),
-        (["--preset", "cifar10-resnet18-xsan"], ["'cifar10-resnet18-xsam'", "--preset list"]),
+        (
+            ["--preset", "cifar10-resnet18-xsan"],
+            ["did you mean 'cifar10-resnet18-xsam' or", "valid (--preset list)"],
+        ),
         (["--method", "gsam", "--method-args", "alfa", "1"], ["'alfa'", "'alpha'"]),
         (["--method", "gsam", "--method-args", "alpha", "x"], ["alpha must be a number", "'x'"]),
         (["--augmentation", "crob"], ["'crob'", "'crop'"]),
@@ -599,41 +646,62 @@ def fails(capsys, *words):
         (["--label-noise", "1"], ["label_noise must be at least 0 and below 1"]),
         (["--warmup-epochs", "60"], ["warmup_epochs", "fewer than the 60 epochs"]),
         (["--rho-max", "None"], ["xsam needs --rho-max"]),
-        (["--method", "sgd", "--rho", "0.1"], ["sgd does not use --rho"]),
-        (["--method", "sam", "--rho-max=0.1"], ["sam does not use --rho-max"]),
-        (["--method", "gsam", "--ascent-steps", "2"], ["gsam does not use --ascent-steps"]),
+        (["--seed", "4294967296"], ["seed must be at least 0 and below 2**32"]),
+        (["--rho", "None"], ["xsam needs --rho"]),
+        (
+            ["--method", "sgd", "--rho", "0.1"],
+            ["sgd does not use --rho: leave it out", "no ascent"],
+        ),
+        (["--method", "sam", "--rho-max=0.1"], ["sam does not use --rho-max", "only XSAM"]),
+        (
+            ["--method", "gsam", "--ascent-steps", "2"],
+            ["gsam does not use --ascent-steps", "fixed"],
+        ),
+        (
+            ["--method", "sam", "--probe-every", "5"],
+            ["sam does not use --probe-every", "only XSAM"],
+        ),
+        (["--method", "sam", "--alpha-max", "3"], ["sam does not use --alpha-max", "only XSAM"]),
+        (["--method", "sgd", "--num-alphas", "5"], ["sgd does not use --num-alphas", "only XSAM"]),
+        (["--method", "sam", "--probe-batch-size", "2"], ["sam does not use --probe-batch-size"]),
+        (
+            ["--method-args", "search", "section", "--probe-batch-size", "2"],
+            ["the section search does not use --probe-batch-size"],
+        ),
+        (["--optimizer", "adamw", "--momentum", "0.5"], ["adamw does not use --momentum", "SGD"]),
+        (["--data-dir", "nowhere"], ["digits does not use --data-dir", "scikit-learn"]),
         (["--batch-size", "2000"], ["batch_size", "2000", "1000"]),
         (["--train-size", "5000"], ["train_size", "5000"]),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], ["nowhere", "--data-dir", "download"]),
     ],
     ids=lambda words: " ".join(words) if words[0].startswith("--") else "",
 )
-def test_a_bad_value_is_one_line(capsys, monkeypatch, tmp_path, words, messages):
+def test_wrong_options_are_errors_of_one_line(capsys, monkeypatch, tmp_path, words, messages):
     monkeypatch.chdir(tmp_path)
-    line = fails(capsys, *words)
+    line = error_line(capsys, *words)
     assert line.startswith("image_classification: error: ")
     for message in messages:
         assert message in line
     assert not list(tmp_path.iterdir())  # nothing is left of it
 
 
-def test_a_batch_that_the_devices_do_not_divide():
+def test_an_indivisible_batch_size_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"batch_size 125 .* 8 devices: take 120 or 128"):
-        feed.check_batch_size(125, images=1000, devices=8)
+        check_batch_size(125, images=1000, devices=8)
     with pytest.raises(ValueError, match=r"take 8$"):
-        feed.check_batch_size(5, images=1000, devices=8)
+        check_batch_size(5, images=1000, devices=8)
 
 
-def test_a_run_goes_on_with_its_own_configuration_only(whole, capsys):
+def test_resuming_with_another_configuration_raises(whole, capsys):
     config, _ = whole
-    line = fails(capsys, *arguments(dataclasses.replace(config, rho=0.2)))
+    line = error_line(capsys, *arguments(dataclasses.replace(config, rho=0.2)))
     assert f"{config.out} holds a run with rho 0.3, not 0.2" in line
     assert "--out" in line
     assert last_state(config.out)["step"] == 200
 
 
 @pytest.mark.parametrize("name", ["preset", "dataset", "model", "method"])
-def test_lists_can_be_asked_for(name, capsys):
+def test_list_prints_all_names(name, capsys):
     with pytest.raises(SystemExit) as caught:
         entry.main([f"--{name}", "list"])
     assert not caught.value.code
@@ -641,7 +709,7 @@ def test_lists_can_be_asked_for(name, capsys):
     assert [line.split()[0] for line in lines] == list(CHOICES[name])
 
 
-def test_the_docs_name_all_there_is(whole):
+def test_the_docs_name_all_choices_and_metrics(whole):
     docs = (ROOT / "docs" / "training.md").read_text()
     names = [*MODELS, *DATASETS, *AUGMENTATIONS, *COMBINATIONS]
     for name in {*names, *whole[1][-1]}:
@@ -652,7 +720,7 @@ def test_the_docs_name_all_there_is(whole):
         assert f"{len(published)} settings" in (ROOT / path).read_text()
 
 
-def test_a_preset_gives_the_defaults_of_its_table_and_options_change_them():
+def test_options_override_the_defaults_of_a_preset():
     config = read_config(["--preset", "cifar10-resnet18-xsam"])
     assert (config.model, config.rho, config.rho_max, config.epochs) == (
         "resnet18",
@@ -666,7 +734,18 @@ def test_a_preset_gives_the_defaults_of_its_table_and_options_change_them():
     assert changed == dataclasses.replace(config, rho=0.2)
 
 
-def test_arguments_of_a_method_change_those_of_its_preset():
+def test_another_method_drops_the_settings_of_the_preset_that_it_ignores():
+    preset = ["--preset", "cifar100-resnet18-xsam-k3-rho0.04"]
+    config = read_config([*preset, "--method", "gsam"])
+    assert (config.rho, config.rho_max, config.ascent_steps) == (0.04, None, 1)
+    assert read_config([*preset, "--method", "sgd"]).rho is None
+    check(config)
+    changed = read_config([*preset, "--method", "gsam", "--probe-every", "3"])
+    with pytest.raises(ValueError, match="gsam does not use --probe-every"):
+        check(changed)
+
+
+def test_method_args_override_those_of_a_preset():
     preset = ["--preset", "fsam-cifar10-resnet18-friendly_sam"]
     assert read_config(preset).method_args == {"decay": "0.6", "sigma": "1.0"}
     changed = read_config([*preset, "--method-args", "decay", "0.7", "sigma", "0.5"])
@@ -682,7 +761,7 @@ def test_python_has_the_defaults_of_the_command_line():
     assert changed.preset is None  # it is another run
 
 
-def test_paths_may_be_strings(tmp_path):
+def test_strings_become_paths(tmp_path):
     config = Config(out=str(tmp_path), data_dir="somewhere")
     assert (config.out, config.data_dir) == (tmp_path, Path("somewhere"))
 

@@ -55,7 +55,7 @@ from examples.experiments.flatness import (
 )
 from examples.experiments.groups import Comparison
 from examples.experiments.records import read_runs
-from examples.image_classification.feed import check_batch_size
+from examples.image_classification.batches import check_batch_size
 from xsam_jax.analysis import plots
 
 LEVELS = 15  # of the landscapes

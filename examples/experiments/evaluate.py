@@ -30,11 +30,10 @@ from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.records import Runs, read_evaluation, read_runs
+from examples.image_classification.batches import Batches, Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import load
-from examples.image_classification.devices import Devices
-from examples.image_classification.feed import Feed
 from examples.image_classification.run_folder import (
     EVALUATION,
     RunFolder,
@@ -43,7 +42,6 @@ from examples.image_classification.run_folder import (
     write_atomically,
 )
 from examples.image_classification.steps import Program, State, make_program
-from examples.image_classification.streaming import Images, Stream
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks
@@ -80,14 +78,14 @@ class Trained(NamedTuple):
       state: the state of the last checkpoint, without that of the optimizer.
     """
 
-    feed: Feed
+    feed: Batches
     program: Program
     state: State
 
     def logits(self, images: Images | Stream) -> tuple[np.ndarray, np.ndarray]:
         """Returns the logits of images, and their labels."""
         placed = self.feed.place(images)
-        rows = self.feed.rows_in_order(images)
+        rows = self.feed.evaluation_rows(images)
         parts = [self.program.predict(self.state, placed, row) for row in rows]
         logits, labels = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
         return logits[labels >= 0], labels[labels >= 0]
@@ -111,7 +109,7 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     names = ("dataset", "train_size", "validation_size", "batch_size")
     of_data = {name: getattr(config, name) for name in names}
     feed = _feed(Config(**of_data, data_dir=data_dir or config.data_dir))
-    program = make_program(config, feed.shape)
+    program = make_program(config, feed.spec)
     with RunFolder(folder, config) as opened:
         state = opened.restore(program.abstract_state)
     if state is program.abstract_state:
@@ -120,8 +118,8 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
 
 
 @functools.lru_cache(maxsize=2)
-def _feed(config: Config) -> Feed:
-    return Feed(load(config), config, Devices())
+def _feed(config: Config) -> Batches:
+    return Batches(load(config), config)
 
 
 def restore_all(

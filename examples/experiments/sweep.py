@@ -34,8 +34,8 @@ from examples.experiments.command_line import read_options, run_command
 from examples.experiments.records import is_tuned, number_groups, tabulate_settings, used_settings
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
-from examples.image_classification.optimizer import make_optimizer
 from examples.image_classification.run_folder import Diverged
+from examples.image_classification.steps import make_optimizer
 from examples.image_classification.train import train
 
 

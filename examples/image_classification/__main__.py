@@ -1,4 +1,4 @@
-"""`python -m examples.image_classification --help`."""
+"""The entry point of `python -m examples.image_classification`."""
 
 import os
 import signal
@@ -19,15 +19,15 @@ from examples.image_classification.train import prepare, train_prepared
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains; returns the exit status, and says in one line what was wrong."""
-    logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks of what is said in one line
+    """Trains, prints errors in one line, and returns the exit status."""
+    logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks per error
     try:
         config = read_config(sys.argv[1:] if arguments is None else arguments)
         cache_compilations()
         if config.distributed:
             initialize_distributed()
         run = prepare(config)
-    except BrokenPipeError:  # of a list that goes to `head`
+    except BrokenPipeError:  # a list piped to `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as stopped:
         if is_main():
             print(f"{PROGRAM}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number  # as the shell says of a process that the signal ended
+        return 128 + stopped.number  # the shell's status after a signal
     if is_main() and history:
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]

@@ -1,7 +1,7 @@
-"""Random augmentation of a batch, on the device: a key and normalized images to such images.
+"""Random augmentation of a batch of normalized images, on the device.
 
-Every image is augmented by its own draws from the key of the batch, whichever devices have it.
-Zero is the mean, since images come normalized.
+Every image has its own draws from the key of the batch, whichever device holds it. The fill value
+zero is the mean, since images are normalized.
 """
 
 import functools
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from examples.image_classification.names import hint
+from examples.image_classification.names import check_name
 
-Augmentation = Callable[..., jax.Array]  # of a key and images
+Augmentation = Callable[..., jax.Array]  # from a key and images to images
 
 
 def make_augmentation(names: Sequence[str]) -> Augmentation:
@@ -23,13 +23,13 @@ def make_augmentation(names: Sequence[str]) -> Augmentation:
     shape. Call it within `jax.jit`.
 
     Args:
-        names: of `AUGMENTATIONS`, in the order in which they apply; none is the identity. Those
-            that take a number may have it, as in "cutout=0.5", for half of the images.
+      names: Names of `AUGMENTATIONS` in the order in which they apply. Some take a number, as in
+        "cutout=0.5" for half of the images.
 
     Raises:
-        ValueError: if there is no such augmentation, or the number is not between 0 and 1.
+      ValueError: The augmentation is unknown, or the number is not above 0 and at most 1.
     """
-    functions = [_find(name) for name in names]
+    functions = [_parse(name) for name in names]
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         for i, function in enumerate(functions):
@@ -39,10 +39,9 @@ def make_augmentation(names: Sequence[str]) -> Augmentation:
     return augment
 
 
-def _find(text: str) -> Augmentation:
+def _parse(text: str) -> Augmentation:
     name, _, number = text.partition("=")
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {name!r}; {hint(name, AUGMENTATIONS)}")
+    check_name("augmentation", name, AUGMENTATIONS)
     if not number:
         return AUGMENTATIONS[name]
     if name not in WITH_NUMBER:
@@ -57,7 +56,7 @@ def _find(text: str) -> Augmentation:
 
 
 def crop(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Shifts by up to an eighth of the side, 4 of 32 pixels, and fills up with zeros."""
+    """Shifts by up to an eighth of the side, 4 of 32 pixels, and fills with zeros."""
     padding = min(images.shape[1:3]) // 8
     padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     corners = _integers(_uniform(key, images, 2), 2 * padding + 1)
@@ -77,11 +76,11 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
 def cutout(key: jax.Array, images: jax.Array, share: float = 1.0) -> jax.Array:
     """Sets a square of half the side to zero, 16 of 32 pixels, in a share of the images.
 
-    Its centre is anywhere in the image, and what is beyond the border is cut off.
+    Its centre is anywhere in the image, and the square is clipped at the border.
 
     References:
-        DeVries and Taylor, `Improved Regularization of Convolutional Neural Networks with Cutout
-        <https://arxiv.org/abs/1708.04552>`_, 2017.
+      DeVries and Taylor, `Improved Regularization of Convolutional Neural Networks with Cutout
+      <https://arxiv.org/abs/1708.04552>`_, 2017
     """
     side = min(images.shape[1:3]) // 2
     shape = jnp.array(images.shape[1:3])
@@ -93,11 +92,11 @@ def cutout(key: jax.Array, images: jax.Array, share: float = 1.0) -> jax.Array:
 def resized_crop(key: jax.Array, images: jax.Array, smallest: float = 0.08) -> jax.Array:
     """Enlarges a random part to the size of the image, bilinearly.
 
-    It has at least the share `smallest` of the area, and a ratio of width to height of 3/4 to 4/3.
+    The part has at least the share `smallest` of the area and a ratio of width to height of 3/4 to
+    4/3. The defaults are those of torchvision's RandomResizedCrop.
 
     References:
-        Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2015;
-        the defaults are those of torchvision's RandomResizedCrop.
+      Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2015
     """
     draws = _uniform(key, images, 22)
     corners, sizes, fits = _boxes(draws, images.shape, area=(smallest, 1.0), ratio=(3 / 4, 4 / 3))
@@ -117,10 +116,10 @@ def erasing(key: jax.Array, images: jax.Array, share: float = 0.5) -> jax.Array:
     """Sets a random rectangle to zero, in a share of the images.
 
     It has 2 to 33 % of the area and a ratio of height to width of 0.3 to 3.3, the defaults of
-    torchvision's RandomErasing. The paper has areas of up to 40 %, and random pixels for zeros.
+    torchvision's RandomErasing. The paper has areas of up to 40 % and random pixels.
 
     References:
-        Zhong et al., `Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_, 2020.
+      Zhong et al., `Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_, 2020
     """
     draws = _uniform(key, images, 23)
     corners, sizes, fits = _boxes(draws, images.shape, area=(0.02, 0.33), ratio=(1 / 3.3, 1 / 0.3))
@@ -148,7 +147,7 @@ def _erase(images: jax.Array, corners: jax.Array, sizes: jax.Array) -> jax.Array
 
 
 def _uniform(key: jax.Array, images: jax.Array, count: int) -> jax.Array:
-    """Draws numbers for every image, all at once: each call takes half a second to compile."""
+    """Draws all numbers of every image in one call, since each call compiles for half a second."""
     return jax.random.uniform(key, (len(images), count), jnp.float32)
 
 
@@ -159,13 +158,13 @@ def _integers(draws: jax.Array, stop: jax.typing.ArrayLike) -> jax.Array:
 def _boxes(
     draws: jax.Array, shape: tuple[int, ...], area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Makes a box per image, the first of ten that fits: corner, size, and whether any did.
+    """Draws a box per image, the first of ten that fits: corner, size, and whether any fits.
 
     Args:
-        draws: uniform, of which it takes 22 per image.
-        shape: of the images.
-        area: smallest and largest, as a share of the image's.
-        ratio: smallest and largest, of width to height; uniform in its logarithm.
+      draws: Uniform numbers, of which it takes 22 per image.
+      shape: Shape of the images.
+      area: Smallest and largest area, as a share of the image.
+      ratio: Smallest and largest ratio of width to height, uniform in its logarithm.
     """
     limits = jnp.array(shape[1:3])
     areas = shape[1] * shape[2] * (area[0] + draws[:, :10] * (area[1] - area[0]))
@@ -183,5 +182,5 @@ def _boxes(
 def _interpolation(corner: jax.Array, size: jax.Array, length: int) -> jax.Array:
     """Returns matrices that enlarge `size` of `length` pixels to all of them, bilinearly."""
     centers = (jnp.arange(length) + 0.5) * size / length - 0.5
-    sources = corner + jnp.clip(centers, 0, size - 1)  # as if there were nothing around the box
+    sources = corner + jnp.clip(centers, 0, size - 1)  # ignores pixels around the box
     return jnp.maximum(0.0, 1.0 - jnp.abs(sources[:, :, None] - jnp.arange(length)))

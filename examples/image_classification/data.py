@@ -1,8 +1,7 @@
-"""The data sets by name: where they are read from, how they are split, and label noise.
+"""The datasets by name: reading, splits, and label noise.
 
-`load(config)` has all of it. Whole data sets are `Images`, in memory as bytes; of ImageNet the
-splits are a `Stream` each, whose `batches` yields `Images`. Both have been subjected to the same
-splits and the same label noise, and have the same mean, standard deviation and classes around them.
+Datasets that fit into memory are `Images`. The splits of ImageNet are a `Stream` each, which
+decodes batches of `Images` on the way.
 """
 
 import hashlib
@@ -19,44 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from examples.image_classification.batches import Dataset, Images, Stream
 from examples.image_classification.config import Config
-from examples.image_classification.names import hint
-from examples.image_classification.streaming import Images, Stream
+from examples.image_classification.names import check_name
 
-_NOISE = 0x6E6F697365  # "noise", lest wrong labels go along with the order of the images
-
-
-class Dataset(NamedTuple):
-    """Images to train on and images to test on.
-
-    Attributes:
-        train: `Images`, or a `Stream`.
-        test: `Images`, or a `Stream`.
-        mean: of pixels between 0 and 1, a number per channel.
-        std: of pixels between 0 and 1, a number per channel.
-        num_classes: the number of labels.
-        image_shape: height, width and channels.
-        validation: `Images`, or a `Stream`, or None without `validation_size`.
-    """
-
-    train: Any
-    test: Any
-    mean: np.ndarray
-    std: np.ndarray
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    validation: Any = None
+_NOISE = 0x6E6F697365  # "noise": wrong labels are independent of the order of the images
 
 
 class Source(NamedTuple):
-    """What is known of a data set before it is read.
+    """The reader and the constants of a dataset.
 
     Attributes:
-        read: maps its name and the data directory to all training images and all test images.
-        num_classes: the number of labels.
-        image_shape: height, width and channels.
-        mean: what is subtracted from pixels between 0 and 1: that of the training images.
-        std: what they are divided by: their standard deviation, over all pixels.
+      read: Maps the name and the data folder to all training images and all test images.
+      num_classes: Number of classes.
+      image_shape: Height, width and channels.
+      mean: Mean of the training pixels, scaled to lie between 0 and 1, a number per channel.
+      std: Their standard deviation, a number per channel.
     """
 
     read: Callable[[str, Path], tuple[Any, Any]]
@@ -67,26 +44,25 @@ class Source(NamedTuple):
 
 
 def load(config: Config) -> Dataset:
-    """Returns a data set as the config wants it: its size, validation images and label noise.
+    """Loads the dataset of a run, with its splits and label noise.
 
-    A fixed shuffle of the training images, the same for every seed, has the images to train on
-    at its head, so that a smaller `train_size` takes a part of a larger, and those to validate on
-    at its end. Only the images to train on have label noise, which depends on `config.seed`.
+    A shuffle of the training images that is the same for every seed puts the images to train on
+    first and the images for validation last. A smaller `train_size` is thus part of a larger one.
+    Only the images to train on have label noise, which depends on `config.seed`.
 
     Args:
-        config: `dataset`, `data_dir`, `train_size`, `validation_size`, `label_noise` and `seed`.
+      config: Its `dataset`, `data_dir`, `train_size`, `validation_size`, `label_noise` and `seed`.
 
     Raises:
-        ValueError: if there is no such data set, or not as many images, or a size is no size.
-        FileNotFoundError: if the data are not where they were looked for.
+      ValueError: The dataset is unknown, or a size or rate is out of range.
+      FileNotFoundError: The data are missing.
     """
-    if config.dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {config.dataset!r}; {hint(config.dataset, DATASETS)}")
+    check_name("dataset", config.dataset, DATASETS)
     source = DATASETS[config.dataset]
-    train, test = source.read(config.dataset, data_directory(config))
-    total = train.size if isinstance(train, Stream) else len(train.labels)
-    chosen, held_out = divide(total, config.train_size, config.validation_size)
-    shifts = noise(len(chosen), config.label_noise, source.num_classes, config.seed)
+    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    train, test = source.read(config.dataset, Path(folder).expanduser().resolve())
+    chosen, held_out = split_indices(train.size, config.train_size, config.validation_size)
+    shifts = label_shifts(len(chosen), config.label_noise, source.num_classes, config.seed)
     return Dataset(
         train=train.select(chosen).shift_labels(shifts, source.num_classes),
         test=test,
@@ -98,10 +74,10 @@ def load(config: Config) -> Dataset:
     )
 
 
-def divide(
+def split_indices(
     total: int, train_size: int | None, validation_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices of the images to train on and of those to validate on."""
+    """Returns the indices of the images for training and for validation."""
     if validation_size < 0:
         raise ValueError(f"validation_size must be at least 0, got {validation_size}")
     left = total - validation_size
@@ -117,10 +93,10 @@ def divide(
     return order[:size], order[left:]
 
 
-def noise(size: int, rate: float, num_classes: int, seed: int) -> np.ndarray:
-    """Returns symmetric label noise: what to add to labels, modulo the number of classes.
+def label_shifts(size: int, rate: float, num_classes: int, seed: int) -> np.ndarray:
+    """Returns symmetric label noise, to be added to labels modulo the number of classes.
 
-    Exactly `round(rate * size)` are not 0, and take a label to any of the others alike.
+    Exactly `round(rate * size)` shifts are not 0. Each of the other classes is equally likely.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"label_noise must be between 0 and 1, got {rate}")
@@ -131,17 +107,11 @@ def noise(size: int, rate: float, num_classes: int, seed: int) -> np.ndarray:
     return shifts
 
 
-def data_directory(config: Config) -> Path:
-    """Returns where to look: `data_dir`, else `$TFDS_DATA_DIR`, else the default of TFDS."""
-    directory = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(directory).expanduser().resolve()
-
-
-# --- Where images come from ---
+# --- Readers ---
 
 
 def read_digits(name: str, directory: Path) -> tuple[Images, Images]:
-    """Reads the digits that scikit-learn has on board; 500 of a fixed shuffle are for the test."""
+    """Reads the digits of scikit-learn. The last 500 of a fixed shuffle are the test images."""
     from sklearn.datasets import load_digits
 
     del name, directory
@@ -153,7 +123,7 @@ def read_digits(name: str, directory: Path) -> tuple[Images, Images]:
 
 
 def read_tfds(name: str, directory: Path) -> tuple[Images, Images]:
-    """Reads all images of a data set that TensorFlow Datasets has prepared."""
+    """Reads all images of a dataset that TensorFlow Datasets has prepared."""
     version = _tfds_version(name, directory)
     files = [path for path in version.iterdir() if path.is_file()]
 
@@ -173,7 +143,7 @@ def read_tfds(name: str, directory: Path) -> tuple[Images, Images]:
 
 
 def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
-    """Opens ImageNet as TensorFlow Datasets has prepared it; its validation images are the test."""
+    """Opens ImageNet as prepared by TensorFlow Datasets, with its validation images as the test."""
     version = _tfds_version(name, directory)
 
     def stream(split: str) -> Stream:
@@ -185,7 +155,7 @@ def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
 
 
 def read_tiny_imagenet(name: str, directory: Path) -> tuple[Images, Images]:
-    """Reads the folder that tiny-imagenet-200.zip has; its validation images are the test."""
+    """Reads the folder of tiny-imagenet-200.zip, with its validation images as the test."""
     folder = directory / "tiny-imagenet-200"
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.exists():
@@ -220,7 +190,7 @@ def _decode(file: Any, mode: str | None = None) -> np.ndarray:
 
 
 def _tfds_version(name: str, directory: Path) -> Path:
-    """Returns the folder of the newest version that can be read without TensorFlow."""
+    """Returns the folder of the newest version in array_record format."""
     found = [
         path.parent
         for path in (directory / name).glob("*/dataset_info.json")
@@ -238,7 +208,7 @@ def _tfds_version(name: str, directory: Path) -> Path:
 
 
 def _tfds_records(version: Path, split: str) -> Any:
-    """Opens a split, at random access, without decoding its images."""
+    """Opens a split at random access without decoding its images."""
     import tensorflow_datasets as tfds  # takes a second
 
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -246,9 +216,9 @@ def _tfds_records(version: Path, split: str) -> Any:
 
 
 def cached(name: str, files: Iterable[Path], read: Callable[[], Images]) -> Images:
-    """Returns what `read` does, from the user's cache unless one of the files has changed.
+    """Reads images through the user's cache, anew where one of the files has changed.
 
-    It is read, too, where the cache can be neither read nor written.
+    A cache that cannot be read or written is not an error.
     """
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
     key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
@@ -271,10 +241,9 @@ def cached(name: str, files: Iterable[Path], read: Callable[[], Images]) -> Imag
     return images
 
 
-# Means and standard deviations over all training pixels, as is customary; those of ImageNet are the
-# ones that torchvision's models expect.
+# Means and standard deviations over all training pixels. ImageNet's are those of torchvision.
 DATASETS: dict[str, Source] = {
-    "digits": Source(read_digits, 10, (8, 8, 1), (0.0,), (1.0,)),  # as they are, half of them zero
+    "digits": Source(read_digits, 10, (8, 8, 1), (0.0,), (1.0,)),  # not normalized
     "cifar10": Source(
         read_tfds, 10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),

@@ -1,7 +1,7 @@
-"""The methods by name: how the examples make each of them, and among which radii they look.
+"""The methods by name, with their usual radii and further arguments.
 
-Arguments beside the radius are published ones, or the library's defaults; the demo tunes nothing
-but the radius. Each is a keyword argument of its row, which callers may set to something else.
+Arguments beside the radius have published values or the library's defaults. Callers may change
+each, as a keyword argument of the row.
 """
 
 import inspect
@@ -12,20 +12,20 @@ import jax
 import optax
 
 import xsam_jax as sx
-from examples.image_classification.names import hint
+from examples.image_classification.names import check_name, hint
 from xsam_jax import ascent
 
 
 class Training(NamedTuple):
-    """What a method may need to know of the training, beside its radius.
+    """Properties of the training that some methods depend on.
 
     Attributes:
-      rho_max: the radius of XSAM's probes.
-      steps: the number of ascent steps, for those that take several.
-      search: how XSAM searches: its further arguments.
-      base: the base optimizer, weight decay included.
-      learning_rate: that of the base optimizer.
-      key: a random key.
+      rho_max: Radius of XSAM's probes.
+      steps: Number of ascent steps, for methods that can take several.
+      search: Further arguments of XSAM for its search.
+      base: Base optimizer, including weight decay.
+      learning_rate: Learning rate of the base optimizer.
+      key: Random key.
     """
 
     rho_max: Any
@@ -40,11 +40,11 @@ class Method(NamedTuple):
     """A row of the table.
 
     Attributes:
-      make: returns what stands in front of the base optimizer, of the radius, the training, and
-        keyword arguments that all have a default.
-      scale: its usual radii, divided by those of SAM; None where it has no radius.
-      steps: whether it can take several ascent steps.
-      has_base: whether `make` returns the whole optimizer, with the base optimizer inside.
+      make: Maps the radius, the training, and keyword arguments with defaults to the gradient
+        transformation in front of the base optimizer.
+      scale: The usual radius divided by the radius of SAM, or None for a method without radius.
+      steps: Whether the method can take several ascent steps.
+      has_base: Whether `make` returns the whole optimizer, including the base optimizer.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -56,7 +56,7 @@ class Method(NamedTuple):
 def path_sum(alias: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
     """Returns the row of a method that sums over ascent steps, each of length rho."""
 
-    # Over one step it is SAM, or SAM and SGD in equal parts.
+    # With one step the method is SAM, or SAM and SGD in equal parts.
     def make(rho: Any, training: Training, at_least: int = 2) -> optax.GradientTransformation:
         return alias(rho, max(at_least, training.steps), include_first=include_first)
 
@@ -64,7 +64,7 @@ def path_sum(alias: Callable[..., optax.GradientTransformation], include_first: 
 
 
 def scaled(biases: bool) -> Callable[[optax.Params], Any] | None:
-    """Returns which leaves ASAM scales: all, or all that are not named "bias"."""
+    """Returns the mask of the leaves that ASAM scales: None for all, or all but biases."""
 
     def is_scaled(path: tuple[Any, ...], leaf: Any) -> bool:
         return "bias" not in jax.tree_util.keystr(path)
@@ -73,10 +73,16 @@ def scaled(biases: bool) -> Callable[[optax.Params], Any] | None:
 
 
 def xsam_along(
-    direction: optax.GradientTransformation, rho: Any, t: Training, steps: int = 1, **options: Any
+    direction: optax.GradientTransformation,
+    rho: Any,
+    t: Training,
+    scale: str,
+    search: str,
+    steps: int = 1,
 ) -> optax.GradientTransformation:
-    """Returns XSAM with another direction of the ascent."""
-    return sx.xsam(rho, t.rho_max, direction=direction, steps=steps, **options, **t.search)
+    """Returns XSAM after an ascent along another direction than the gradient's."""
+    options = {"steps": steps, "scale": scale, "search": search, **t.search}
+    return sx.xsam(rho, t.rho_max, direction=direction, **options)
 
 
 FAMILY = {
@@ -88,14 +94,14 @@ FAMILY = {
         ),
         steps=True,
     ),
-    # About what XSAM finds in the demo, on average.
+    # About the average alpha of XSAM in the demo.
     "slerp_sam": Method(
         lambda rho, t, alpha=1.5, between="displacement": sx.slerp_sam(
             rho, alpha, steps=t.steps, between=between
         ),
         steps=True,
     ),
-    # In units of the parameters' size, thus larger: published 0.5, where SAM has 0.05.
+    # In units of the size of the parameters, so larger: published 0.5 where SAM has 0.05.
     "asam": Method(
         lambda rho, t, eta=0.01, biases=True: sx.asam(rho, eta, mask=scaled(biases), steps=t.steps),
         scale=10.0,
@@ -114,7 +120,7 @@ FAMILY = {
         scale=10.0,
     ),
     "vasso": Method(lambda rho, t, theta=0.4: sx.vasso(rho, theta)),
-    # Sharpness weighs nine times as much as in SAM; decoupled, momentum does not multiply it by 10.
+    # Sharpness has nine times its weight in SAM. Decoupled, momentum does not multiply it by ten.
     "wsam": Method(lambda rho, t, gamma=0.9: sx.wsam(rho, gamma), scale=0.2),
     "decoupled_wsam": Method(
         lambda rho, t, gamma=0.9: sx.decoupled_wsam(t.base, t.learning_rate, rho, gamma),
@@ -132,7 +138,7 @@ FAMILY = {
     "lsam": path_sum(sx.lsam, include_first=False),
     "lsam+": path_sum(sx.lsam, include_first=True),
     "cr_sam": Method(lambda rho, t, gamma=0.1, beta=0.01: sx.cr_sam(rho, gamma, beta)),
-    # `ratio` is that of the two radii.
+    # `ratio` is the quotient of the two radii.
     "gam": Method(
         lambda rho, t, ratio=10.0, beta_0=0.5, beta_1=0.6, gamma=0.03, convention="official": (
             sx.gam(rho, rho / ratio, beta_0, beta_1, gamma, convention=convention)
@@ -149,16 +155,11 @@ FAMILY = {
     ),
 }
 
-# XSAM with the ascent directions of other methods. rho is theirs, rho_max is XSAM's.
+# XSAM after the ascents of other methods. rho is the radius of the ascent, rho_max that of XSAM.
 COMBINATIONS = {
     "xsam+asam": Method(
         lambda rho, t, eta=0.01, biases=True, scale="last", search="grid": xsam_along(
-            ascent.scale_by_magnitude(eta, mask=scaled(biases)),
-            rho,
-            t,
-            t.steps,
-            scale=scale,
-            search=search,
+            ascent.scale_by_magnitude(eta, mask=scaled(biases)), rho, t, scale, search, t.steps
         ),
         scale=10.0,
         steps=True,
@@ -171,18 +172,14 @@ COMBINATIONS = {
                 ),
                 rho,
                 t,
-                scale=scale,
-                search=search,
+                scale,
+                search,
             )
         )
     ),
     "xsam+vasso": Method(
         lambda rho, t, theta=0.4, scale="last", search="grid": xsam_along(
-            optax.chain(ascent.ema_of_gradients(theta), ascent.normalize()),
-            rho,
-            t,
-            scale=scale,
-            search=search,
+            optax.chain(ascent.ema_of_gradients(theta), ascent.normalize()), rho, t, scale, search
         )
     ),
 }
@@ -191,18 +188,17 @@ METHODS = FAMILY | COMBINATIONS
 
 
 def find_method(name: str) -> Method:
-    """Returns the row of that name, among the library's methods and their combinations.
+    """Returns the row of that name.
 
     Raises:
-      ValueError: there is none; the message names the nearest and lists all.
+      ValueError: The name is unknown. The message has the nearest name and lists all.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {hint(name, list(METHODS))}")
+    check_name("method", name, METHODS)
     return METHODS[name]
 
 
 def method_arguments(name: str) -> dict[str, Any]:
-    """Returns the arguments of a method beside its radius and the training, with their defaults."""
+    """Returns the arguments of a method beside radius and training, with their defaults."""
     parameters = list(inspect.signature(find_method(name).make).parameters.values())
     return {parameter.name: parameter.default for parameter in parameters[2:]}
 
@@ -213,18 +209,18 @@ def make_method(
     """Makes a method by name.
 
     Args:
-      name: one of `METHODS`.
-      rho: its radius.
-      training: what it may need to know.
-      **arguments: those of `method_arguments(name)` that are not to have their default; text, as on
-        a command line, is read as what the default is: "true" or "false", an integer, a number.
+      name: A name of `METHODS`.
+      rho: The radius.
+      training: Properties of the training.
+      **arguments: Arguments of `method_arguments(name)` to change. Text, as from a command line, is
+        converted to the type of the default: "true" or "false", an integer, a number.
 
     Returns:
-      What stands in front of the base optimizer, or, where `METHODS[name].has_base`, all of it.
+      The transformation in front of the base optimizer, or the whole optimizer where
+      `METHODS[name].has_base`.
 
     Raises:
-      ValueError: there is no such method or argument, or a text cannot be read; what the method
-        itself says to values out of range.
+      ValueError: The method or an argument is unknown, or a value is out of range.
     """
     defaults = method_arguments(name)
     for key in arguments:
@@ -237,10 +233,10 @@ def make_method(
 
 
 def read_argument(name: str, value: Any, default: Any) -> Any:
-    """Returns an argument that may be text as what its default is: a word, a truth, a number.
+    """Converts an argument given as text to the type of its default.
 
     Raises:
-      ValueError: the text cannot be read.
+      ValueError: The text cannot be converted.
     """
     if not isinstance(value, str) or isinstance(default, str):
         return value

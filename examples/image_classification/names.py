@@ -1,16 +1,22 @@
-"""What to say of a name that is none of those there are."""
+"""Error messages for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
-MANY = 30
+MAX_LISTED = 30  # names in one message
+
+
+def check_name(kind: str, name: str, names: Iterable[str], suffix: str = "") -> None:
+    """Raises ValueError for an unknown name, with the nearest valid names."""
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}; {hint(name, names)}{suffix}")
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Returns the nearest of the names, if one is near, and all of them, unless they are many."""
+    """Suggests the nearest valid name and lists all names, or the nearest three of a long list."""
     names = list(names)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return meant + (
-        f"valid: {', '.join(names)}" if len(names) <= MANY else f"{len(names)} are valid"
-    )
+    is_long = len(names) > MAX_LISTED
+    near = difflib.get_close_matches(name.lower(), names, n=3 if is_long else 1, cutoff=0.5)
+    suggestion = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    listed = f"{len(names)} are valid" if is_long else f"valid: {', '.join(names)}"
+    return suggestion + listed

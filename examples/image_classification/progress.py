@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and how it is told to stop."""
+"""The progress bar of a run, and signals that stop it."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ LINE_EVERY = 10.0
 
 
 class Stopped(Exception):
-    """The run was told to stop by a signal, and has saved its state."""
+    """A signal stopped the run, which has saved its state."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -35,13 +35,13 @@ class NotFinite(Exception):
         self.step = step
 
 
-class Stop:
-    """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts at once.
+class StopRequest:
+    """Records SIGTERM or Ctrl-C. A second Ctrl-C interrupts at once.
 
-    Of several processes JAX itself takes the SIGTERM of any, and agrees on a step with the others.
+    With several processes JAX itself handles the SIGTERM of any process, and all agree on a step.
 
     Attributes:
-      number: the signal that came.
+      number: The signal received.
     """
 
     def __init__(self) -> None:
@@ -66,24 +66,24 @@ class Stop:
         self._received, self.number = True, number
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; all processes get the same answer."""
+        """Returns whether to stop after this step, the same on all processes."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
 
 
 class Progress:
-    """A bar over the images of the whole run, which also looks out for numbers that are not finite.
+    """A progress bar over the images of the whole run, which also checks that metrics are finite.
 
-    The metrics of a call are read when the next one is under way, so that the device never waits.
-    Where stderr is no terminal there are lines in place of the bar, at most one in ten seconds.
+    The metrics of a call are read while the next one runs, so that the device never waits. Where
+    stderr is not a terminal, lines replace the bar, at most one in ten seconds.
     """
 
     def __init__(self, total: int, done: int, batch_size: int, show: bool) -> None:
         self._batch_size, self._done = batch_size, done
         self._pending: tuple[Any, str] | None = None
-        self._shown = self._printed = 0.0
-        self._lines = show and is_main() and not sys.stderr.isatty()
+        self._last_shown = self._last_printed = 0.0
+        self._prints_lines = show and is_main() and not sys.stderr.isatty()
         self._bar = tqdm(
             total=total * batch_size,
             initial=done * batch_size,
@@ -101,28 +101,28 @@ class Progress:
     def __exit__(self, *exception: Any) -> None:
         self._bar.close()
 
-    def say(self, record: dict[str, Any], epoch: str) -> None:
-        """Prints the metrics of an epoch, where there is no bar."""
+    def print_epoch(self, record: dict[str, Any], epoch: str) -> None:
+        """Prints the metrics of an epoch where there is no bar."""
         now = time.monotonic()
-        if not self._lines or now - self._printed < LINE_EVERY:
+        if not self._prints_lines or now - self._last_printed < LINE_EVERY:
             return
-        self._printed = now
+        self._last_printed = now
         shown = {name: record[name] for name in record if name.endswith(("_loss", "_accuracy"))}
         values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         rate = f"{record['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}: {values}, {rate}", file=sys.stderr, flush=True)
 
-    def see(self, metrics: dict[str, jax.Array], epoch: str) -> None:
-        """Takes the metrics of a call, of any number of steps, and reads those of the last one.
+    def update(self, metrics: dict[str, jax.Array], epoch: str) -> None:
+        """Stores the metrics of a call, of one or more steps, and reads those of the previous call.
 
         Raises:
-          NotFinite: a loss or an update among those is not finite.
+          NotFinite: A loss or an update of the previous call is not finite.
         """
-        self.see_last()
+        self.read_pending()
         self._pending = metrics, epoch
 
-    def see_last(self) -> None:
-        """Reads the metrics that are still to be read."""
+    def read_pending(self) -> None:
+        """Reads the metrics of the last call."""
         if self._pending is None:
             return
         (metrics, epoch), self._pending = self._pending, None
@@ -132,8 +132,8 @@ class Progress:
             raise NotFinite(self._done + int(finite.argmin()))
         self._done += len(losses)
         now = time.monotonic()
-        if now - self._shown > REFRESH:
-            self._shown = now
+        if now - self._last_shown > REFRESH:
+            self._last_shown = now
             accuracy = np.mean(np.asarray(metrics["train_accuracy"]))
             self._bar.set_description(f"epoch {epoch}", refresh=False)
             self._bar.set_postfix_str(f"loss {losses.mean():.3f}, accuracy {accuracy:.1f} %", False)

@@ -1,31 +1,86 @@
-"""One training step, several of them, and an evaluation: all that is compiled."""
+"""The optimizer, the compiled training step, and the compiled evaluation."""
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from examples.image_classification.augment import make_augmentation
+from examples.image_classification.batches import DataSpec, Images, device_mesh, gather_batch
 from examples.image_classification.config import Config
-from examples.image_classification.devices import Devices
-from examples.image_classification.feed import Feed, Shape
+from examples.image_classification.methods import METHODS, Training, make_method
 from examples.image_classification.models import make_model
-from examples.image_classification.optimizer import make_optimizer
-from examples.image_classification.streaming import Images
 
 Metrics = dict[str, jax.Array]
 
-# Logged every step; those of the second line are in the optimizer's state, with some methods.
+# Logged at every step; the second line is in the state of the optimizer, with some methods.
 METRICS = ("train_loss", "train_accuracy", "gradient_norm", "update_norm")
-OF_METHODS = ("sharp_gradient_norm", "alpha", "psi")
+STATE_METRICS = ("sharp_gradient_norm", "alpha", "psi")
+MIN_SHARDED = 1024  # elements; smaller arrays are replicated
+
+
+# --- The optimizer ---
+
+
+def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate: a linear rise, then a cosine down to zero."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    cosine = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
+    if not warmup:
+        return cosine
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return optax.join_schedules([rise, cosine], [warmup])
+
+
+def make_optimizer(
+    config: Config, steps_per_epoch: int, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the method in front of the base optimizer, the only part in which methods differ."""
+    schedule = make_schedule(config, steps_per_epoch)
+    if config.optimizer == "sgd":
+        decay = optax.add_decayed_weights(config.weight_decay)
+        base = optax.chain(decay, optax.sgd(schedule, momentum=config.momentum))
+    else:
+        base = optax.adamw(schedule, weight_decay=config.weight_decay)
+    search = {
+        "probe_every": config.probe_every or steps_per_epoch,
+        "alpha_max": config.alpha_max,
+        "num_alphas": config.num_alphas,
+    }
+    if config.probe_batch_size is not None:
+        search["probe_batch_size"] = config.probe_batch_size
+    training = Training(config.rho_max, config.ascent_steps, search, base, schedule, key)
+    method = make_method(config.method, config.rho, training, **config.method_args)
+    return method if METHODS[config.method].has_base else optax.chain(method, record_norm(), base)
+
+
+def record_norm() -> optax.GradientTransformation:
+    """Returns the identity, which keeps the norm of the sharpness-aware gradient for the log."""
+
+    def init_fn(params: optax.Params) -> dict[str, jax.Array]:
+        del params
+        return {"sharp_gradient_norm": jnp.zeros(())}
+
+    def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        return updates, {"sharp_gradient_norm": optax.tree.norm(updates).astype(jnp.float32)}
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+# --- The compiled programs ---
 
 
 class State(NamedTuple):
-    """All that the next step needs, and sums over the epoch so far of what is logged."""
+    """Everything the next step needs, and the sums of the metrics over the epoch so far."""
 
     step: jax.Array
     params: Any
@@ -34,106 +89,111 @@ class State(NamedTuple):
     sums: Metrics
 
 
-class Inputs(NamedTuple):
-    """What is no part of the compiled program, so that runs which differ in it share one."""
+class TracedSettings(NamedTuple):
+    """Arguments of the compiled program, so that runs that differ in them share one program."""
 
     key: jax.Array
     rho: Any
     rho_max: Any
 
     @classmethod
-    def of(cls, config: Config) -> "Inputs":
-        """Returns those of a run."""
+    def of(cls, config: Config) -> "TracedSettings":
+        """Returns the traced settings of a run."""
         return cls(jax.random.key(config.seed), config.rho, config.rho_max)
 
 
 class Program:
-    """The compiled parts of a run.
+    """The compiled functions of a run.
 
     Attributes:
-      abstract_state: shapes, types and places of the state, to restore it by.
-      init: `init(inputs)` returns the state before the first step.
-      train_steps: `train_steps(state, arrays, rows, inputs)` takes a step for each of the rows, and
-        returns the new state and the metrics of each step.
-      predict: `predict(state, arrays, row)` returns logits and labels of one batch, in evaluation
-        mode; a label is -1 where the batch was only filled up.
-      evaluate: `evaluate(state, arrays, row)` returns sums over one batch, in evaluation mode.
+      abstract_state: Shapes, dtypes and shardings of the state, for restoring it.
+      init: `init(traced)` returns the state before the first step.
+      train_steps: `train_steps(state, arrays, rows, traced)` takes a step for each row and returns
+        the new state and the metrics of each step.
+      predict: `predict(state, arrays, row)` returns logits and labels of one batch in evaluation
+        mode. A label of -1 marks padding.
+      evaluate: `evaluate(state, arrays, row)` returns sums over one batch in evaluation mode.
 
-    `loss` alone is not compiled: who differentiates it compiles what comes of it.
+    `loss` is not compiled, since its callers differentiate it.
     """
 
-    def __init__(self, config: Config, shape: Shape) -> None:
-        self._config, self._shape = config, shape
-        self._devices = Devices()
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        self._config, self._spec = config, spec
         self._augment = make_augmentation(config.augmentation)
-        model = nnx.eval_shape(lambda: self._new_model(nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: self._make_model(nnx.Rngs(0)))
         model.train()
         self._train_graph = nnx.graphdef(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)
-        abstract_state = jax.eval_shape(self._init, Inputs.of(config))
-        self._shardings = self._devices.shardings(abstract_state, config.fsdp)
+
+        mesh = device_mesh()
+        replicated = NamedSharding(mesh, P())
+        self._batch_sharding = NamedSharding(mesh, P("data"))
+        abstract_state = jax.eval_shape(self._init, TracedSettings.of(config))
+        shardings = jax.tree.map(
+            lambda leaf: choose_sharding(leaf.shape, config.fsdp), abstract_state
+        )
         self.abstract_state = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            abstract_state,
-            self._shardings,
+            lambda leaf, sharding: leaf.update(sharding=sharding), abstract_state, shardings
         )
-        copy = self._devices.replicated
-        self.init = jax.jit(self._init, out_shardings=self._shardings)
+        self.init = jax.jit(self._init, out_shardings=shardings)
         self.train_steps = jax.jit(
-            self._train_steps, donate_argnums=0, out_shardings=(self._shardings, copy)
+            self._train_steps, donate_argnums=0, out_shardings=(shardings, replicated)
         )
-        self.predict = jax.jit(self._predict, out_shardings=copy)
-        self.evaluate = jax.jit(self._evaluate, out_shardings=copy)
+        self.predict = jax.jit(self._predict, out_shardings=replicated)
+        self.evaluate = jax.jit(self._evaluate, out_shardings=replicated)
 
-    def _new_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        config, shape = self._config, self._shape
-        dtype = jnp.bfloat16 if config.bf16 else jnp.float32
+    def _make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return make_model(
-            config.model, num_classes=shape.classes, image_shape=shape.image, rngs=rngs, dtype=dtype
+            self._config.model,
+            num_classes=self._spec.num_classes,
+            image_shape=self._spec.image_shape,
+            rngs=rngs,
+            dtype=jnp.bfloat16 if self._config.bf16 else jnp.float32,
         )
 
-    def _optimizer(self, inputs: Inputs) -> optax.GradientTransformationExtraArgs:
-        config = dataclasses.replace(self._config, rho=inputs.rho, rho_max=inputs.rho_max)
-        key = jax.random.fold_in(inputs.key, 1)
-        return make_optimizer(config, self._shape.steps_per_epoch, key)
+    def _make_optimizer(self, traced: TracedSettings) -> optax.GradientTransformationExtraArgs:
+        config = dataclasses.replace(self._config, rho=traced.rho, rho_max=traced.rho_max)
+        key = jax.random.fold_in(traced.key, 1)
+        return make_optimizer(config, self._spec.steps_per_epoch, key)
 
-    def _init(self, inputs: Inputs) -> State:
+    def _init(self, traced: TracedSettings) -> State:
         # The default generator compiles for a second per shape on CPU, this one for a fifth of it.
-        seed = jax.random.bits(jax.random.fold_in(inputs.key, 0), (4,))
-        model = self._new_model(nnx.Rngs(jax.random.wrap_key_data(seed, impl="rbg")))
+        seed = jax.random.bits(jax.random.fold_in(traced.key, 0), (4,))
+        model = self._make_model(nnx.Rngs(jax.random.wrap_key_data(seed, impl="rbg")))
         params = nnx.as_pure(nnx.state(model, nnx.Param))
         statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-        opt_state = self._optimizer(inputs).init(params)
-        names = [*METRICS, *(name for name in OF_METHODS if _has(opt_state, name))]
-        sums = {name: jnp.zeros(()) for name in names}
+        opt_state = self._make_optimizer(traced).init(params)
+        sums = {name: jnp.zeros(()) for name in (*METRICS, *state_metrics(opt_state))}
         return State(jnp.zeros((), jnp.int32), params, statistics, opt_state, sums)
 
-    def _images(self, pixels: jax.Array) -> jax.Array:
-        mean, std = jnp.array(self._shape.mean), jnp.array(self._shape.std)
+    def _normalize(self, pixels: jax.Array) -> jax.Array:
+        mean, std = jnp.array(self._spec.mean), jnp.array(self._spec.std)
         return (pixels / jnp.float32(255) - mean) / std
 
-    def _train_step(self, state: State, batch: Images, inputs: Inputs) -> tuple[State, Metrics]:
-        batch = jax.lax.with_sharding_constraint(batch, self._devices.batch)
-        step_key = jax.random.fold_in(jax.random.fold_in(inputs.key, 2), state.step)
-        images = self._augment(step_key, self._images(batch.pixels))
-        classes = jax.nn.one_hot(batch.labels, self._shape.classes)
-        classes = optax.smooth_labels(classes, self._config.label_smoothing)
+    def _train_step(
+        self, state: State, batch: Images, traced: TracedSettings
+    ) -> tuple[State, Metrics]:
+        batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
+        step_key = jax.random.fold_in(jax.random.fold_in(traced.key, 2), state.step)
+        images = self._augment(step_key, self._normalize(batch.pixels))
+        targets = jax.nn.one_hot(batch.labels, self._spec.num_classes)
+        targets = optax.smooth_labels(targets, self._config.label_smoothing)
 
         def forward(params: Any) -> tuple[jax.Array, Any]:
             model = nnx.merge(self._train_graph, params, state.statistics)
             logits = model(images)
             statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-            return optax.softmax_cross_entropy(logits, classes), (logits, statistics)
+            return optax.softmax_cross_entropy(logits, targets), (logits, statistics)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             losses, aux = forward(params)
             return losses.mean(), aux
 
-        # The clean pass; it alone advances the statistics of BatchNorm.
+        # The clean pass. Only this one updates the running statistics of BatchNorm.
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         logits, statistics = aux
-        updates, opt_state = self._optimizer(inputs).update(
+        updates, opt_state = self._make_optimizer(traced).update(
             grads,
             state.opt_state,
             state.params,
@@ -147,17 +207,17 @@ class Program:
             "train_accuracy": 100 * jnp.mean(logits.argmax(axis=-1) == batch.labels),
             "gradient_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
+            **state_metrics(opt_state),
         }
-        metrics |= {n: optax.tree.get(opt_state, n) for n in OF_METHODS if _has(opt_state, n)}
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
         sums = jax.tree.map(jnp.add, state.sums, metrics)
         return State(state.step + 1, params, statistics, opt_state, sums), metrics
 
     def _train_steps(
-        self, state: State, arrays: Any, rows: Any, inputs: Inputs
+        self, state: State, arrays: Any, rows: Any, traced: TracedSettings
     ) -> tuple[State, Metrics]:
         def step(state: State, row: Any) -> tuple[State, Metrics]:
-            return self._train_step(state, Feed.batch(arrays, row), inputs)
+            return self._train_step(state, gather_batch(arrays, row), traced)
 
         if len(jax.tree.leaves(rows)[0]) > 1:
             return jax.lax.scan(step, state, rows)
@@ -166,48 +226,64 @@ class Program:
         return state, jax.tree.map(lambda leaf: leaf[None], metrics)
 
     def _predict(self, state: State, arrays: Any, row: Any) -> tuple[jax.Array, jax.Array]:
-        batch = jax.lax.with_sharding_constraint(Feed.batch(arrays, row), self._devices.batch)
+        batch = gather_batch(arrays, row)
+        batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
         model = nnx.merge(self._eval_graph, state.params, state.statistics)
-        return model(self._images(batch.pixels)), batch.labels
+        return model(self._normalize(batch.pixels)), batch.labels
 
     def loss(self, params: Any, batch: tuple[Any, Images]) -> jax.Array:
         """Returns the mean loss of a batch in evaluation mode, as a function of the parameters.
 
         Args:
-          params: of the model.
-          batch: the statistics of BatchNorm, which stay as they are, and images.
+          params: Parameters of the model.
+          batch: Running statistics of BatchNorm, which stay fixed, and images.
         """
         statistics, images = batch
-        images = jax.lax.with_sharding_constraint(images, self._devices.batch)
+        images = jax.lax.with_sharding_constraint(images, self._batch_sharding)
         model = nnx.merge(self._eval_graph, params, statistics)
-        logits = model(self._images(images.pixels))
+        logits = model(self._normalize(images.pixels))
         return optax.softmax_cross_entropy_with_integer_labels(logits, images.labels).mean()
 
     def _evaluate(self, state: State, arrays: Any, row: Any) -> Metrics:
         logits, labels = self._predict(state, arrays, row)
-        counted = labels >= 0  # the last batch is filled up with -1
+        is_image = labels >= 0  # not padding
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
-            "loss": jnp.sum(jnp.where(counted, losses, 0.0)),
+            "loss": jnp.sum(jnp.where(is_image, losses, 0.0)),
             "accuracy": 100.0 * jnp.sum(logits.argmax(axis=-1) == labels),
-            "count": jnp.sum(counted),
+            "count": jnp.sum(is_image),
         }
 
 
-def _has(opt_state: Any, name: str) -> bool:
-    return optax.tree.get(opt_state, name) is not None
+def state_metrics(opt_state: Any) -> Metrics:
+    """Returns the metrics that the method keeps in the state of the optimizer."""
+    found = {name: optax.tree.get(opt_state, name) for name in STATE_METRICS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-@functools.lru_cache(maxsize=4)
-def _shared_program(config: Config, shape: Shape) -> Program:
-    return Program(config, shape)
+def choose_sharding(shape: tuple[int, ...], fsdp: bool) -> NamedSharding:
+    """Returns the sharding of an array of the state.
+
+    With `fsdp` it is divided along its longest axis that is a multiple of the number of devices.
+    """
+    mesh = device_mesh()
+    axes = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+    if not fsdp or not axes or math.prod(shape) < MIN_SHARDED:
+        return NamedSharding(mesh, P())
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, P(*[None] * longest, "data"))
 
 
-def make_program(config: Config, shape: Shape) -> Program:
-    """Returns the program; runs that differ in nothing compiled share one."""
+def make_program(config: Config, spec: DataSpec) -> Program:
+    """Returns the program of a run. Runs that compile the same share one."""
     general = dataclasses.replace(
         config, preset=None, seed=0, label_noise=0.0, data_dir=None, out=None
     )
-    # Any radius will do, but whether there is one does not.
+    # Radii are traced, so any value will do, but None compiles another program.
     general = dataclasses.replace(general, rho=config.rho and 1.0, rho_max=config.rho_max and 1.0)
-    return _shared_program(general, shape)
+    return _shared_program(general, spec)
+
+
+@functools.lru_cache(maxsize=4)
+def _shared_program(config: Config, spec: DataSpec) -> Program:
+    return Program(config, spec)

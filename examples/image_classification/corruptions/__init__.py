@@ -2,18 +2,21 @@
 
 Eighteen of the nineteen of Hendrycks and Dietterich, `Benchmarking Neural Network Robustness to
 Common Corruptions and Perturbations <https://arxiv.org/abs/1903.12261>`_, ICLR 2019, in their four
-groups; `frost` needs photographs, and is left out.
+groups. `frost` needs photographs and is left out.
 
-The constants are those of CIFAR-10-C, for images of side 32. For another side, lengths grow with
-the shorter side; flakes, drops, waves and the facets of glass are drawn at 32 pixels and enlarged;
-noise, colours, JPEG's blocks and the share of pixels that `pixelate` keeps stay as they are.
-Some constants do not make each severity worse than the one before: `saturate` first fades, then
-deepens colours; `elastic_transform` trades one distortion for another; `glass_blur` and `spatter`
-change kind between severities 3 and 4.
+The constants are those of CIFAR-10-C, for images of side 32. For other sides:
 
-Accuracies compare with each other, and not quite with those on the published images: random draws
-differ, values are rounded in place of cut off, filters are SciPy's and Pillow's, and the light on
-the drops of `spatter` is approximate.
+- Lengths grow with the shorter side.
+- Flakes, drops, waves and the facets of glass are drawn at 32 pixels and enlarged.
+- Noise, colours, JPEG's blocks and the share of pixels that `pixelate` keeps do not change.
+
+Not every severity is worse than the one before. `saturate` first fades, then deepens colours.
+`elastic_transform` trades one distortion for another. `glass_blur` and `spatter` change kind
+between severities 3 and 4.
+
+Accuracies compare with each other, but not exactly with those on the published images: random
+draws differ, values are rounded instead of truncated, filters are those of SciPy and Pillow, and
+the light on the drops of `spatter` is approximate.
 """
 
 import numpy as np
@@ -60,18 +63,18 @@ def corrupt(
     """Corrupts images.
 
     Args:
-        images: uint8, of shape (n, height, width, channels), with one channel or three.
-        name: Of a corruption, in any group of `CORRUPTIONS`.
-        severity: From 1 to 5.
-        seed: Of the random draws. Each image has its own: the first images of a data set become
-            the same, however many follow. One `numpy.random.Generator` for all batches of a data
-            set, in their order, makes of them what one call makes of the whole.
+      images: uint8, of shape (n, height, width, channels), with one channel or three.
+      name: A corruption, in any group of `CORRUPTIONS`.
+      severity: An integer from 1 to 5.
+      seed: Seed of the random draws. Each image has its own draws, which do not depend on later
+        images. One `numpy.random.Generator` for all batches of a dataset, in order, gives the
+        result of a single call.
 
     Returns:
-        Images as given, corrupted.
+      Corrupted images of the same shape and dtype.
 
     Raises:
-        ValueError: If there is no such corruption or severity, or these are not such images.
+      ValueError: The corruption or severity is unknown, or the images have another shape or dtype.
     """
     functions = {key: value for group in CORRUPTIONS.values() for key, value in group.items()}
     if name not in functions:

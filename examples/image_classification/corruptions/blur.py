@@ -16,7 +16,7 @@ GAUSSIAN = (0.4, 0.6, 0.7, 0.8, 1)  # sigma
 
 
 def smooth(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Filters height and width, axes 1 and 2, by a Gaussian; values at the edge go on outside."""
+    """Filters height and width, axes 1 and 2, by a Gaussian, with the edges repeated outside."""
     return ndimage.gaussian_filter(pixels, sigma, axes=(1, 2), mode="nearest")
 
 
@@ -28,12 +28,12 @@ def gaussian_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -
 
 
 def disk(radius: float, sigma: float, reach: int) -> np.ndarray:
-    """Returns the kernel of a lens out of focus: a disk whose edge a Gaussian softens.
+    """Returns the kernel of a defocused lens: a disk with edges softened by a Gaussian.
 
     Args:
-        radius: Of the disk, in pixels.
-        sigma: Of the Gaussian, in pixels.
-        reach: The Gaussian is cut off at so many pixels.
+      radius: Radius of the disk, in pixels.
+      sigma: Standard deviation of the Gaussian, in pixels.
+      reach: Pixels beyond which the Gaussian is cut off.
     """
     size = math.ceil(radius) + reach
     rows, columns = np.ogrid[-size : size + 1, -size : size + 1]
@@ -56,9 +56,9 @@ def defocus_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) ->
 def glass_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blurs, gives each pixel the value of a neighbour, and blurs again.
 
-    The published images are made by swaps that copy, since NumPy evaluates `a, b = b, a` on views
-    one after the other. From the last pixel to the first, that is a copy from above, from the left
-    or both, for all pixels at once; the first two rows and columns stay.
+    The code of the published images swaps pixels by `a, b = b, a` on views, which NumPy evaluates
+    one after the other, so that it copies. From the last pixel to the first, this is a copy from
+    above, from the left or both, for all pixels at once. The first two rows and columns stay.
     """
     scale = scale_of(pixels)
     sigma, passes = GLASS[severity - 1]
@@ -116,7 +116,7 @@ def zoom_matrix(size: int, zoom: float) -> np.ndarray:
 
 @functools.cache
 def zoom_operator(height: int, width: int, largest: float) -> sparse.csr_array:
-    """Returns the matrix that averages an image's pixels over zooms; without zoom it counts twice.
+    """Returns the matrix that averages an image over zooms, with the unzoomed image counted twice.
 
     A pixel becomes the mean of few others, on a line to the middle of the image.
     """

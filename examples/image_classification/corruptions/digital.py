@@ -1,4 +1,4 @@
-"""What cameras and files do to pixels: contrast, distortion, resolution, compression, colour."""
+"""Corruptions by cameras and files: contrast, distortion, resolution, compression, colour."""
 
 import io
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def contrast(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     return mean + CONTRAST[severity - 1] * (pixels - mean)
 
 
-def look_up(pixels: np.ndarray, points: np.ndarray, mode: str) -> np.ndarray:
+def interpolate(pixels: np.ndarray, points: np.ndarray, mode: str) -> np.ndarray:
     """Interpolates each image linearly at its points (n, 2, height, width), rows and columns."""
     result = np.empty_like(pixels)
     for image, new, where in zip(pixels, result, points, strict=True):
@@ -64,16 +64,16 @@ def elastic_transform(pixels: np.ndarray, severity: int, rng: np.random.Generato
     third = min(height, width) // 3
     points = np.array([height // 2, width // 2]) + third * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = points + reach * scale * corners.reshape(-1, 3, 2)
-    # The affine map from where the points are moved to back to where they came from.
+    # The affine map from the moved points back to their origins.
     ones = np.ones((len(moved), 3, 1))
     matrix = np.linalg.solve(np.concatenate([moved, ones], axis=2), points)
     grid = np.indices((height, width)).astype(float)
     homogeneous = np.concatenate([grid, np.ones_like(grid[:1])])
-    pixels = look_up(pixels, np.einsum("khw,nki->nihw", homogeneous, matrix), "mirror")
+    pixels = interpolate(pixels, np.einsum("khw,nki->nihw", homogeneous, matrix), "mirror")
 
     noise = noise.reshape(-1, 2, SIDE, SIDE)
     shifts = waves * ndimage.gaussian_filter(noise, sigma, axes=(2, 3))
-    return look_up(pixels, grid + scale * resize(shifts, height, width), "reflect")
+    return interpolate(pixels, grid + scale * resize(shifts, height, width), "reflect")
 
 
 def _with_pillow(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
@@ -112,7 +112,7 @@ def jpeg_compression(images: np.ndarray, severity: int, rng: np.random.Generator
 
 @on_unit_range
 def saturate(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Scales the saturation, the S of HSV, and adds to it; hue and value stay.
+    """Scales the saturation, the S of HSV, and adds to it. Hue and value stay.
 
     A pixel without colour has hue 0, red, as the published images have it. Images of one channel
     stay as they are.
@@ -122,7 +122,7 @@ def saturate(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     value = pixels.max(axis=-1, keepdims=True)
     chroma = value - pixels.min(axis=-1, keepdims=True)
     red = np.arange(pixels.shape[-1]) > 0
-    # How far below the value a channel is, in units of the chroma: what hue is, without angles.
+    # Distance of a channel below the value, in units of the chroma: the hue without angles.
     hue = np.where(chroma > 0, (value - pixels) / np.where(chroma > 0, chroma, 1), red)
     saturation = chroma / np.where(value > 0, value, 1)
     return value * (1 - np.clip(factor * saturation + summand, 0, 1) * hue)

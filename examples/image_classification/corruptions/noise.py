@@ -1,4 +1,4 @@
-"""Noise that differs from pixel to pixel and from channel to channel; it does not scale."""
+"""Noise, independent for each pixel and channel. It does not depend on the size of the image."""
 
 import numpy as np
 
@@ -22,14 +22,14 @@ def gaussian_noise(pixels: np.ndarray, severity: int, rng: np.random.Generator) 
 
 @on_unit_range
 def shot_noise(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Counts photons: Poisson, with so many in a white pixel."""
+    """Counts photons by a Poisson distribution, with a fixed mean for a white pixel."""
     photons = SHOT[severity - 1]
     return draw(lambda child, image: child.poisson(image * photons), pixels, rng) / photons
 
 
 @on_unit_range
 def impulse_noise(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Sets this share of the values to 0 or to 1, half each."""
+    """Sets a share of the values to 0 or to 1, half each."""
     share = IMPULSE[severity - 1]
     uniform = draw(lambda child, image: child.random(image.shape, np.float32), pixels, rng)
     return np.where(uniform < share, uniform < share / 2, pixels)

@@ -1,4 +1,4 @@
-"""What the corruptions share: the unit range, random draws per image, and what scales with size."""
+"""Shared by the corruptions: the unit range, random draws per image, and scaling with size."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def on_unit_range(corruption: Corruption) -> Corruption:
-    """Makes a corruption of float32 pixels in [0, 1] one of uint8 pixels, clipped and rounded."""
+    """Applies a corruption of float32 pixels in [0, 1] to uint8 pixels, clipped and rounded."""
 
     @functools.wraps(corruption)
     def of_bytes(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -30,15 +30,15 @@ def draw(
 ) -> np.ndarray:
     """Stacks `sample(child, image)` over the images, each with the next child of the generator.
 
-    So what an image gets depends on the seed and on how many images came before it, and neither
-    on the other images nor on the size of the batch.
+    The draws of an image depend on the seed and on the number of images before it, but not on other
+    images or the size of the batch.
     """
     children = rng.spawn(len(images))
     return np.stack([sample(child, image) for child, image in zip(children, images, strict=True)])
 
 
 def scale_of(images: np.ndarray) -> float:
-    """Returns by how much the images' shorter side exceeds 32 pixels."""
+    """Returns the shorter side of the images in units of 32 pixels."""
     return min(images.shape[1:3]) / SIDE
 
 
@@ -53,6 +53,6 @@ def resize(layers: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tint(rgb: tuple[int, int, int], channels: int) -> np.ndarray:
-    """Returns the colour in [0, 1] as the images have it: three channels, or its grey."""
+    """Returns a colour in [0, 1] with the channels of the images, three or its grey value."""
     color = np.array(rgb, np.float32) / 255
     return color if channels == 3 else np.atleast_1d(color @ LUMA)

@@ -1,4 +1,4 @@
-"""Weather, without frost, which needs photographs. Its layers are drawn at 32 pixels a side."""
+"""Weather, except frost, which needs photographs. Layers are drawn at 32 x 32 pixels."""
 
 import numpy as np
 from scipy import ndimage
@@ -60,8 +60,8 @@ def plasma(layers: np.ndarray, decay: float) -> np.ndarray:
     """Turns uniform noise into clouds in [0, 1] by the diamond-square algorithm, on a torus.
 
     Args:
-        layers: Noise in [-1, 1] of shape (n, size, size), where size is a power of two.
-        decay: Halving the distance between points divides the noise by the square of this.
+      layers: Noise in [-1, 1] of shape (n, size, size), where size is a power of two.
+      decay: Halving the distance between points divides the noise by the square of this.
     """
     clouds = np.zeros_like(layers)
     step, amplitude = layers.shape[1], 1.0
@@ -84,7 +84,7 @@ def plasma(layers: np.ndarray, decay: float) -> np.ndarray:
 
 @on_unit_range
 def fog(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds clouds, and scales the image back to the brightness it had."""
+    """Adds clouds, and scales the image back to its brightness."""
     amount, decay = FOG[severity - 1]
     _, height, width, _ = pixels.shape
     size = 1 << (max(height, width) - 1).bit_length()
@@ -96,7 +96,7 @@ def fog(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 
 @on_unit_range
 def brightness(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds to the value, the V of HSV; hue and saturation stay, so the pixel is scaled."""
+    """Adds to the value, the V of HSV. Hue and saturation stay, so the pixel is scaled."""
     del rng
     value = pixels.max(axis=-1, keepdims=True)
     raised = np.minimum(value + BRIGHTNESS[severity - 1], 1)
@@ -115,7 +115,7 @@ def equalize(layers: np.ndarray, levels: int) -> np.ndarray:
 
 
 def highlights(drops: np.ndarray) -> np.ndarray:
-    """Returns how much light the drops reflect, at most 1: more at the upper left of each.
+    """Returns the light reflected by the drops, at most 1, more at the upper left of each.
 
     Embosses the distance from the outline. The published images find outlines by Canny's detector,
     which here is the pixels of a drop next to one that is dry.

@@ -1,4 +1,4 @@
-"""The networks that the papers train, by name: `make_model("resnet18", ...)`."""
+"""The networks of the papers by name, as in `make_model("resnet18", ...)`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,15 +15,15 @@ from examples.image_classification.models.resnet import ResNet, ZeroPadding, bot
 from examples.image_classification.models.vgg import VGG
 from examples.image_classification.models.vit import ViT
 from examples.image_classification.models.wide_resnet import WideResNet
-from examples.image_classification.names import hint
+from examples.image_classification.names import check_name
 
 _small = partial(ResNet, blocks=(1, 1, 1), width=16, shortcut=ZeroPadding)
 
-# Called with layers, image_shape, num_classes, and what of the network is to be smaller.
+# Each is called with layers, image_shape, num_classes, and arguments that make it smaller.
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "resnet8": _small,
-    # At half the resolution: a fifth of the time on CPU, for what a laptop can train.
+    # Half the resolution takes a fifth of the time on CPU, so that a laptop can train it.
     "resnet8_half": partial(_small, stem_stride=2),
     "resnet20": partial(ResNet, blocks=(3, 3, 3), width=16, shortcut=ZeroPadding),
     "resnet18": ResNet,
@@ -53,16 +53,15 @@ def make_model(
     `model.eval()` switch between the statistics of the batch and the running ones.
 
     Args:
-        name: one of `MODELS`.
-        num_classes: of the logits.
-        image_shape: height, width and channels.
-        rngs: of the weights.
-        dtype: to compute in, up to the head.
-        **cut: of the network's own arguments, those that make it smaller, as in `blocks=1`.
+      name: A name of `MODELS`.
+      num_classes: Number of classes.
+      image_shape: Height, width and channels.
+      rngs: Random numbers for the weights.
+      dtype: Dtype of all computations before the head.
+      **cut: Arguments of the network that make it smaller, as in `blocks=1`.
 
     Raises:
-        ValueError: if there is no such network, or its patches do not tile the image.
+      ValueError: The name is unknown, or patches do not tile the image.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; {hint(name, MODELS)}")
+    check_name("model", name, MODELS)
     return MODELS[name](Layers(rngs, dtype), image_shape, num_classes, **cut)

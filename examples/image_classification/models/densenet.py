@@ -19,7 +19,7 @@ from examples.image_classification.models.layers import (
 
 
 class DenseLayer(nnx.Module):
-    """A 1 x 1 and a 3 x 3 convolution, whose `growth` features join those that came in."""
+    """A 1 x 1 and a 3 x 3 convolution, which add `growth` features to their input."""
 
     def __init__(self, layers: Layers, in_width: int, growth: int) -> None:
         self.branch = nnx.Sequential(
@@ -36,7 +36,7 @@ class DenseLayer(nnx.Module):
 
 
 def transition(layers: Layers, in_width: int) -> nnx.Sequential:
-    """Returns what halves the width and the resolution between two dense blocks."""
+    """Returns the layers between two dense blocks, which halve width and resolution."""
     convolution = layers.conv(in_width, in_width // 2, kernel=1)
     return nnx.Sequential(layers.norm(in_width), nnx.relu, convolution, average_pool_2x2)
 
@@ -44,15 +44,15 @@ def transition(layers: Layers, in_width: int) -> nnx.Sequential:
 class DenseNet(nnx.Module):
     """Dense blocks with transitions between them.
 
-    The stem is a 3 x 3 convolution for images up to 64 pixels wide, without a BatchNorm that the
-    first layer has anyway; else ImageNet's.
+    The stem is a 3 x 3 convolution for images up to 64 pixels wide, else ImageNet's. The small stem
+    has no BatchNorm, since the first dense layer begins with one.
 
     Args:
-        layers: makes the layers.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: dense layers of each block.
-        growth: features that each of them adds; the stem has twice as many.
+      layers: Makes the layers.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Dense layers of each block.
+      growth: Features added by a dense layer. The stem has twice as many.
     """
 
     def __init__(

@@ -1,4 +1,14 @@
-"""What the convolutional networks are made of, with PyTorch's padding and initialization."""
+"""Layers of the convolutional networks, with PyTorch's padding.
+
+Initial weights and statistics compare with PyTorch as follows:
+
+- Convolutions are He normal over the outputs (fan-out), as in torchvision's ResNet. PyTorch's own
+  default is uniform within 1/sqrt(fan-in).
+- The head has the weights of torch.nn.Linear, uniform within 1/sqrt(fan-in). Its bias is zero,
+  where PyTorch draws it from the same interval.
+- BatchNorm starts as in PyTorch. Its running variance averages the biased variance of a batch,
+  where PyTorch averages the unbiased one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,25 +19,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Uniform within 1/sqrt(inputs), which torch.nn.Linear draws from.
+# Uniform within 1/sqrt(inputs), as the weights of torch.nn.Linear.
 TORCH_LINEAR = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class RunningStatistic(nnx.BatchStat):
-    """A statistic whose `[...] = value` asks for no sharding.
+    """A statistic that is assigned without reading the sharding of the new value.
 
-    nnx compares the shardings of both values. That of a traced value is an error whose message
-    takes a search of the whole trace, so that tracing PyramidNet's SAM step took over four minutes.
+    nnx compares the shardings of both values. Reading the sharding of a traced value raises an
+    error whose message searches the whole trace, which took over four minutes for PyramidNet.
     """
 
     def set_value(self, value: Any, **index: Any) -> None:
-        """Replaces the value, or the part of it that `index` names."""
+        """Replaces the value, or the part at `index`."""
         whole = index.get("index") is ...
         super().set_value(value, **({} if whole else index))
 
 
 def in_float32(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Keeps statistics, scale and bias in float32; nnx would round them to the compute dtype."""
+    """Keeps statistics, scale and bias in float32, which nnx would round to the compute dtype."""
     del dtype, inexact
     return arrays
 
@@ -37,9 +47,9 @@ class Layers:
     """Makes layers that share random numbers and the dtype they compute in.
 
     Attributes:
-        rngs: of the initial weights.
-        dtype: layers compute in it; their parameters are float32.
-        conv_init: draws the kernels of convolutions.
+      rngs: Random numbers for the initial weights.
+      dtype: Compute dtype. Parameters are float32.
+      conv_init: Initializer of the kernels of convolutions.
     """
 
     rngs: nnx.Rngs
@@ -47,7 +57,7 @@ class Layers:
     conv_init: nnx.initializers.Initializer = HE_FAN_OUT
 
     def conv(self, in_width: int, width: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
-        """Returns a convolution without bias, padded alike on all sides as in PyTorch.
+        """Returns a convolution without bias, padded equally on all sides as in PyTorch.
 
         Flax's "SAME" pads an even image on the right only where the stride is two.
         """
@@ -64,7 +74,7 @@ class Layers:
         )
 
     def norm(self, width: int) -> nnx.BatchNorm:
-        """Returns BatchNorm, whose output has the compute dtype."""
+        """Returns BatchNorm with outputs in the compute dtype."""
         norm = nnx.BatchNorm(
             width,
             momentum=0.9,
@@ -83,19 +93,19 @@ class Layers:
         return self.conv(in_width, width, kernel, stride), self.norm(width)
 
     def head(self, width: int, num_classes: int) -> nnx.Linear:
-        """Returns the last layer, which computes float32 logits whatever the compute dtype."""
+        """Returns the last layer, which computes float32 logits for any compute dtype."""
         return nnx.Linear(
             width, num_classes, dtype=jnp.float32, kernel_init=TORCH_LINEAR, rngs=self.rngs
         )
 
 
 def has_small_images(image_shape: Sequence[int]) -> bool:
-    """Returns whether a network keeps their resolution in its stem: CIFAR, Tiny-ImageNet."""
+    """Returns whether the stem keeps the resolution: CIFAR, Tiny-ImageNet."""
     return max(image_shape[:2]) <= 64
 
 
 def imagenet_stem(layers: Layers, channels: int, width: int) -> nnx.Sequential:
-    """Returns the stem for large images, which quarters their resolution."""
+    """Returns the stem for large images, which divides their resolution by four."""
     return nnx.Sequential(
         *layers.conv_norm(channels, width, kernel=7, stride=2), nnx.relu, max_pool_3x3
     )
@@ -122,5 +132,5 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 
 
 def pad_channels(x: jax.Array, width: int) -> jax.Array:
-    """Appends channels of zeros up to `width`: what a shortcut without parameters adds."""
+    """Appends channels of zeros up to `width`, for a shortcut without parameters."""
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))

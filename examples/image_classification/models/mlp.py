@@ -14,10 +14,10 @@ class MLP(nnx.Module):
     """Two hidden layers with ReLU on the flattened image, with Flax's initialization.
 
     Args:
-        layers: gives random numbers and the compute dtype.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        width: of the hidden layers.
+      layers: Random numbers and the compute dtype.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      width: Width of the hidden layers.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ from examples.image_classification.models.layers import (
 
 
 class PyramidBlock(nnx.Module):
-    """BatchNorm around two 3 x 3 convolutions with a single ReLU between them.
+    """Two 3 x 3 convolutions with BatchNorm and a single ReLU between them.
 
-    The shortcut averages over 2 x 2 pixels where the block strides, and lacks the new channels.
+    The shortcut averages over 2 x 2 pixels where the block strides, and is padded with channels.
     """
 
     def __init__(self, layers: Layers, in_width: int, width: int, stride: int) -> None:
@@ -41,11 +41,11 @@ class PyramidNet(nnx.Module):
     """Three stages of blocks, each wider than the last by the same number, for small images.
 
     Args:
-        layers: makes the layers.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: of each stage; the depth is 6 * blocks + 2.
-        alpha: the width added over all blocks to the 16 of the stem.
+      layers: Makes the layers.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Blocks of each stage. The depth is 6 * blocks + 2.
+      alpha: Width added over all blocks to the 16 of the stem.
     """
 
     def __init__(

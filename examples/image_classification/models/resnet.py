@@ -81,14 +81,14 @@ class ResNet(nnx.Module):
     The stem is a 3 x 3 convolution for images up to 64 pixels wide, else ImageNet's.
 
     Args:
-        layers: makes the layers.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: of each stage.
-        width: of the stem, and of the 3 x 3 convolutions in the first stage.
-        branch: `basic` or `bottleneck`.
-        shortcut: `projection` or `ZeroPadding`, where a block changes the shape.
-        stem_stride: of the 3 x 3 convolution of small images.
+      layers: Makes the layers.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Number of blocks of each stage.
+      width: Width of the stem, and of the 3 x 3 convolutions in the first stage.
+      branch: `basic` or `bottleneck`.
+      shortcut: `projection` or `ZeroPadding`, where a block changes the shape.
+      stem_stride: Stride of the stem for small images.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """VGG with BatchNorm (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556), as for CIFAR.
 
-One linear layer on the mean over pixels stands in for ImageNet's three. Convolutions start as He
-normal over the outputs, the head as torch.nn.Linear with a zero bias.
+A single linear layer on the mean over pixels replaces the three of the paper, so that it has fewer
+parameters than published. Convolutions start as He normal over the outputs, the head as
+torch.nn.Linear with a zero bias.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ from examples.image_classification.models.layers import Layers, global_average_p
 class VGG(nnx.Module):
     """Stages of 3 x 3 convolutions, each of which ends with max pooling.
 
-    The convolutions have no bias, which BatchNorm would subtract; counts elsewhere include it.
+    The convolutions have no bias, since BatchNorm would subtract it. Other counts include biases.
 
     Args:
-        layers: makes the layers.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: convolutions of each stage.
-        width: of the first stage; doubles from stage to stage, up to eight times.
+      layers: Makes the layers.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Convolutions of each stage.
+      width: Width of the first stage. It doubles from stage to stage, up to eight times.
     """
 
     def __init__(

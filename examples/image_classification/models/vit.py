@@ -1,8 +1,8 @@
-"""Vision transformers (Dosovitskiy et al., https://arxiv.org/abs/2010.11929) in DeiT's sizes.
+"""Vision transformers (Dosovitskiy et al., https://arxiv.org/abs/2010.11929) in the sizes of DeiT.
 
-DeiT: Touvron et al., https://arxiv.org/abs/2012.12877. Weights, the class token and positions
-start as its normal of standard deviation 0.02 (it truncates at 2, which cuts nothing off), biases
-as zero. LayerNorm's epsilon is 1e-6, GELU exact, and there is no dropout.
+DeiT is Touvron et al., https://arxiv.org/abs/2012.12877. Weights, the class token and positions
+start as its normal distribution of standard deviation 0.02 (its truncation at 2 has no effect),
+biases as zero. LayerNorm's epsilon is 1e-6, GELU is exact, and there is no dropout.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ NORMAL = nnx.initializers.normal(0.02)
 
 
 def layer_norm(layers: Layers, width: int) -> nnx.LayerNorm:
-    """Returns LayerNorm, whose output has the compute dtype."""
+    """Returns LayerNorm with outputs in the compute dtype."""
     return nnx.LayerNorm(
         width, epsilon=1e-6, dtype=layers.dtype, promote_dtype=in_float32, rngs=layers.rngs
     )
 
 
 class EncoderBlock(nnx.Module):
-    """Self-attention, then two linear layers with GELU; each normalizes what it adds to."""
+    """Self-attention, then two linear layers with GELU, each after LayerNorm."""
 
     def __init__(self, layers: Layers, width: int, heads: int) -> None:
         linear = partial(nnx.Linear, dtype=layers.dtype, kernel_init=NORMAL, rngs=layers.rngs)
@@ -38,26 +38,26 @@ class EncoderBlock(nnx.Module):
         self.contract = linear(4 * width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns tokens of the shape that came in."""
+        """Returns tokens of the same shape."""
         x = x + self.attention(self.attention_norm(x))
         y = nnx.gelu(self.expand(self.mlp_norm(x)), approximate=False)
         return x + self.contract(y)
 
 
 class ViT(nnx.Module):
-    """A transformer encoder over patches, which classifies by a token of its own.
+    """A transformer encoder over patches, which classifies by an extra token.
 
     Args:
-        layers: gives random numbers and the compute dtype.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: of the encoder.
-        width: of a token.
-        heads: of the attention.
-        patch: its side in pixels; None is 4 up to 32 pixels, 8 up to 64, else 16.
+      layers: Random numbers and the compute dtype.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Number of encoder blocks.
+      width: Width of a token.
+      heads: Number of attention heads.
+      patch: Side of a patch in pixels. None is 4 for images up to 32 pixels, 8 up to 64, else 16.
 
     Raises:
-        ValueError: if patches do not tile the image.
+      ValueError: Patches do not tile the image.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from examples.image_classification.models.layers import Layers, global_average_p
 class PreActivationBlock(nnx.Module):
     """Two 3 x 3 convolutions, each after BatchNorm and ReLU.
 
-    Where the width changes, the shortcut is a 1 x 1 convolution of what the branch convolves.
+    Where the width changes, the shortcut is a 1 x 1 convolution of the activated input.
     """
 
     def __init__(self, layers: Layers, in_width: int, width: int, stride: int) -> None:
@@ -36,11 +36,11 @@ class WideResNet(nnx.Module):
     """Three stages of pre-activation blocks without dropout, for small images.
 
     Args:
-        layers: makes the layers.
-        image_shape: height, width and channels.
-        num_classes: of the logits.
-        blocks: of each stage; the depth is 6 * blocks + 4.
-        widen: the factor over widths of 16, 32 and 64.
+      layers: Makes the layers.
+      image_shape: Height, width and channels.
+      num_classes: Number of classes.
+      blocks: Blocks of each stage. The depth is 6 * blocks + 4.
+      widen: Factor of the widths of 16, 32 and 64.
     """
 
     def __init__(

@@ -1,12 +1,11 @@
-"""Settings by name: those of published tables, and what is taken where there is none."""
+"""Published settings by name, and defaults for all other combinations."""
 
 import copy
-import difflib
 from typing import Any
 
-from examples.image_classification.config import Config
+from examples.image_classification.config import XSAM_SETTINGS, Config
 from examples.image_classification.methods import find_method
-from examples.image_classification.names import hint
+from examples.image_classification.names import check_name
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
 
@@ -31,9 +30,16 @@ DIGITS: dict[str, Any] = {
 }
 
 
+def _drop_ignored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings without those of XSAM, for other methods."""
+    ignored = () if settings["method"].startswith("xsam") else XSAM_SETTINGS
+    return {name: value for name, value in settings.items() if name not in ignored}
+
+
 def _demo(method: str, **radii: float | None) -> Preset:
     chosen = {"dataset": "digits", "model": "mlp", "method": method, "label_noise": 0.4}
-    return Preset("examples/01_noisy_digits.py, at one radius", DIGITS | chosen | radii)
+    settings = _drop_ignored(DIGITS | chosen | radii)
+    return Preset("examples/01_noisy_digits.py, at one radius", settings)
 
 
 DEMO = {
@@ -49,12 +55,12 @@ def _base(name: str, **settings: Any) -> dict[str, Any]:
     return {key: published[key] for key in published if key not in ("dataset", "model", "method")}
 
 
-# For a model or a method without a preset, with the radius of SAM.
+# Settings without a preset, with the radius of SAM.
 BASES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "cifar10": _base("cifar10-resnet18-sam"),
     "cifar100": _base("cifar100-resnet18-sam"),
-    "mnist": _base("cifar10-resnet18-sam", augmentation=("crop",)),  # a mirrored 2 is no 2
+    "mnist": _base("cifar10-resnet18-sam", augmentation=("crop",)),  # a mirrored 2 is not a 2
     "fashion_mnist": _base("cifar10-resnet18-sam"),
     "tiny_imagenet": _base("tiny_imagenet-resnet18-sam"),
     "imagenet2012": _base("imagenet2012-resnet50-sam"),
@@ -65,45 +71,41 @@ def find_preset(name: str) -> Preset:
     """Returns the preset of that name.
 
     Raises:
-      ValueError: there is none; the message names the nearest three.
+      ValueError: The name is unknown. The message has the nearest three.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=3)
-        nearest = f"the nearest are {', '.join(near)}; " if near else ""
-        raise ValueError(f"unknown preset {name!r}; {nearest}--preset list shows all")
+    check_name("preset", name, PRESETS, " (--preset list)")
     return PRESETS[name]
 
 
 def settings_for(preset: str | None, dataset: str, model: str, method: str) -> dict[str, Any]:
-    """Returns settings to start from.
+    """Returns the default settings of a choice.
 
     Args:
-      preset: a name of `PRESETS`; its settings are returned, whatever the other arguments are.
-      dataset: without a preset, what to train on. Where the XSAM paper has this dataset, model and
-        method, the settings are the paper's.
-      model: the model, by name. Else it changes nothing: the settings are those of the dataset.
-      method: a name of `METHODS`. Its radius is that of SAM, times what suits the method; XSAM
-        probes at twice SAM's radius.
+      preset: A name of `PRESETS`, whose settings are returned. The other arguments are ignored.
+      dataset: The dataset without a preset. A dataset, model and method of the XSAM paper have the
+        settings of the paper.
+      model: The model. Other models have the settings of the dataset.
+      method: A name of `METHODS`. Its radius is the radius of SAM times the usual ratio of the two.
+        XSAM probes at twice the radius of SAM.
 
     Returns:
       Fields of `Config` with their values, in a new dictionary.
 
     Raises:
-      ValueError: the preset, the dataset or the method is unknown.
+      ValueError: The preset, the dataset or the method is unknown.
     """
     if preset is not None:
         return copy.deepcopy(find_preset(preset).settings)
     scale = find_method(method).scale
     if (name := f"{dataset}-{model}-{method}") in xsam.PRESETS:
         return copy.deepcopy(xsam.PRESETS[name].settings)
-    if dataset not in BASES:
-        raise ValueError(f"unknown dataset {dataset!r}; {hint(dataset, BASES)}")
+    check_name("dataset", dataset, BASES)
     settings = {"dataset": dataset, "model": model, "method": method} | BASES[dataset]
     rho = settings["rho"]
     settings["rho"] = None if scale is None else round(scale * rho, 6)
     if method.startswith("xsam"):
         settings["rho_max"] = 2 * rho
-    return copy.deepcopy(settings)
+    return copy.deepcopy(_drop_ignored(settings))
 
 
 def configure(
@@ -117,11 +119,11 @@ def configure(
     """Returns a configuration with the defaults of the command line.
 
     Args:
-      preset: a name of `PRESETS`; without one, see `settings_for`.
-      dataset: without a preset, what to train on.
-      model: without a preset, what to train.
-      method: without a preset, how.
-      **changes: fields of `Config` to change.
+      preset: A name of `PRESETS`. Without one, the settings are those of `settings_for`.
+      dataset: The dataset without a preset.
+      model: The model without a preset.
+      method: The method without a preset.
+      **changes: Fields of `Config` to change.
 
     Example:
       >>> configure("cifar10-resnet18-sam", epochs=10).rho

@@ -1,8 +1,8 @@
 """The settings of "Friendly Sharpness-Aware Minimization" (F-SAM), CVPR 2024, table by table.
 
-Names are `fsam-{dataset}-{model}-{method}`, and a suffix for what differs from tables 1 and 2.
-What section 6.1 leaves open is as in the authors' code: the batch size on CIFAR, and ASAM without
-eta. Table 5 fine-tunes a pretrained network and is left out.
+Names are `fsam-{dataset}-{model}-{method}`, with a suffix for differences from tables 1 and 2.
+Section 6.1 omits the batch size on CIFAR and the eta of ASAM, which are those of the authors' code.
+Table 5 fine-tunes a pretrained network and is left out.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SOURCE = "F-SAM paper, "
 STANDARD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "batch_size": 128}
 SECTION_6_1 = "; batch size from the authors' code"
 
-# Section 6.1; F-SAM has the radius of SAM, F-ASAM that of ASAM.
+# Section 6.1. F-SAM has the radius of SAM, F-ASAM the radius of ASAM.
 RADII = {
     "cifar10": {"asam": 2.0, "fisher_sam": 0.1, "sam": 0.1},
     "cifar100": {"asam": 4.0, "fisher_sam": 0.1, "sam": 0.2},
@@ -29,7 +29,7 @@ MODELS = {
 
 
 def arguments(method: str, decay: float) -> dict[str, Any]:
-    """Returns the arguments of a method beside its radius; sigma is 1 throughout."""
+    """Returns the arguments of a method beside its radius. Sigma is always 1."""
     friendly = {"decay": decay, "sigma": 1.0} if method.startswith("friendly") else {}
     return friendly | ({"eta": 0.0} if method.endswith("asam") else {})
 
@@ -82,7 +82,7 @@ def table_4() -> Iterator[Row]:
 
 def table_6() -> Iterator[Row]:
     """Yields wrong labels."""
-    # Among all ten classes, so that a tenth stay right; `Config.label_noise` counts wrong ones.
+    # New labels among all ten classes leave a tenth right. `Config.label_noise` counts wrong ones.
     source = "table 6; the authors' code draws new labels among all classes: a tenth stay right"
     for rate in (0.2, 0.6, 0.7, 0.8):
         for method in ("sgd", "sam", "friendly_sam"):

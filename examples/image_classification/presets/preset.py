@@ -1,17 +1,17 @@
-"""What a preset is, and how its row of a table becomes settings."""
+"""The type of a preset, and the conversion of a row of a table to settings."""
 
 from typing import Any, NamedTuple
 
 CIFAR = ("crop", "flip", "cutout=0.5")  # half of the images, as in the official codes
-IMAGENET = ()  # random resized crops and flips are made where it is decoded
+IMAGENET = ()  # decoding includes random resized crops and flips
 
 
 class Preset(NamedTuple):
     """A published setting.
 
     Attributes:
-      source: the table it is from, and what that table leaves open and is therefore ours.
-      settings: fields of `Config`, with their values.
+      source: The table, and any setting that the table omits and that was chosen here.
+      settings: Fields of `Config` with their values.
     """
 
     source: str
@@ -24,7 +24,7 @@ Row = tuple[str, Preset]
 def row(
     source: str, dataset: str, model: str, method: str, suffix: str = "", /, **settings: Any
 ) -> Row:
-    """Returns the name of a preset and the preset; `method_args` become text, as in `Config`."""
+    """Returns the name of a preset and the preset, with `method_args` as text as in `Config`."""
     settings = {"dataset": dataset, "model": model, "method": method, "rho": None} | settings
     if "method_args" in settings:
         settings["method_args"] = {key: str(v) for key, v in settings["method_args"].items()}

@@ -1,13 +1,15 @@
 """The settings of "Revisiting Sharpness-Aware Minimization" (XSAM), ICLR 2026, table by table.
 
-Names are `{dataset}-{model}-{method}`, and a suffix for what differs from table 5. The paper's
-"WSAM", XSAM with a fixed alpha, is `slerp_sam` here. "SGD" has an alpha of 0 in its tables, but no
-rho: it is plain SGD. Alpha is sought once an epoch among 21 values in [0, 2]: the text allows 20 to
-40 values up to 2 or 4, and the authors' code has these. Their code also shows what the text leaves
-out: images are flipped, CutOut applies to half of them, and what is cropped from Tiny-ImageNet has
-at least 80 % of an image. (There it also tests on the middle of enlarged images; here they are
-tested whole.) Tables 1, 2, 3, 15 and 16 are results of table 5 and 9; the
-translation in table 9 is left out.
+Names are `{dataset}-{model}-{method}`, with a suffix for differences from table 5.
+
+- The paper's "WSAM", XSAM with a fixed alpha, is `slerp_sam` here.
+- "SGD" has an alpha of 0 in its tables but no rho. It is plain SGD.
+- Alpha is searched once per epoch among 21 values in [0, 2]. The text allows 20 to 40 values up to
+  2 or 4, and the authors' code has these.
+- The authors' code also flips images, applies CutOut to half of them, and crops at least 80 % of an
+  image of Tiny-ImageNet. It tests on the middle of enlarged images, whereas whole images are tested
+  here.
+- Tables 1, 2, 3, 15 and 16 are results of tables 5 and 9. The translation in table 9 is left out.
 """
 
 from collections.abc import Iterator
@@ -80,7 +82,7 @@ def standard(
     rho_max: float | None = None,
     **settings: Any,
 ) -> Row:
-    """Returns a row with the training of table 5; `rho_max` is for XSAM alone."""
+    """Returns a row with the training of table 5. Only XSAM has `rho_max`."""
     settings = STANDARD | {"augmentation": AUGMENTATION[dataset]} | settings
     if method.startswith("xsam"):
         settings = {"rho_max": rho_max} | SEARCH | settings
@@ -137,7 +139,7 @@ def tables_4_13_14() -> Iterator[Row]:
         rho, rho_max, _ = TABLE_5[dataset, model]
         source = f"table {table}; rho_max as in table 5, since only rho is divided by k"
         for method in methods:
-            # Else they would take two steps where one is asked for.
+            # Otherwise they would take two steps at k = 1.
             sums = {"method_args": {"at_least": 1}} if method[:4] in ("lsam", "msam") else {}
             for k in (1, 2, 4):
                 steps: dict[str, Any] = {"rho": round(rho / k, 6), "ascent_steps": k} | sums
