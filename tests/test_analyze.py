@@ -20,6 +20,7 @@ from test_runs import SAVE, assert_is_a_picture, fake_run, without_figures
 
 from examples.experiments import analyze, evaluate, figures, flatness
 from examples.experiments.command_line import read_options
+from examples.image_classification.batches import Batches, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.models import MODELS

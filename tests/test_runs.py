@@ -23,6 +23,7 @@ from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
 from examples.experiments.groups import Comparison
 from examples.experiments.records import read_evaluation, read_runs
+from examples.image_classification.batches import Images
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
