@@ -44,7 +44,9 @@ BAD = {
 
 
 def stack(rows):
-    return tuple(jnp.stack([jnp.asarray(entry) for entry in column]) for column in zip(*rows))
+    return tuple(
+        jnp.stack([jnp.asarray(entry) for entry in column]) for column in zip(*rows, strict=True)
+    )
 
 
 def initial_states(method):
