@@ -1,4 +1,6 @@
-"""Zero and vanishing gradients, planes that are none, losses and gradients that are not finite."""
+"""Zero and tiny gradients, parallel vectors, and losses and gradients that are not finite."""
+
+import functools
 
 import chex
 import jax
@@ -18,27 +20,145 @@ START = jnp.array([1.0, -2.0, 0.5])
 
 
 def bowl(params):
+    """A quadratic, with the gradient zero where a parameter is NaN or infinite."""
+    params = jnp.where(jnp.isfinite(params), params, 0.0)
     return jnp.sum(jnp.array([1.0, 3.0, 0.5]) * params**2)
 
 
-def update(tx, params=START, value_fn=bowl, grads=None, state=None, arguments=None):
-    state = tx.init(params) if state is None else state
-    grads = jax.grad(value_fn)(params) if grads is None else grads
-    arguments = {"value_fn": value_fn} if arguments is None else arguments
-    return jax.jit(lambda g, s, p: tx.update(g, s, p, **arguments))(grads, state, params)
+def update(tx, params=START, value_fn=bowl):
+    grads = jax.grad(value_fn)(params)
+    return jax.jit(functools.partial(tx.update, value_fn=value_fn))(grads, tx.init(params), params)
 
 
-def update_with(method, value_fn=bowl, **kwargs):
-    arguments = method.arguments(value_fn)
-    return update(method.make(), value_fn=value_fn, arguments=arguments, **kwargs)
+# --- Every method: one compiled update of several bad inputs ---
+
+# Parameters, the gradient at these, and a factor of the loss wherever the ascent leads to.
+GOOD = START, jax.grad(bowl)(START), 1.0
+BAD = {
+    "zero gradient": (0 * START, 0 * START, 1.0),
+    "NaN entry": (START, GOOD[1].at[1].set(jnp.nan), 1.0),
+    "infinite entry": (START, GOOD[1].at[1].set(jnp.inf), 1.0),
+    "NaN everywhere": (START, 0 * START + jnp.nan, 1.0),
+    "NaN loss after the ascent": (START, GOOD[1], jnp.nan),
+}
 
 
-def give(perturbation):
-    """An ascent that climbs to a place of the test's choice."""
-    return optax.stateless(lambda updates, params: perturbation)
+def stack(rows):
+    return tuple(
+        jnp.stack([jnp.asarray(entry) for entry in column]) for column in zip(*rows, strict=True)
+    )
 
 
-def counting(value_fn):
+def initial_states(method):
+    """A state for each row, with an alpha that no default has."""
+    state = method.make().init(START)
+    if method.probes:
+        state = optax.tree.set(state, alpha=jnp.float32(1.25))
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(BAD)), state)
+
+
+@functools.cache
+def compiled_update(method):
+    """The updates of all rows in one call."""
+    tx = method.make()
+
+    def update_row(params, grads, factor, state):
+        def loss(point):
+            return jnp.where(jnp.all(point == params), 1.0, factor) * bowl(point)
+
+        return tx.update(grads, state, params, **method.arguments(loss))
+
+    return jax.jit(jax.vmap(update_row))
+
+
+@functools.cache
+def bad_update(method):
+    """The updates and states of all rows of `BAD`, at the first step, when every gate is open."""
+    updates, states = compiled_update(method)(*stack(BAD.values()), initial_states(method))
+    return dict(zip(BAD, updates, strict=True)), states
+
+
+def states_of(states, *names):
+    rows = jnp.array([list(BAD).index(name) for name in names])
+    return jax.tree.map(lambda leaf: leaf[rows], states)
+
+
+@every_method
+def test_zero_gradient_gives_a_zero_update(method):
+    updates, states = bad_update(method)
+    chex.assert_trees_all_equal(updates["zero gradient"], jnp.zeros(3))
+    chex.assert_tree_all_finite(states_of(states, "zero gradient"))
+
+
+@every_method
+def test_bad_clean_gradient_gives_nan(method):
+    """The gradient of the loss is zero, hence finite, at the NaN where the ascent ends."""
+    updates, _ = bad_update(method)
+    assert not jnp.all(jnp.isfinite(updates["NaN entry"]))
+    assert not jnp.all(jnp.isfinite(updates["infinite entry"]))
+    assert jnp.all(jnp.isnan(updates["NaN everywhere"]))
+
+
+@every_method
+def test_bad_gradient_of_the_ascent_gives_nan_and_keeps_alpha(method):
+    updates, states = bad_update(method)
+    assert jnp.all(jnp.isnan(updates["NaN loss after the ascent"]))
+    if method.probes:
+        alpha = optax.tree.get(states_of(states, "NaN loss after the ascent"), "alpha")
+        np.testing.assert_array_equal(alpha, 1.25)
+
+
+@every_method
+def test_bad_gradient_does_not_stay_in_the_state(method):
+    """A NaN that stays in an average makes all later steps NaN, so apply_if_finite cannot help."""
+    if method.optimizer:
+        pytest.skip("the momentum of its inner optimizer is part of the state")
+    update_rows = compiled_update(method)
+    good, bad = stack([GOOD] * len(BAD)), stack(BAD.values())
+    _, after_first = bad_update(method)
+    _, after_good = update_rows(*good, initial_states(method))
+    _, after_second = update_rows(*bad, after_good)
+    psi = optax.tree.get(after_first, "psi", jnp.zeros(()))
+    assert jnp.all(jnp.isnan(psi) | (psi == 0)), "the next step does not read psi"
+    for state in (after_first, after_second):
+        chex.assert_tree_all_finite(update_rows(*good, state))
+
+
+# --- Norms ---
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_tiny_gradient_has_unit_direction_or_zero(dtype):
+    """1e-7 is subnormal in float16; its square underflows in every half precision."""
+    gradient = jnp.full((4,), 1e-7, dtype)
+    direction = tree.unit(gradient)
+    np.testing.assert_allclose(direction, 0.5, rtol=1e-5)
+    chex.assert_trees_all_equal(tree.unit(jnp.full((4,), 1e-30)), jnp.zeros(4))
+
+
+def test_norm_of_an_underflow_does_not_inflate_the_direction():
+    """Squares of 1e-20 are lost. With the one of 2e-19 kept, the direction would have norm 50."""
+    gradient = jnp.full((1_000_000,), 1e-20).at[0].set(2e-19)
+    assert tree.norm(tree.unit(gradient)) < 1.1
+
+
+def test_norm_below_the_documented_bound_is_zero():
+    """The bound is 3e-16 times the root of the number of entries, as the loss by underflow."""
+    for size in (1, 10_000):
+        bound = 3.15e-16 * size**0.5
+        for factor, kept in ((0.99, False), (1.01, True)):
+            leaf = jnp.zeros(size).at[0].set(factor * bound)
+            assert (tree.norm(leaf) > 0) == kept
+
+
+def test_overflowing_norm_gives_nan():
+    assert jnp.all(jnp.isnan(tree.unit(jnp.full((4,), 1e30))))
+
+
+# --- No plane, no displacement ---
+
+
+def count_evaluations(value_fn):
     """The function, and the list of points at which it was evaluated at run time."""
     points = []
 
@@ -49,218 +169,159 @@ def counting(value_fn):
     return counted, points
 
 
-@every_method
-def test_a_zero_gradient_moves_nothing(method):
-    updates, state = update_with(method, params=jnp.zeros(3))
-    chex.assert_trees_all_equal(updates, jnp.zeros(3))
-    chex.assert_tree_all_finite(state)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_a_tiny_gradient_is_normalized_or_vanishes(dtype):
-    """1e-7 is subnormal in float16; its square underflows in every half precision."""
-    gradient = jnp.full((4,), 1e-7, dtype)
-    direction = tree.unit(gradient)
-    np.testing.assert_allclose(direction, 0.5, rtol=1e-5)
-    chex.assert_trees_all_equal(tree.unit(jnp.full((4,), 1e-30)), jnp.zeros(4))
-
-
-def test_no_remnant_of_an_underflow_is_divided_by():
-    """Squares of 1e-20 are lost; were the one of 2e-19 kept, the direction would be 50 long."""
-    gradient = jnp.full((1_000_000,), 1e-20).at[0].set(2e-19)
-    assert tree.norm(tree.unit(gradient)) < 1.1
-
-
-def test_a_norm_below_its_documented_bound_is_zero():
-    """3e-16 times the root of the number of entries: it grows, as what underflow loses does."""
-    for size in (1, 10_000):
-        bound = 3.15e-16 * size**0.5
-        for factor, kept in ((0.99, False), (1.01, True)):
-            leaf = jnp.zeros(size).at[0].set(factor * bound)
-            assert (tree.norm(leaf) > 0) == kept
-
-
-def test_an_overflowing_norm_is_not_taken_for_zero():
-    assert jnp.all(jnp.isnan(tree.unit(jnp.full((4,), 1e30))))
-
-
-@every_method
-def test_a_bad_clean_gradient_is_not_hidden_by_a_loss_that_is_flat_at_nan(method):
-    def hinge(params):
-        return jnp.sum(jax.nn.relu(1.0 - params))
-
-    updates, _ = update_with(method, hinge, grads=jnp.full((3,), jnp.nan))
-    assert jnp.all(jnp.isnan(updates))
-
-
-@every_method
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_a_bad_clean_gradient_comes_out_as_nan(method, bad):
-    updates, _ = update_with(method, grads=jnp.array([1.0, bad, 1.0]))
-    assert not jnp.all(jnp.isfinite(updates))
-
-
-@every_method
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_a_bad_clean_gradient_leaves_no_trace_in_the_state(method, bad):
-    """Else no optax.apply_if_finite could help: averages would be NaN for good."""
-    if method.optimizer:
-        pytest.skip("momentum is part of it")
-    _, state = update_with(method)
-    _, state = update_with(method, grads=jnp.array([1.0, bad, 1.0]), state=state)
-    psi = optax.tree.get(state, "psi", 0.0)
-    assert jnp.isnan(psi) or psi == 0.0, "psi is of the last step, and not read by the next"
-    updates, state = update_with(method, state=state)
-    chex.assert_tree_all_finite((updates, state))
-
-
-@every_method
-def test_a_bad_gradient_of_the_ascent_comes_out_as_nan_and_leaves_alpha(method):
-    def loss(params):
-        return jnp.where(jnp.all(params == START), 1.0, jnp.nan) * bowl(params)
-
-    state = method.make().init(START)
-    if method.probes:
-        state = optax.tree.set(state, alpha=jnp.float32(1.25))
-    updates, after = update_with(method, loss, state=state)
-    assert jnp.all(jnp.isnan(updates))
-    if method.probes:
-        assert optax.tree.get(after, "alpha") == 1.25
-
-
-def test_a_warm_up_from_zero_probes_nothing_at_first():
-    """Without a displacement there is no plane: the step is SGD's, alpha stays, later it probes."""
-    counted, points = counting(bowl)
+def test_radius_of_zero_does_not_probe():
+    """Without a displacement the step is SGD's, and alpha stays. The next step probes."""
+    counted, points = count_evaluations(bowl)
     tx = xsam_jax.xsam(optax.linear_schedule(0.0, 0.5, 1), 0.6, probe_every=1)
+    step = jax.jit(functools.partial(tx.update, value_fn=counted))
     gradient = jax.grad(bowl)(START)
-    updates, state = update(tx, value_fn=counted, grads=gradient)
+    updates, state = step(gradient, tx.init(START), START)
     jax.effects_barrier()
     chex.assert_trees_all_close(updates, gradient, rtol=1e-6)
     assert optax.tree.get(state, "alpha") == 1.0
     assert len(points) == 1
-    _, state = update(tx, value_fn=counted, grads=gradient, state=state)
+    _, state = step(gradient, state, START)
     jax.effects_barrier()
     assert optax.tree.get(state, "alpha") != 1.0
     assert len(points) == 1 + 1 + 21
 
 
 @pytest.mark.parametrize("scale", ["slope", "slope_max"])
-def test_without_a_displacement_a_slope_is_its_limit(scale):
-    """That of the rise to theta_k is ||g_0||; the rise to rho_max is still there."""
-    tx = xsam_jax.xsam(0.0, 1e-3, scale=scale)
+def test_slope_without_displacement_is_its_limit(scale):
+    """That of the rise to theta_k is ||g_0||. The rise to rho_max exists in any case."""
+    updates, _ = update(xsam_jax.xsam(0.0, 1e-3, scale=scale))
     gradient = jax.grad(bowl)(START)
-    updates, _ = update(tx)
     np.testing.assert_allclose(tree.norm(updates), tree.norm(gradient), rtol=5e-3)
-
-
-def descend(descent, perturbation, gradient, value_fn=bowl, state=None):
-    """The descent's answer where the ascent led to `perturbation` and saw `gradient` there."""
-    tx = xsam_jax.sharpness_aware(give(perturbation), descent)
-    state = tx.init(START) if state is None else state
-    update_fn = jax.jit(
-        lambda s: tx.update(gradient, s, START, value_fn=value_fn, grad_fn=lambda p: gradient)
-    )
-    return update_fn(state)
 
 
 AXES = jnp.eye(3)
 
 
+def descend(descent, perturbation, gradient, value_fn=bowl):
+    """The descent's update if the ascent moves by `perturbation` and finds `gradient` there."""
+    ascent = optax.stateless(lambda updates, params: perturbation)
+    tx = xsam_jax.sharpness_aware(ascent, descent)
+    functions = {"value_fn": value_fn, "grad_fn": lambda params: gradient}
+    return tx.update(gradient, tx.init(START), START, **functions)
+
+
 @pytest.mark.parametrize("scale", ["slope", "slope_max"])
-def test_a_slope_is_signed(scale):
-    """Where the loss falls on the way, the step is reversed: here from 1 to 0.64 along -x."""
+def test_slope_is_signed(scale):
+    """The loss falls from 1 to 0.64 along -x, so the step is reversed."""
     descent = optax.chain(slerp(0.0), match_norm(scale, 0.2))
-    updates, _ = descend(descent, -0.2 * AXES[0], 5.0 * AXES[1])
+    updates, _ = jax.jit(lambda: descend(descent, -0.2 * AXES[0], 5.0 * AXES[1]))()
     np.testing.assert_allclose(updates, (0.36 / 0.2) * AXES[0], atol=1e-5)
 
 
-def test_a_unit_direction_is_not_measured_again():
-    """Given one of norm 2, `unit=True` believes that it is 1."""
+def test_unit_true_does_not_measure_the_direction():
+    """A direction of norm 2 with `unit=True` gives twice the length."""
     double = optax.stateless(lambda updates, params: 2.0 * AXES[1])
     for unit, length in ((False, 5.0), (True, 10.0)):
         updates, _ = descend(optax.chain(double, match_norm(unit=unit)), AXES[0], 5.0 * AXES[0])
         np.testing.assert_allclose(updates, length * AXES[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
-def test_parallel_vectors_slerp_to_themselves(alpha):
-    updates, _ = descend(slerp(alpha), 0.1 * AXES[0], 5.0 * AXES[0])
-    np.testing.assert_allclose(updates, AXES[0], atol=1e-6)
+# The updates of rows of alpha, displacement and gradient.
+slerp_rows = jax.jit(jax.vmap(lambda alpha, start, end: descend(slerp(alpha), start, end)[0]))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
-def test_antiparallel_vectors_give_the_gradient(alpha):
-    updates, _ = descend(slerp(alpha), -0.1 * AXES[0], 5.0 * AXES[0])
-    np.testing.assert_allclose(updates, AXES[0], atol=1e-6)
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["parallel", "antiparallel"])
+def test_slerp_of_parallel_vectors_is_the_direction_of_the_gradient(sign):
+    ends = jnp.stack([sign * 0.1 * AXES[0]] * 3), jnp.stack([5.0 * AXES[0]] * 3)
+    updates = slerp_rows(jnp.array([0.0, 0.5, 2.0]), *ends)
+    np.testing.assert_allclose(updates, jnp.stack([AXES[0]] * 3), atol=1e-6)
 
 
-@pytest.mark.parametrize("angle", [1e-5, 1e-3, 1.0, 3.0, np.pi - 2e-3])
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.7])
-def test_slerp_rotates_by_the_fraction_of_the_angle(angle, alpha):
-    end = jnp.array([np.cos(angle), np.sin(angle), 0.0])
-    updates, _ = descend(slerp(alpha), 0.1 * AXES[0], 7.0 * end)
-    expected = [np.cos(alpha * angle), np.sin(alpha * angle), 0.0]
-    # Towards pi rounding is divided by sin(angle), at worst 2e-3 here.
-    amplification = 1 / np.sin(angle) if angle > 2 else 1.0
-    np.testing.assert_allclose(updates, expected, atol=4e-7 * amplification)
+def test_slerp_rotates_by_the_fraction_of_the_angle():
+    angles, alphas = [1e-5, 1e-3, 1.0, 3.0, np.pi - 2e-3], [0.0, 0.5, 1.0, 1.7]
+    angle, alpha = (grid.ravel() for grid in np.meshgrid(angles, alphas))
+    ends = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    starts = np.tile([0.1, 0.0, 0.0], (len(angle), 1))
+    updates = slerp_rows(jnp.array(alpha), jnp.array(starts), jnp.array(7.0 * ends))
+    turned = alpha * angle
+    expected = np.stack([np.cos(turned), np.sin(turned), 0 * turned], axis=1)
+    # Towards pi the rounding error is divided by sin(angle), at worst 2e-3 here.
+    amplification = np.where(angle > 2, 1 / np.sin(angle), 1.0)
+    assert np.all(np.abs(updates - expected) < 4e-7 * amplification[:, None])
+
+
+@functools.cache
+def probe_along():
+    """A compiled probe at the end of a given displacement, and the points it evaluates."""
+    counted, points = count_evaluations(bowl)
+    descent = optax.chain(slerp_to_maximum(0.5, probe_every=1), match_norm())
+    probe = jax.jit(lambda displacement: descend(descent, displacement, 5.0 * AXES[0], counted))
+    return probe, points
 
 
 @pytest.mark.parametrize("start", [AXES[0], -AXES[0], 0 * AXES[0]], ids=["psi=0", "psi=pi", "none"])
-def test_where_there_is_no_plane_nothing_is_probed(start):
-    counted, points = counting(bowl)
-    descent = optax.chain(slerp_to_maximum(0.5, probe_every=1), match_norm())
-    updates, state = descend(descent, 0.1 * start, 5.0 * AXES[0], counted)
+def test_without_a_plane_nothing_is_probed(start):
+    probe, points = probe_along()
+    updates, state = probe(0.1 * start)
     jax.effects_barrier()
     np.testing.assert_allclose(updates, 5.0 * AXES[0], rtol=1e-6)
     assert optax.tree.get(state, "alpha") == 1.0
     assert points == []
 
 
-def probe(loss_of_angle, search="grid", state=None):
-    """alpha* for v_0, v_1 a radian apart, and a loss that depends on the direction only."""
+# --- The two searches ---
 
-    def value_fn(params):
-        offset = params - START
-        return loss_of_angle(jnp.arctan2(offset[1], offset[0]))
-
-    descent = slerp_to_maximum(0.5, search=search, alpha_max=3.0, num_alphas=31)
-    end = jnp.array([np.cos(1.0), np.sin(1.0), 0.0])
-    _, state = descend(descent, 0.1 * AXES[0], end, value_fn)
-    return float(state.descent.alpha)
-
-
-both_searches = pytest.mark.parametrize("search", ["grid", "section"])
-
-
-@both_searches
-def test_the_highest_loss_wins(search):
-    assert probe(lambda angle: -((angle - 1.32) ** 2), search) == pytest.approx(1.3)
+# Losses of the angle to v_0, and alpha* for v_0, v_1 a radian apart on the grid 0, 0.1, ..., 3.
+NOT_FINITE = {"NaN": np.nan, "inf": np.inf, "-inf": -np.inf}
+SEARCHED = {
+    "one maximum": (lambda angle: -((angle - 1.32) ** 2), 1.3),
+    "equal losses from 1.15 on": (lambda angle: jnp.minimum(angle, 1.15), 1.2),
+    **{
+        f"{name} beyond 2.05": (lambda angle, bad=bad: jnp.where(angle > 2.05, bad, angle), 2.0)
+        for name, bad in NOT_FINITE.items()
+    },
+    **{
+        f"{name} everywhere": (lambda angle, bad=bad: bad + 0.0 * angle, 1.0)  # the initial alpha
+        for name, bad in NOT_FINITE.items()
+    },
+}
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-@both_searches
-def test_a_loss_that_is_not_finite_never_wins(bad, search):
-    """Beyond 2 rad it is not finite, and before that it rises."""
-    assert probe(lambda angle: jnp.where(angle > 2.05, bad, angle), search) == pytest.approx(2.0)
+@functools.cache
+def alphas_found(search):
+    """alpha* for every loss of `SEARCHED`, in one compiled call."""
+
+    def find(index):
+        def value_fn(params):
+            offset = params - START
+            angle = jnp.arctan2(offset[1], offset[0])
+            return jnp.stack([loss(angle) for loss, _ in SEARCHED.values()])[index]
+
+        descent = slerp_to_maximum(0.5, search=search, alpha_max=3.0, num_alphas=31)
+        end = jnp.array([np.cos(1.0), np.sin(1.0), 0.0])
+        return descend(descent, 0.1 * AXES[0], end, value_fn)[1].descent.alpha
+
+    return dict(zip(SEARCHED, jax.jit(jax.vmap(find))(jnp.arange(len(SEARCHED))), strict=True))
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-@both_searches
-def test_where_no_loss_is_finite_alpha_stays(bad, search):
-    assert probe(lambda angle: bad + 0.0 * angle, search) == 1.0
-
-
-@both_searches
-def test_of_equal_losses_the_first_wins(search):
-    assert probe(lambda angle: jnp.minimum(angle, 1.15), search) == pytest.approx(1.2)
+@pytest.mark.parametrize("search", ["grid", "section"])
+@pytest.mark.parametrize("name", SEARCHED)
+def test_search_finds_the_first_finite_maximum(name, search):
+    """Where no loss is finite, alpha stays."""
+    assert float(alphas_found(search)[name]) == pytest.approx(SEARCHED[name][1])
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 21, 41])
-def test_the_section_search_finds_every_peak_in_few_evaluations(size):
+def test_section_search_finds_every_peak_in_few_evaluations(size):
+    evaluated = []
+
+    @jax.jit
+    def find(peak):
+        def loss_at(alpha):
+            jax.debug.callback(lambda: evaluated.append(1))
+            return -jnp.abs(alpha - peak)
+
+        return section_search(loss_at, jnp.arange(size, dtype=jnp.float32))
+
     for peak in range(size):
-        counted, points = counting(lambda a: -jnp.abs(a - peak))  # noqa: B023
-        index, loss = section_search(counted, jnp.arange(size, dtype=jnp.float32))
+        evaluated.clear()
+        index, loss = find(peak)
         jax.effects_barrier()
         assert int(index) == peak
         assert loss == 0.0
-        assert len(points) == {2: 2, 3: 3, 5: 4, 21: 7, 41: 8}[size]
+        assert len(evaluated) == {2: 2, 3: 3, 5: 4, 21: 7, 41: 8}[size]

@@ -1,5 +1,6 @@
-"""The rest of the family against flat float64 transcriptions, on batches that change every step."""
+"""All methods against flat float64 transcriptions of their formulas, on changing batches."""
 
+import inspect
 import itertools
 from functools import cache, partial
 
@@ -34,7 +35,7 @@ with problems.x64(True):
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-# The batch losses, for the library and for the reference.
+# --- The batch losses, for the library and for the reference ---
 
 
 def losses(params, indices):
@@ -67,13 +68,13 @@ def losses_and_jacobian(t):
     return of_batch(flat_losses, t), of_batch(flat_jacobian, t)
 
 
-# Both sides of every comparison: the parameters after every step.
+# --- Both sides of every comparison: the parameters after every step ---
 
 gradient = jax.grad(loss)
 
 
 def run(tx, incoming=gradient, optimizer=SGD):
-    """The library's side, and the number of sharpness-aware steps until then."""
+    """The library's side, and the number of sharpness-aware steps so far."""
     tx = optax.chain(tx, optimizer)
 
     def step(carry, indices):
@@ -90,7 +91,7 @@ def run(tx, incoming=gradient, optimizer=SGD):
         return (params, state), (ravel_pytree(params)[0], sharp_steps)
 
     visited, sharp_steps = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), BATCHES)[1]
-    return np.asarray(visited), np.asarray(sharp_steps)
+    return visited, sharp_steps
 
 
 def expect(step, functions_of_step=loss_and_grad):
@@ -105,6 +106,36 @@ def expect(step, functions_of_step=loss_and_grad):
     return np.stack([*visited[1:], end])
 
 
+def numbers_and_statics(alias, kwargs):
+    """The floats among the arguments and defaults of a method, and all others."""
+    parameters = inspect.signature(getattr(xsam_jax, alias)).parameters.values()
+    arguments = {p.name: p.default for p in parameters if isinstance(p.default, float)} | kwargs
+    numbers = {name for name, value in arguments.items() if isinstance(value, float)}
+    return (
+        {name: arguments[name] for name in arguments if name in numbers},
+        {name: arguments[name] for name in arguments if name not in numbers},
+    )
+
+
+COMPILED = {}
+
+
+def run_method(alias, **kwargs):
+    """`run`, compiled once for all values of the numbers, which are traced."""
+    numbers, statics = numbers_and_statics(alias, kwargs)
+    name = alias, tuple(numbers), repr(statics)
+    if name not in COMPILED:
+        make = partial(getattr(xsam_jax, alias), **statics)
+        COMPILED[name] = jax.jit(lambda numbers: run(make(**numbers)))
+    return COMPILED[name](numbers)[0]
+
+
+@cache
+def compiled_gate(make_gate):
+    """`run` of gated SAM, compiled once for all arguments of a gate."""
+    return jax.jit(lambda argument: run(gating.gated(xsam_jax.sam(RHO), make_gate(argument))))
+
+
 def assert_same(visited, expected):
     """After the first step, the thirtieth, and all between."""
     np.testing.assert_allclose(visited, expected, rtol=1e-9)
@@ -114,7 +145,7 @@ def distance(end, other):
     return np.linalg.norm(end - other) / np.linalg.norm(other)
 
 
-# The rows: an alias and its arguments, which are those of the reference too.
+# --- The rows: a method and its arguments, which are those of the reference too ---
 
 
 def weights(params):
@@ -152,12 +183,7 @@ METHODS = [
     *(
         (name, {"rho": RHO, "steps": steps, "include_first": include_first, "scale": scale})
         for name in ["msam", "lsam"]
-        for steps, include_first, scale in [
-            (3, False, "last"),
-            (3, True, "last"),
-            (3, False, None),
-            (1, True, None),
-        ]
+        for steps, include_first, scale in [(3, True, "last"), (3, False, None)]
     ),
     ("msam", {"rho": RHO, "steps": 2}),
     ("lsam", {"rho": RHO, "steps": 2}),
@@ -184,20 +210,25 @@ def step_of(alias, kwargs):
     return partial(getattr(reference, alias), **kwargs)
 
 
-@pytest.mark.parametrize(("alias", "kwargs"), METHODS, ids=IDS)
-def test_every_method_is_its_published_formula(alias, kwargs):
-    tx = getattr(xsam_jax, alias)(**kwargs)
-    assert_same(run(tx)[0], expect(step_of(alias, kwargs)))
+@cache
+def expect_row(index):
+    return expect(step_of(*METHODS[index]))
 
 
-def test_no_method_is_nearly_another():
-    ends = {name: expect(step_of(*row))[-1] for name, row in zip(IDS, METHODS, strict=True)}
-    for name, other in itertools.combinations(ends, 2):
-        assert distance(ends[name], ends[other]) > 1e-3, (name, other)
+@pytest.mark.parametrize("index", range(len(METHODS)), ids=IDS)
+def test_method_is_its_published_formula(index):
+    alias, kwargs = METHODS[index]
+    assert_same(run_method(alias, **kwargs), expect_row(index))
+
+
+def test_formulas_differ_from_each_other():
+    ends = [expect_row(index)[-1] for index in range(len(METHODS))]
+    for (name, end), (other_name, other) in itertools.combinations(zip(IDS, ends, strict=True), 2):
+        assert distance(end, other) > 1e-3, (name, other_name)
 
 
 def learning_rate(t):
-    """Triangular, and at both ends so low that the radius of GSAM's rule would be negative."""
+    """Triangular, and so low at both ends that the radius of GSAM's rule would be negative."""
     return 0.1 - abs(t - 15.0) / 150
 
 
@@ -205,7 +236,7 @@ def learning_rate(t):
     ("alias", "kwargs"),
     [("sam", {}), ("gsam", {"alpha": 0.7}), ("gam", {k: GAM[k] for k in GAM if k != "rho"})],
 )
-def test_the_radius_follows_the_learning_rate_and_stops_at_zero(alias, kwargs):
+def test_radius_follows_the_learning_rate_and_stops_at_zero(alias, kwargs):
     arguments = {"rho_min": 0.02, "rho_max": 0.5, "lr_min": 0.02, "lr_max": 0.1}
     radii = [reference.lr_coupled_rho(learning_rate(t), **arguments) for t in range(NUM_STEPS)]
     assert radii[0] == 0 < radii[3] < max(radii)
@@ -214,7 +245,7 @@ def test_the_radius_follows_the_learning_rate_and_stops_at_zero(alias, kwargs):
     assert_same(run(getattr(xsam_jax, alias)(rho, **kwargs))[0], expect(scheduled.step))
 
 
-# XSAM on other ascents: the links of the library, and k steps of the reference.
+# --- XSAM on other ascents: the links of the library, and k steps of the reference ---
 
 library_xsam = partial(xsam_jax.xsam, rho_max=RHO_MAX, probe_every=5, alpha_max=ALPHA_MAX)
 
@@ -248,8 +279,13 @@ ASCENTS = {
 }
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("name", ASCENTS)
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        *(("asam", 1), ("fisher_sam", 3), ("friendly_sam", 3), ("friendly_sam, official", 1)),
+        *(("vasso", 1), ("vasso", 3)),
+    ],
+)
 def test_xsam_on_any_ascent_is_algorithm_1(name, k):
     links, route = ASCENTS[name]
     expected = expect(reference_xsam(route(k)))
@@ -257,7 +293,7 @@ def test_xsam_on_any_ascent_is_algorithm_1(name, k):
     assert distance(expected[-1], expect(reference_xsam([RHO] * k))[-1]) > 1e-3
 
 
-# What does not fit the rows.
+# --- Further formulas ---
 
 ABLATIONS = {
     "SAM-full": (reference.sam_full, tree.project, np.arange(SIZE)),
@@ -267,7 +303,7 @@ ABLATIONS = {
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_the_ablations_of_the_friendly_sam_paper_are_other_incoming_gradients(name):
+def test_friendly_sam_ablations_are_other_incoming_gradients(name):
     step, combine, others = ABLATIONS[name]
 
     def incoming(params, indices):
@@ -282,7 +318,7 @@ def test_the_ablations_of_the_friendly_sam_paper_are_other_incoming_gradients(na
 
 
 @pytest.mark.parametrize("rate", [0.03, learning_rate], ids=["number", "schedule"])
-def test_decoupled_wsam_corrects_outside_of_the_inner_optimizer(rate):
+def test_decoupled_wsam_corrects_outside_the_inner_optimizer(rate):
     # The inner optimizer has a rate of its own, so that the two cannot be exchanged.
     def inner_rate(t):
         return 0.01 + 0.001 * t
@@ -316,6 +352,15 @@ def factors_of_subset(beta, **convention):
     return np.stack(rows)
 
 
+@cache
+def compiled_esam(**convention):
+    return jax.jit(lambda *arguments: run(xsam_jax.esam(RHO, *arguments, **convention))[0])
+
+
+def run_esam(beta, gamma, key, **convention):
+    return compiled_esam(**convention)(beta, gamma, key)
+
+
 @pytest.mark.parametrize(
     ("beta", "gamma", "num_selected", "convention"),
     [
@@ -330,47 +375,62 @@ def test_esam_is_its_published_formula(beta, gamma, num_selected, convention):
     algorithm = reference.Esam(RHO, gamma, factors_of_subset(beta, **convention))
     expected = expect(algorithm.step, losses_and_jacobian)
     assert set(algorithm.num_selected) == {num_selected}
-    assert_same(run(xsam_jax.esam(RHO, beta, gamma, KEY, **convention))[0], expected)
+    assert_same(run_esam(beta, gamma, KEY, **convention), expected)
     assert (distance(expected[-1], expect(SAM)[-1]) > 1e-3) == (beta < 1 or num_selected < 8)
-    other_key = run(xsam_jax.esam(RHO, beta, gamma, jax.random.key(9), **convention))[0]
+    other_key = run_esam(beta, gamma, jax.random.key(9), **convention)
     assert (distance(other_key[-1], expected[-1]) > 1e-3) == (beta < 1)
 
 
-# Gates: the library's, and the decision of the reference at step t with the gradient g.
+# --- Gates: the library's, its argument, and the decision at step t with the gradient g ---
+
+
+def threshold(t):
+    return 1 - 2 * t / NUM_STEPS
+
+
+def bernoulli(p):
+    return gating.bernoulli(p, KEY)
+
+
+def scheduled_bernoulli(slope):
+    return gating.bernoulli(lambda t: slope * t, KEY)
+
+
+def scheduled_gradient_norm(decay):
+    return gating.gradient_norm(threshold, decay=decay)
+
+
+def draw(t, p):
+    return jax.random.bernoulli(jax.random.fold_in(KEY, t), np.float32(p))
+
 
 GATES = {
-    "every": (gating.every(3), lambda t, g: t % 3 == 0),
-    "after": (gating.after(17), lambda t, g: t >= 17),
-    "bernoulli": (
-        gating.bernoulli(0.4, KEY),
-        lambda t, g: jax.random.bernoulli(jax.random.fold_in(KEY, t), np.float32(0.4)),
-    ),
-    "bernoulli, schedule": (
-        gating.bernoulli(lambda t: 0.03 * t, KEY),
-        lambda t, g: jax.random.bernoulli(jax.random.fold_in(KEY, t), np.float32(0.03 * t)),
-    ),
-    "gradient_norm": (gating.gradient_norm(0.5), reference.GradientNorm(lambda t: 0.5)),
+    "every": (gating.every, 3, lambda t, g: t % 3 == 0),
+    "after": (gating.after, 17, lambda t, g: t >= 17),
+    "bernoulli": (bernoulli, 0.4, lambda t, g: draw(t, 0.4)),
+    "bernoulli, schedule": (scheduled_bernoulli, 0.03, lambda t, g: draw(t, 0.03 * t)),
+    "gradient_norm": (gating.gradient_norm, 0.5, reference.GradientNorm(lambda t: 0.5)),
     "gradient_norm, schedule": (
-        gating.gradient_norm(optax.linear_schedule(1.0, -1.0, NUM_STEPS), decay=0.6),
-        reference.GradientNorm(lambda t: 1 - 2 * t / NUM_STEPS, decay=0.6),
+        scheduled_gradient_norm,
+        0.6,
+        reference.GradientNorm(threshold, decay=0.6),
     ),
 }
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_a_gate_decides_when_a_step_is_sharpness_aware(name):
-    gate, decide = GATES[name]
+def test_gate_decides_when_a_step_is_sharpness_aware(name):
+    make_gate, argument, decide = GATES[name]
     algorithm = reference.Gated(SAM, decide)
     expected = expect(algorithm.step)
     assert 3 <= sum(algorithm.decisions) <= NUM_STEPS - 3
-    visited, sharp_steps = run(gating.gated(xsam_jax.sam(RHO), gate))
+    visited, sharp_steps = compiled_gate(make_gate)(argument)
     assert_same(visited, expected)
-    # The caller's gradient counts.
     np.testing.assert_array_equal(sharp_steps, np.cumsum(algorithm.decisions))
 
 
-def test_what_a_gated_method_remembers_is_of_sharp_steps_only():
-    decide = GATES["every"][1]
+def test_gated_method_keeps_its_state_in_skipped_steps():
+    decide = GATES["every"][2]
     for tx, step in [
         (library_xsam(RHO), reference_xsam([RHO])),
         (xsam_jax.friendly_sam(RHO), reference.FriendlySam(RHO).step),
@@ -379,42 +439,49 @@ def test_what_a_gated_method_remembers_is_of_sharp_steps_only():
         assert_same(visited, expect(reference.Gated(step, decide).step))
 
 
-# Identities within the library.
-
-gated_sam = partial(gating.gated, xsam_jax.sam(RHO))
+# --- Identities within the library ---
 
 IDENTITIES = {
-    "gsam, alpha=0": ("sam", xsam_jax.gsam(RHO, 0.0)),
-    "wsam, gamma=1/2": ("sam", xsam_jax.wsam(RHO, 0.5)),
-    "gradient_norm_penalty, alpha=1": ("sam", xsam_jax.gradient_norm_penalty(RHO, 1.0)),
-    "msam, k=1": ("sam", xsam_jax.msam(RHO, 1)),
-    "lsam, k=1": ("sam", xsam_jax.lsam(RHO, 1)),
-    "friendly_sam, sigma=0": ("sam", xsam_jax.friendly_sam(RHO, sigma=0.0)),
-    "vasso, theta=1": ("sam", xsam_jax.vasso(RHO, 1.0)),
-    "asam, T=1": ("sam", xsam_jax.asam(RHO, mask=jax.tree.map(lambda x: False, PARAMS))),
-    "fisher_sam, eta=0": ("sam", xsam_jax.fisher_sam(RHO, 0.0)),
-    "look_sam, every=1": ("sam", xsam_jax.look_sam(RHO, 0.7, 1)),
-    "cr_sam, gamma=beta=0": ("sam", xsam_jax.cr_sam(RHO, 0.0, 0.0)),
-    "esam, beta=gamma=1": ("sam", xsam_jax.esam(RHO, 1.0, 1.0, KEY)),
-    "gated, always": ("sam", gated_sam(gating.every(1))),
-    "gated, with probability 1": ("sam", gated_sam(gating.bernoulli(1.0, KEY))),
-    "gated, with probability 0": ("sgd", gated_sam(gating.bernoulli(0.0, KEY))),
-    "gated, never": ("sgd", gated_sam(gating.after(10**9))),
-    "xsam on sam": ("xsam", library_xsam(RHO, steps=2, direction=ascent.normalize())),
+    "gsam, alpha=0": ("sam", lambda: run_method("gsam", rho=RHO, alpha=0.0)),
+    "wsam, gamma=1/2": ("sam", lambda: run_method("wsam", rho=RHO, gamma=0.5)),
+    "gradient_norm_penalty, alpha=1": (
+        "sam",
+        lambda: run_method("gradient_norm_penalty", rho=RHO, alpha=1.0),
+    ),
+    "msam, k=1": ("sam", lambda: run_method("msam", rho=RHO, steps=1)),
+    "lsam, k=1": ("sam", lambda: run_method("lsam", rho=RHO, steps=1)),
+    "friendly_sam, sigma=0": ("sam", lambda: run_method("friendly_sam", rho=RHO, sigma=0.0)),
+    "vasso, theta=1": ("sam", lambda: run_method("vasso", rho=RHO, theta=1.0)),
+    "asam, T=1": (
+        "sam",
+        lambda: run_method("asam", rho=RHO, mask=jax.tree.map(lambda x: False, PARAMS)),
+    ),
+    "fisher_sam, eta=0": ("sam", lambda: run_method("fisher_sam", rho=RHO, eta=0.0)),
+    "look_sam, every=1": ("sam", lambda: run_method("look_sam", rho=RHO, alpha=0.7, every=1)),
+    "cr_sam, gamma=beta=0": ("sam", lambda: run_method("cr_sam", rho=RHO, gamma=0.0, beta=0.0)),
+    "esam, beta=gamma=1": ("sam", lambda: run_esam(1.0, 1.0, KEY)),
+    "gated, always": ("sam", lambda: compiled_gate(gating.every)(1)[0]),
+    "gated, with probability 1": ("sam", lambda: compiled_gate(bernoulli)(1.0)[0]),
+    "gated, with probability 0": ("sgd", lambda: compiled_gate(bernoulli)(0.0)[0]),
+    "gated, never": ("sgd", lambda: compiled_gate(gating.after)(10**9)[0]),
+    "xsam on sam": (
+        "xsam",
+        lambda: run(library_xsam(RHO, steps=2, direction=ascent.normalize()))[0],
+    ),
 }
 
 
 @cache
-def simpler(name):
-    methods = {
-        "sam": xsam_jax.sam(RHO),
-        "sgd": optax.identity(),
-        "xsam": library_xsam(RHO, steps=2),
+def run_simpler(name):
+    runs = {
+        "sam": lambda: run_method("sam", rho=RHO),
+        "sgd": lambda: run(optax.identity())[0],
+        "xsam": lambda: run(library_xsam(RHO, steps=2))[0],
     }
-    return run(methods[name])[0]
+    return runs[name]()
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
-def test_every_method_without_its_idea_is_the_simpler_one(name):
-    other, tx = IDENTITIES[name]
-    np.testing.assert_allclose(run(tx)[0], simpler(other), rtol=1e-10)
+def test_method_without_its_idea_is_the_simpler_one(name):
+    simpler, run_special_case = IDENTITIES[name]
+    np.testing.assert_allclose(run_special_case(), run_simpler(simpler), rtol=1e-10)

@@ -1,4 +1,4 @@
-"""The shape of the package: what imports what, and that all that is public is explained."""
+"""The structure of the package: imports, documentation of public names, and lengths of files."""
 
 import ast
 import doctest
@@ -7,8 +7,6 @@ import inspect
 import pathlib
 import subprocess
 import sys
-
-import pytest
 
 import xsam_jax
 from xsam_jax import analysis
@@ -64,7 +62,7 @@ def room_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def test_arrows_point_one_way():
+def test_imports_between_rooms_follow_the_arrows():
     for path in PACKAGE.rglob("*.py"):
         room = room_of(path)
         if room == "__init__":
@@ -73,7 +71,7 @@ def test_arrows_point_one_way():
         assert used <= ARROWS[room], f"{path.name} imports {used - ARROWS[room]}"
 
 
-def test_the_library_needs_jax_and_optax_alone():
+def test_library_imports_only_jax_and_optax():
     allowed = set(sys.stdlib_module_names) | {"jax", "optax", "numpy", "xsam_jax"}
     for path in PACKAGE.rglob("*.py"):
         own = "/".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -82,7 +80,7 @@ def test_the_library_needs_jax_and_optax_alone():
         assert used <= allowed | extra, f"{path.name} imports {used - allowed - extra}"
 
 
-def test_what_is_optional_is_imported_on_demand():
+def test_optional_packages_are_imported_on_demand():
     code = """
 import sys, xsam_jax
 assert not {"flax", "xsam_jax.analysis", "matplotlib"} & set(sys.modules)
@@ -106,13 +104,21 @@ def public_names():
 PUBLIC = dict(public_names())
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_what_is_public_is_documented(name):
-    assert inspect.getdoc(PUBLIC[name])
+def names_without(documented, names):
+    """The names for which `documented(name, value, docstring)` does not hold, one a line."""
+    values = ((name, PUBLIC[name]) for name in names)
+    return "\n".join(
+        name for name, value in values if not documented(name, value, inspect.getdoc(value) or "")
+    )
+
+
+def test_every_public_name_has_a_docstring():
+    missing = names_without(lambda name, value, docstring: docstring, PUBLIC)
+    assert not missing, f"public names without a docstring:\n{missing}"
 
 
 def is_called(name, value):
-    """What a user calls; checks are called by the library, and types have nothing to run."""
+    """Whether users call it. Checks are called by the library, and types have nothing to run."""
     module, _, last = name.rpartition(".")
     if module.startswith("xsam_jax.analysis") and not module.endswith(".plots"):
         return last in analysis.__all__ and inspect.isfunction(value)
@@ -122,26 +128,64 @@ def is_called(name, value):
 CALLED = [name for name, value in PUBLIC.items() if is_called(name, value)]
 
 
-@pytest.mark.parametrize("name", CALLED)
-def test_what_is_called_has_an_example_that_runs(name):
-    """Running them is the doctest collection's part."""
-    examples = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name)[0].examples
-    assert examples, "no example"
-    assert "Example:" in inspect.getdoc(PUBLIC[name])
+def test_every_function_has_an_example():
+    """The doctests run the examples."""
+
+    def has_example(name, value, docstring):
+        tests = doctest.DocTestFinder(recurse=False).find(value, name)
+        return tests and tests[0].examples and "Example:" in docstring
+
+    assert len(CALLED) > 50
+    missing = names_without(has_example, CALLED)
+    assert not missing, f"functions without a doctest under 'Example:':\n{missing}"
 
 
-@pytest.mark.parametrize("name", [n for n in CALLED if "search" not in n])
-def test_every_argument_is_explained(name):
-    text = inspect.getdoc(PUBLIC[name])
-    for argument in inspect.signature(PUBLIC[name]).parameters:
-        assert f"{argument}: " in text, f"{argument} is not in the docstring"
+def test_every_argument_is_documented():
+    missing = [
+        f"{name}: {argument}"
+        for name in CALLED
+        for argument in inspect.signature(PUBLIC[name]).parameters
+        if f"{argument}: " not in inspect.getdoc(PUBLIC[name])
+    ]
+    assert not missing, "arguments that their docstring does not name:\n" + "\n".join(missing)
 
 
-def test_what_is_exported_exists():
+def test_exported_names_exist():
     assert all(hasattr(xsam_jax, name) for name in xsam_jax.__all__)
     assert {n for n in xsam_jax.methods.__all__ if n.islower()} <= set(xsam_jax.__all__)
 
 
-def test_the_readme_names_the_version_of_the_changelog():
+def test_changelog_has_the_version():
     changelog = (PACKAGE.parent / "CHANGELOG.md").read_text()
     assert f"## {xsam_jax.__version__}" in changelog
+
+
+MAX_LINES_OF_FILE = 350
+MAX_LINES_OF_FUNCTION = 70  # of code, without the docstring, comments and blank lines
+LONGER_FILES = {"analysis/plots.py"}
+
+
+def lines_of_code(function, source):
+    """The number of lines of a function that are neither docstring nor comment nor blank."""
+    lines = set(range(function.lineno, function.end_lineno + 1))
+    if ast.get_docstring(function) is not None:
+        lines -= set(range(function.body[0].lineno, function.body[0].end_lineno + 1))
+    texts = (source[line - 1].strip() for line in lines)
+    return sum(bool(text) and not text.startswith("#") for text in texts)
+
+
+def test_files_and_functions_are_short():
+    too_long = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name, text = path.relative_to(PACKAGE).as_posix(), path.read_text()
+        if name in LONGER_FILES:
+            continue
+        source = text.splitlines()
+        if len(source) > MAX_LINES_OF_FILE:
+            too_long.append(f"{name}: {len(source)} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = lines_of_code(node, source)
+                if lines > MAX_LINES_OF_FUNCTION:
+                    too_long.append(f"{name}: {node.name} has {lines} lines of code")
+    assert not too_long, "\n".join(too_long)

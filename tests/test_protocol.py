@@ -1,5 +1,6 @@
-"""What every alias promises as an Optax gradient transformation, from the table in methods.py."""
+"""Every method as an Optax gradient transformation, under transformations of JAX and Optax."""
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -20,8 +21,16 @@ from xsam_jax.descent import match_norm, slerp_to_maximum
 LEARNING_RATE = 0.02
 # Two compilations of one step differ by float32 rounding, which differences of losses amplify.
 RTOL = 1e-4
+# Properties that depend on the formula are tested with every method. Properties of the state and of
+# the conditionals are tested with every kind of these.
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 every_kind = pytest.mark.parametrize("method", REPRESENTATIVES.values(), ids=REPRESENTATIVES)
+# Wrappers of Optax see the update and the state only.
+WRAPPED = {
+    name: REPRESENTATIVES[name]
+    for name in ("sam", "xsam, two steps", "look_sam", "decoupled_wsam", "xsam at random")
+}
+wrapped_method = pytest.mark.parametrize("method", WRAPPED.values(), ids=WRAPPED)
 
 
 def methods_that(condition, methods=METHODS):
@@ -29,8 +38,8 @@ def methods_that(condition, methods=METHODS):
     return pytest.mark.parametrize("method", chosen.values(), ids=chosen)
 
 
-gradient_method = methods_that(lambda method: not method.sample_losses)
-probing_method = methods_that(lambda method: method.probes)
+gradient_kind = methods_that(lambda method: not method.sample_losses, REPRESENTATIVES)
+probing_kind = methods_that(lambda method: method.probes, REPRESENTATIVES)
 
 
 def loss_fn(params):
@@ -52,7 +61,7 @@ def make_params(dtype=jnp.float32):
 
 
 def with_sgd(method, tx=None, **kwargs):
-    """The method, or `tx` in its place, and what makes an optimizer of it."""
+    """The method, or `tx` in its place, followed by SGD unless it has an optimizer inside."""
     if tx is None and not kwargs:
         return default_with_sgd(method)
     tx = method.make(**kwargs) if tx is None else tx
@@ -78,7 +87,7 @@ def scheduled(method):
     return with_sgd(method, rho=RADII)
 
 
-def make_step(method, tx, loss_fn=loss_fn):
+def make_step(method, tx):
     def step(params, opt_state):
         value, grads = jax.value_and_grad(loss_fn)(params)
         updates, opt_state = tx.update(
@@ -89,10 +98,19 @@ def make_step(method, tx, loss_fn=loss_fn):
     return step
 
 
+TRACES = collections.Counter()
+
+
 @functools.cache
 def jitted_step(method, tx):
-    """Compiled once for all tests that take it."""
-    return jax.jit(make_step(method, tx))
+    """The step, compiled once for all tests that use it. `TRACES` counts its traces."""
+    step = make_step(method, tx)
+
+    def traced(params, opt_state):
+        TRACES[method, tx, params["bias"].dtype] += 1
+        return step(params, opt_state)
+
+    return jax.jit(traced)
 
 
 def run(method, tx, params, num_steps=4, opt_state=None):
@@ -103,7 +121,18 @@ def run(method, tx, params, num_steps=4, opt_state=None):
     return params, opt_state
 
 
-def test_the_table_has_every_alias():
+@functools.cache
+def trained(method):
+    """Parameters and state after four steps, to compare with."""
+    return run(method, with_sgd(method), make_params())
+
+
+@functools.cache
+def params_of_sgd():
+    return run(METHODS["sam"], optax.sgd(LEARNING_RATE, momentum=0.9), make_params())[0]
+
+
+def test_methods_table_has_every_method():
     assert {m.alias.__name__ for m in METHODS.values()} >= NAMES
     assert set(xsam_jax.__all__) >= NAMES
 
@@ -116,9 +145,9 @@ def kinds_of_state(method):
     return found
 
 
-def test_the_representatives_have_every_kind_of_state_and_every_trait():
+def test_representatives_have_every_kind_of_state_and_every_trait():
+    kinds = set().union(*map(kinds_of_state, REPRESENTATIVES.values()))
     for name, method in METHODS.items():
-        kinds = set().union(*map(kinds_of_state, REPRESENTATIVES.values()))
         assert kinds_of_state(method) <= kinds, name
     for trait in ("gradients", "probes", "sample_losses", "optimizer", "counts_sharp_steps"):
         assert {getattr(m, trait) for m in METHODS.values()} == {
@@ -126,42 +155,25 @@ def test_the_representatives_have_every_kind_of_state_and_every_trait():
         }
 
 
-@every_method
-def test_it_is_not_the_base_optimizer(method):
-    """Else every equality below could hold of a transform that does nothing."""
-    params, _ = run(method, with_sgd(method), make_params())
-    base, _ = run(method, optax.sgd(LEARNING_RATE, momentum=0.9), make_params())
-    assert not np.allclose(params["bias"], base["bias"], rtol=1e-3)
+# --- Transformations of JAX ---
 
 
 @every_method
-def test_the_step_traces_once_and_its_buffers_can_be_donated(method):
-    """An unusable donation warns, and warnings are errors here."""
-    tx = with_sgd(method)
-    expected = run(method, tx, make_params())
-    chex.clear_trace_counter()
-    step = chex.assert_max_traces(make_step(method, tx), n=1)
-    step = jax.jit(step, donate_argnums=(0, 1))
-    params, opt_state = make_params(), tx.init(make_params())
-    for _ in range(4):
-        before = params
-        params, opt_state = step(params, opt_state)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    chex.assert_trees_all_close((params, opt_state), expected, rtol=RTOL)
+def test_method_differs_from_the_base_optimizer(method):
+    """Without this, a transform that does nothing would pass the equalities below."""
+    params, _ = trained(method)
+    assert not np.allclose(params["bias"], params_of_sgd()["bias"], rtol=1e-3)
+
+
+@every_method
+def test_step_is_traced_once(method):
+    _, opt_state = trained(method)
+    assert TRACES[method, with_sgd(method), jnp.dtype("float32")] == 1
     assert optax.tree.get(opt_state, "trace")["bias"].shape == (3,)
 
 
 @every_kind
-def test_a_scan_over_steps_is_a_loop_over_steps(method):
-    tx = with_sgd(method)
-    step = make_step(method, tx)
-    params = make_params()
-    scanned, _ = jax.lax.scan(lambda c, _: (step(*c), None), (params, tx.init(params)), length=4)
-    chex.assert_trees_all_close(scanned, run(method, tx, params), rtol=RTOL)
-
-
-@every_method
-def test_without_jit_it_is_the_same(method):
+def test_step_without_jit_is_the_same(method):
     tx = with_sgd(method)
     params, opt_state = make_params(), tx.init(make_params())
     for _ in range(2):
@@ -178,38 +190,65 @@ def axes_of(opt_state):
     return jax.tree_util.tree_map_with_path(axis, opt_state)
 
 
-def over_seeds(method):
+def params_of_seed(seed):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return jax.tree.map(lambda p: p + jax.random.normal(keys[seed], p.shape), make_params())
+
+
+class TrainedSeeds(NamedTuple):
+    program: str
+    donated: list
+    params: Any
+
+
+@functools.cache
+def trained_seeds(method):
+    """Four steps in a scan over a vmap over three seeds, with donated buffers."""
     tx = with_sgd(method)
-    params = jax.vmap(
-        lambda key: jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), make_params())
-    )(jax.random.split(jax.random.key(0), 3))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(params_of_seed, range(3)))
     opt_state = jax.vmap(tx.init)(params)
     axes = axes_of(opt_state)
+    # A copy of each leaf, since a buffer can be donated once only.
     opt_state = jax.tree.map(
-        lambda axis, x: x[0] if axis is None else x, axes, opt_state, is_leaf=lambda x: x is None
+        lambda axis, x: jnp.array(x[0] if axis is None else x),
+        axes,
+        opt_state,
+        is_leaf=lambda x: x is None,
     )
-    step = jax.jit(jax.vmap(make_step(method, tx), in_axes=(0, axes), out_axes=(0, axes)))
-    return tx, step, params, opt_state
+    step = jax.vmap(make_step(method, tx), in_axes=(0, axes), out_axes=(0, axes))
+
+    def train(params, opt_state):
+        return jax.lax.scan(lambda c, _: (step(*c), None), (params, opt_state), length=4)[0]
+
+    compiled = jax.jit(train, donate_argnums=(0, 1)).lower(params, opt_state).compile()
+    donated = jax.tree.leaves((params, opt_state))
+    trained_params, _ = compiled(params, opt_state)
+    return TrainedSeeds(compiled.as_text(), donated, trained_params)
 
 
 @every_kind
-def test_vmap_over_seeds_is_a_loop_over_seeds(method):
-    tx, step, params, opt_state = over_seeds(method)
-    start = params
-    for _ in range(4):
-        params, opt_state = step(params, opt_state)
+def test_scan_and_vmap_equal_loops(method):
     for seed in range(3):
-        alone, _ = run(method, tx, jax.tree.map(lambda p: p[seed], start))  # noqa: B023
-        chex.assert_trees_all_close(jax.tree.map(lambda p: p[seed], params), alone, rtol=RTOL)  # noqa: B023
+        alone, _ = run(method, with_sgd(method), params_of_seed(seed))
+        of_seed = jax.tree.map(lambda p: p[seed], trained_seeds(method).params)  # noqa: B023
+        chex.assert_trees_all_close(of_seed, alone, rtol=RTOL)
 
 
-@probing_method
+@every_kind
+def test_buffers_can_be_donated(method):
+    """A donation that cannot be used warns, and warnings are errors here."""
+    assert all(leaf.is_deleted() for leaf in trained_seeds(method).donated)
+
+
+@probing_kind
 def test_vmap_with_one_counter_keeps_the_conditional(method):
-    _, step, params, opt_state = over_seeds(method)
-    assert "conditional(" in step.lower(params, opt_state).compile().as_text()
+    assert "conditional(" in trained_seeds(method).program
 
 
-@every_method
+# --- Arguments of update ---
+
+
+@every_kind
 def test_unknown_extra_arguments_change_nothing(method):
     tx, params = method.make(), make_params()
     grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
@@ -223,65 +262,74 @@ def test_unknown_extra_arguments_change_nothing(method):
     assert program() == program(obj_fn=None, rng=3)
 
 
-@gradient_method
-def test_a_gradient_function_replaces_the_gradient_of_the_loss(method):
-    """A function of twice the gradient, beside the loss, is as good as twice the loss."""
+@gradient_kind
+def test_grad_fn_replaces_the_gradient_of_the_loss(method):
+    """Twice the gradient as `grad_fn` beside the loss has the effect of twice the loss."""
     tx, params = method.make(), make_params()
 
-    def doubled(params):
-        return 2.0 * loss_fn(params)
+    @jax.jit
+    def update(factor_of_loss, factor_of_gradient):
+        updates, _ = tx.update(
+            jax.tree.map(lambda g: 2.0 * g, jax.grad(loss_fn)(params)),
+            tx.init(params),
+            params,
+            value_fn=lambda p: factor_of_loss * loss_fn(p),
+            grad_fn=lambda p: jax.grad(lambda p: factor_of_gradient * loss_fn(p))(p),
+        )
+        return updates
 
-    grads = jax.grad(doubled)(params)
-    expected, _ = tx.update(grads, tx.init(params), params, value_fn=doubled)
-    updates, _ = tx.update(
-        grads, tx.init(params), params, value_fn=loss_fn, grad_fn=jax.grad(doubled)
-    )
-    # The length over rho_max is a matter of losses alone.
+    expected, updates, ignored = update(2.0, 2.0), update(1.0, 2.0), update(1.0, 1.0)
+    # The length over rho_max depends on losses alone.
     factor = 0.5 if method.statics.get("scale") == "slope_max" else 1.0
     chex.assert_trees_all_close(updates, optax.tree.scale(factor, expected), rtol=RTOL)
-    ignored, _ = tx.update(grads, tx.init(params), params, value_fn=loss_fn)
     assert not np.allclose(updates["bias"], ignored["bias"], rtol=1e-3) or factor != 1.0
+
+
+# --- Hyperparameters ---
 
 
 @every_method
 def test_every_number_can_be_injected(method):
     params, opt_state = run(method, injected(method), make_params())
-    expected, _ = run(method, with_sgd(method), make_params())
-    chex.assert_trees_all_close(params, expected, rtol=RTOL)
+    chex.assert_trees_all_close(params, trained(method)[0], rtol=RTOL)
     assert set(method.numbers) <= set(optax.tree.get(opt_state, "hyperparams"))
 
 
-@every_method
-def test_an_injected_radius_can_be_changed(method):
+@methods_that(lambda method: method.counts_sharp_steps, REPRESENTATIVES)
+def test_injected_radius_of_a_gated_method_can_be_changed(method):
     tx, start = injected(method), make_params()
     before, _ = run(method, tx, start, 1)
     opt_state = optax.tree.set(tx.init(start), rho=jnp.float32(0.4))
     after, _ = run(method, tx, start, 1, opt_state)
-    larger = with_sgd(method, rho=0.4)
-    expected, _ = make_step(method, larger)(start, larger.init(start))
-    # The steps, since the parameters are long beside them.
+    expected, _ = run(method, with_sgd(method, rho=0.4), start, 1)
+    # Differences, since the parameters are large beside the steps.
     steps = [optax.tree.sub(params, start) for params in (before, after, expected)]
     chex.assert_trees_all_close(steps[1], steps[2], rtol=RTOL)
     assert not np.allclose(steps[0]["bias"], steps[2]["bias"], rtol=1e-3)
 
 
 @methods_that(lambda method: "steps" in method.static_args)
-def test_a_static_argument_that_is_injected_is_named(method):
+def test_injected_static_argument_is_named_in_the_error(method):
     inject = optax.inject_hyperparams(method.alias)
     with pytest.raises(TypeError, match=r"steps .*static_args=\('steps'"):
         inject(**method.numbers, **method.statics).init(make_params())
 
 
-@methods_that(lambda method: not method.counts_sharp_steps)
-def test_a_radius_schedule_moves_once_per_training_step(method):
-    """As where the radius is set by hand, which the tests above compare with numbers."""
-    params, opt_state = make_params(), scheduled(method).init(make_params())
-    expected, other = make_params(), injected(method).init(make_params())
+@methods_that(lambda method: not method.counts_sharp_steps, REPRESENTATIVES)
+def test_radius_schedule_advances_once_per_training_step(method):
+    """The radius of each step is that of an injected radius, changed by hand."""
+    start = make_params()
+    params, opt_state = start, scheduled(method).init(start)
+    expected, other = start, injected(method).init(start)
     for count in range(3):
         params, opt_state = run(method, scheduled(method), params, 1, opt_state)
         other = optax.tree.set(other, rho=jnp.float32(RADII(count)))
         expected, other = run(method, injected(method), expected, 1, other)
-        chex.assert_trees_all_close(params, expected, rtol=RTOL)
+        # Differences, since the parameters are large beside the steps.
+        steps = [optax.tree.sub(tree, start) for tree in (params, expected)]
+        chex.assert_trees_all_close(*steps, rtol=RTOL)
+    constant, _ = run(method, with_sgd(method), start, 3)
+    assert not np.allclose(steps[0]["bias"], optax.tree.sub(constant, start)["bias"], rtol=1e-3)
 
 
 @methods_that(lambda method: method.probes and not method.counts_sharp_steps)
@@ -302,9 +350,12 @@ def test_rho_max_can_be_a_schedule(method):
     chex.assert_trees_all_close(params, expected, rtol=RTOL)
 
 
-@every_method
-def test_apply_if_finite_after_it_skips_a_nan_of_any_gradient(method):
-    """The clean gradient is finite; only what the ascent meets is not."""
+# --- Wrappers and optimizers of Optax ---
+
+
+@wrapped_method
+def test_apply_if_finite_after_a_method_skips_a_nan_of_any_gradient(method):
+    """The clean gradient is finite, and the gradient of the ascent is not."""
     tx = optax.chain(method.make(), optax.apply_if_finite(optax.sgd(LEARNING_RATE), 5))
     params = make_params()
 
@@ -323,8 +374,8 @@ def test_apply_if_finite_after_it_skips_a_nan_of_any_gradient(method):
     assert np.all(updates["bias"] != 0)
 
 
-@every_kind
-def test_multi_steps_around_it_gives_zeros_while_accumulating(method):
+@wrapped_method
+def test_multi_steps_around_a_method_gives_zeros_while_accumulating(method):
     multi = optax.MultiSteps(with_sgd(method), every_k_schedule=2)
     params = make_params()
     opt_state = multi.init(params)
@@ -338,24 +389,26 @@ def test_multi_steps_around_it_gives_zeros_while_accumulating(method):
     chex.assert_trees_all_close(optax.apply_updates(params, updates), expected, rtol=RTOL)
 
 
-@every_kind
-def test_multi_steps_after_it_averages_sharpness_aware_gradients(method):
+@wrapped_method
+def test_multi_steps_after_a_method_averages_sharpness_aware_gradients(method):
     inner = optax.MultiSteps(optax.sgd(LEARNING_RATE), every_k_schedule=2)
-    tx, alone = optax.chain(method.make(), inner.gradient_transformation()), method.make()
+    # A trace without decay keeps the gradient of the last step in the state.
+    tx = optax.chain(method.make(), optax.trace(0.0), inner.gradient_transformation())
     params = make_params()
 
     @jax.jit
-    def update(factor, opt_state, state):
+    def update(factor, opt_state):
         def loss(point):
             return factor * loss_fn(optax.tree.scale(1 / factor, point))
 
-        grads, arguments = jax.grad(loss)(params), method.arguments(loss)
-        updates, opt_state = tx.update(grads, opt_state, params, **arguments)
-        gradient, state = alone.update(grads, state, params, **arguments)
-        return updates, opt_state, gradient, state
+        updates, state = tx.update(
+            jax.grad(loss)(params), opt_state, params, **method.arguments(loss)
+        )
+        return updates, state, state[1].trace
 
-    _, opt_state, first, state = update(1.0, tx.init(params), alone.init(params))
-    updates, _, second, _ = update(2.0, opt_state, state)
+    _, opt_state, first = update(1.0, tx.init(params))
+    updates, _, second = update(2.0, opt_state)
+    assert not np.allclose(first["bias"], second["bias"], rtol=0.1)
     expected = jax.tree.map(lambda a, b: -LEARNING_RATE * (a + b) / 2, first, second)
     chex.assert_trees_all_close(updates, expected, rtol=RTOL)
 
@@ -380,20 +433,20 @@ def subset_ascents(rho):
 @pytest.mark.parametrize("name", subset_ascents(0.1))
 def test_masks_inside_the_ascent_perturb_a_subset(name):
     rho, params = 0.1, make_params()
+    ascent = subset_ascents(rho)[name]
+    search = optax.chain(slerp_to_maximum(0.2), match_norm(unit=True))
+
+    @jax.jit
+    def update(grads):
+        methods = xsam_jax.sharpness_aware(ascent), xsam_jax.sharpness_aware(ascent, search)
+        return [tx.update(grads, tx.init(params), params, value_fn=loss_fn)[0] for tx in methods]
+
     grads = jax.grad(loss_fn)(params)
     whole = optax.tree.norm(grads if name == "masked, norm of everything" else grads["bias"])
     point = {"weight": params["weight"], "bias": params["bias"] + rho * grads["bias"] / whole}
-    tx = xsam_jax.sharpness_aware(subset_ascents(rho)[name])
-    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
-        grads, tx.init(params), params
-    )
+    updates, searched = update(grads)
     chex.assert_trees_all_close(updates, jax.grad(loss_fn)(point), rtol=RTOL)
-    search = optax.chain(slerp_to_maximum(0.2), match_norm(unit=True))
-    tx = xsam_jax.sharpness_aware(subset_ascents(rho)[name], search)
-    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
-        grads, tx.init(params), params
-    )
-    chex.assert_tree_all_finite(updates)
+    chex.assert_tree_all_finite(searched)
 
 
 BACKTRACKING = optax.chain(
@@ -401,15 +454,17 @@ BACKTRACKING = optax.chain(
 )
 
 
-@methods_that(lambda method: not (method.sample_losses or method.optimizer), REPRESENTATIVES)
-def test_a_line_search_follows_it(method):
-    assert_descends_with(method, BACKTRACKING)
+@pytest.mark.parametrize(
+    "name", ["sam", "xsam, two steps", "look_sam", "sam where the gradient is long"]
+)
+def test_line_search_after_a_method_descends(name):
+    assert_descends_with(METHODS[name], BACKTRACKING)
 
 
-# Its line search takes the same arguments, and long to compile.
-@pytest.mark.parametrize("method", [METHODS["sam"], METHODS["xsam, two steps"]])
-def test_lbfgs_follows_it(method):
-    assert_descends_with(method, optax.lbfgs())
+# Its line search takes the same arguments, and takes long to compile.
+@pytest.mark.parametrize("name", ["sam", "xsam, two steps"])
+def test_lbfgs_after_a_method_descends(name):
+    assert_descends_with(METHODS[name], optax.lbfgs())
 
 
 def assert_descends_with(method, base):
@@ -429,7 +484,7 @@ def assert_descends_with(method, base):
     assert loss_fn(params) < 0.5 * start
 
 
-@every_method
+@every_kind
 def test_map_params_finds_the_parameters_in_the_state(method):
     tx = with_sgd(method, rho=optax.constant_schedule(0.1))
     opt_state = tx.init(make_params())
@@ -451,63 +506,84 @@ def test_map_params_finds_the_parameters_in_the_state(method):
     )
 
 
-def update_at_alpha(method, dtype):
-    """An update with alpha* given, and its arguments: in half precision, probes are rounding."""
-    tx, params = method.make(), make_params(dtype)
-    opt_state = tx.init(params)
-    if method.probes:
-        values = {"count": 1, "alpha": 1.5}
-        # A gate has a count around that of the method, which optax.tree.set would not reach.
-        opt_state = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.full_like(leaf, values.get(path[-1].name, leaf)), opt_state
-        )
-    update = functools.partial(tx.update, **method.arguments(loss_fn))
-    return update, (jax.grad(loss_fn)(params), opt_state, params)
+# --- Dtypes ---
+
+
+def state_at_alpha(method, opt_state):
+    """The state with alpha* given, since in half precision the probed losses are mostly rounding.
+
+    A gate has a count around that of the method, which `optax.tree.set` would not reach.
+    """
+    values = {"count": 1, "alpha": 1.5} if method.probes else {}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full_like(leaf, values.get(getattr(path[-1], "name", None), leaf)),
+        opt_state,
+    )
 
 
 @functools.cache
-def gradient_at_alpha(method, dtype):
-    update, arguments = update_at_alpha(method, dtype)
-    return arguments, *jax.jit(update)(*arguments)
+def step_from_alpha(method, dtype):
+    """The arguments and results of a compiled step, and the gradient that the method returns."""
+    tx, params = with_sgd(method), make_params(dtype)
+    opt_state = state_at_alpha(method, tx.init(params))
+    results = jitted_step(method, tx)(params, opt_state)
+    gradient = optax.tree.get(results[1], "trace")  # the momentum after its first step
+    if method.optimizer:  # its momentum is only a part of the update
+        update = jax.jit(functools.partial(tx.update, **method.arguments(loss_fn)))
+        gradient, _ = update(jax.grad(loss_fn)(params), opt_state, params)
+    return (params, opt_state), results, gradient
 
 
 @every_method
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_dtypes_in_are_dtypes_out(method, dtype):
-    (_, opt_state, params), updates, after = gradient_at_alpha(method, dtype)
-    chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, opt_state))
-    (_, opt_state, params), expected, after = gradient_at_alpha(method, "float32")
-    chex.assert_trees_all_equal_shapes_and_dtypes((expected, after), (params, opt_state))
+def test_half_precision_is_kept_and_near_float32(method):
+    arguments, results, gradient = step_from_alpha(method, "float16")
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, arguments)
+    arguments, results, expected = step_from_alpha(method, "float32")
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, arguments)
+    chex.assert_trees_all_close(optax.tree.cast(gradient, "float32"), expected, rtol=1e-2)
+
+
+@every_kind
+def test_bfloat16_is_near_float32(method):
+    arguments, results, gradient = step_from_alpha(method, "bfloat16")
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, arguments)
     # Of a perturbation of 0.3 to parameters of 2, bfloat16 keeps one part in a hundred.
-    rtol = {"bfloat16": 0.1, "float16": 1e-2}[dtype]
-    chex.assert_trees_all_close(optax.tree.cast(updates, "float32"), expected, rtol=rtol)
+    expected = step_from_alpha(method, "float32")[2]
+    chex.assert_trees_all_close(optax.tree.cast(gradient, "float32"), expected, rtol=0.1)
+
+
+def assert_update_keeps_dtypes(method, params, grads):
+    tx = method.make()
+    opt_state = tx.init(params)
+    update = functools.partial(tx.update, **method.arguments(loss_fn))
+    updates, after = jax.eval_shape(update, grads, opt_state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (grads, opt_state))
 
 
 @every_method
-def test_float64_in_is_float64_out(method, x64):
-    """Traced only: that the values are right is in test_values.py and test_family.py."""
-    update, arguments = update_at_alpha(method, "float64")
-    _, opt_state, params = arguments
-    updates, after = jax.eval_shape(update, *arguments)
-    chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, opt_state))
+def test_update_keeps_bfloat16_and_the_dtype_of_the_gradient(method):
+    """Traced only. Parameters and gradients may have different dtypes."""
+    params = make_params("bfloat16")
+    assert_update_keeps_dtypes(method, params, make_params("bfloat16"))
+    assert_update_keeps_dtypes(method, params, make_params("float32"))
 
 
-@probing_method
+@every_method
+def test_update_keeps_float64(method, x64):
+    """Traced only. test_values.py and test_family.py compare the values."""
+    assert_update_keeps_dtypes(method, make_params("float64"), make_params("float64"))
+
+
+@probing_kind
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_probe_in_half_precision_keeps_dtypes(method, dtype):
-    params, opt_state = make_params(dtype), method.make().init(make_params(dtype))
-    grads = jax.grad(loss_fn)(params)
-    updates, after = method.make().update(grads, opt_state, params, value_fn=loss_fn)
-    chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, opt_state))
-    assert 0 <= optax.tree.get(after, "alpha") <= 3
+def test_probe_in_half_precision_keeps_dtypes(method, dtype):
+    params, opt_state = make_params(dtype), with_sgd(method).init(make_params(dtype))
+    results = jitted_step(method, with_sgd(method))(params, opt_state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, (params, opt_state))
+    assert 0 <= optax.tree.get(results[1], "alpha") <= 3
 
 
-@every_method
-def test_gradients_may_have_another_dtype_than_the_parameters(method):
-    tx, params = method.make(), make_params(jnp.bfloat16)
-    grads = optax.tree.cast(jax.grad(loss_fn)(params), jnp.float32)
-    updates, _ = tx.update(grads, tx.init(params), params, **method.arguments(loss_fn))
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
+# --- Containers and checkpoints ---
 
 
 class Pair(NamedTuple):
@@ -527,22 +603,22 @@ def containers():
 
 @every_kind
 @pytest.mark.parametrize("name", containers())
-def test_any_container_may_be_the_outermost(method, name):
-    """Traced only: values are below."""
+def test_outermost_container_can_be_any(method, name):
+    """Traced only. The next test compares values."""
     tx, params = method.make(), containers()[name]
     update = functools.partial(tx.update, **method.arguments(loss_fn))
     updates, _ = jax.eval_shape(update, jax.grad(loss_fn)(params), tx.init(params), params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
-@every_method
-def test_a_pytree_of_all_containers_is_as_good_as_a_list(method):
+@every_kind
+def test_pytree_of_all_containers_equals_a_list(method):
     weight, bias = make_params()["weight"], make_params()["bias"]
     tx, state = method.make(), nnx.State({"a": nnx.Param(weight[0])})
     nested = {"b": [bias], "c": (weight, None), "d": {}, "e": jnp.zeros((0, 3))}
     params = Pair(nested, {"nnx": state, "pure": nnx.as_pure(state)})
 
-    # One program, in which most of the one side is that of the other.
+    # In one program, the compiler can share most of the two sides.
     @jax.jit
     def both(params):
         return [
@@ -555,8 +631,8 @@ def test_a_pytree_of_all_containers_is_as_good_as_a_list(method):
     chex.assert_trees_all_close(jax.tree.leaves(updates), expected, rtol=RTOL)
 
 
-@every_method
-def test_a_restored_run_continues_bit_for_bit(method, tmp_path):
+@every_kind
+def test_restored_run_continues_bit_for_bit(method, tmp_path):
     tx = scheduled(method)
     params, opt_state = run(method, tx, make_params(), 3)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -565,6 +641,6 @@ def test_a_restored_run_continues_bit_for_bit(method, tmp_path):
         blank = jax.tree.map(jnp.zeros_like, (params, opt_state))
         restored = checkpointer.restore(tmp_path / "state", blank)
     chex.assert_trees_all_equal_structs(restored, (params, opt_state))
-    resumed = run(method, tx, *[restored[0]], 3, restored[1])
+    resumed = run(method, tx, restored[0], 3, restored[1])
     uninterrupted = run(method, tx, make_params(), 6)
     chex.assert_trees_all_equal(resumed, uninterrupted)
