@@ -6,8 +6,8 @@ Arguments without numbers, or with shapes that do not fit, raise a `ValueError`.
 
 A new figure is 3.3 inches wide, has 8 pt text, and becomes higher with a long legend. Labels are
 drawn as given. Their first word is the method, which decides the color: "sam",
-"XSAM, $\rho$ 0.1". The legend is above the axes. In a new figure it is `axes.figure.legends[0]`;
-on a given `ax`, `ax.legend(loc=...)` moves it.
+"XSAM, $\rho$ 0.1". The legend is above the axes. In a new figure it is `axes.figure.legends[0]`.
+On a given `ax`, `ax.legend(loc=...)` moves it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def spectral_density(
 
     Args:
       densities: grid and density of each label, as `analysis.spectral_density` returns them.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> grid = np.linspace(-1.0, 3.0, 100)
@@ -94,7 +94,7 @@ def eigenvalues(values: Mapping[str, Any], *, ax: plt.Axes | None = None) -> plt
     Args:
       values: eigenvalues of each label, as `analysis.top_eigenvalues` returns them. Their number
         may differ.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> axes = eigenvalues({"sgd": [90.0, 30.0, 20.0], "sam": [20.0, 9.0, 8.0]})
@@ -127,7 +127,7 @@ def average_sharpness(
       sharpness: means and standard errors of each label, both of shape (points,), as
         `analysis.average_sharpness` returns them for one radius. The band is two standard errors
         to either side.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> axes = average_sharpness([0.1, 0.2], {"sam": ([0.3, 1.2], [0.01, 0.05])})
@@ -160,7 +160,7 @@ def loss_line(xs: Any, losses: Mapping[str, Any], *, ax: plt.Axes | None = None)
     Args:
       xs: of shape (points,), as for `analysis.loss_line`.
       losses: of each label, of shape (points,). Losses that are not finite leave a gap.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> axes = loss_line([-1, 0, 1], {"sgd": [4, 0, 4], "sam": [2, 0, 2]})
@@ -190,7 +190,7 @@ def alpha_profiles(
       alphas: of shape (points,), as for `analysis.alpha_profile`.
       profiles: losses of shape (points,) by time of training, such as "epoch 10".
       normalize: whether each profile is scaled to go from 0 to 1.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> axes = alpha_profiles([0, 1, 2], {"epoch 1": [1, 3, 2], "epoch 2": [1, 2, 3]})
@@ -225,7 +225,7 @@ def gradient_gap(rhos: Any, rho_maxs: Any, gaps: Any, *, ax: plt.Axes | None = N
       rhos: the lengths of the ascent, of shape (rows,): one curve each.
       rho_maxs: the distances, of shape (columns,).
       gaps: of shape (rows, columns), as `analysis.gradient_gap` returns them.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> axes = gradient_gap([0.1], [0.1, 0.2, 0.3], [[-0.1, 0.1, 0.4]])

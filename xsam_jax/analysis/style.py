@@ -85,7 +85,7 @@ def canvas(ax: Axes | None, height: float = 2.3, *, legend: bool = True) -> Iter
     """Yields the axes to draw on, `ax` or those of a new figure, and adds the legend at the end.
 
     Args:
-      ax: the axes, whose figure keeps its style and layout; None for a new figure.
+      ax: the axes, whose figure keeps its style and layout, or None for a new figure.
       height: inches, of a new figure without its legend.
       legend: whether to add one.
     """

@@ -36,7 +36,7 @@ def loss_surface(
       levels: losses where the color changes, increasing. Losses below and above have a color of
         their own. None for round numbers, on a logarithmic scale if losses differ by a factor of
         100.
-      ax: where to draw; None for a new figure.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> xs, ys = np.linspace(-1, 1, 11), np.linspace(-1, 1, 9)
@@ -75,10 +75,10 @@ def ascent_plane(
       ys: of shape (height,).
       losses: of shape (height, width), of `analysis.loss_surface` with the directions of `plane`.
       rho: :math:`\rho`, the length of an ascent step, and the radius of the dashed circle.
-      rho_max: :math:`\rho_m`, the radius of a dash-dotted circle; None for no circle.
-      alpha: :math:`\alpha^*`, for a star at :math:`\rho_m v(\alpha^*)`, which needs `rho_max`; None
-        for no star.
-      ax: where to draw; None for a new figure.
+      rho_max: :math:`\rho_m`, the radius of a dash-dotted circle, or None for no circle.
+      alpha: :math:`\alpha^*`, for a star at :math:`\rho_m v(\alpha^*)`, which needs `rho_max`, or
+        None for no star.
+      ax: where to draw, or None for a new figure.
 
     Example:
       >>> path, gradients = np.array([[0, 0], [0, 0.1]]), np.array([[0, 1], [0.6, 0.8]])
@@ -163,7 +163,9 @@ def _choose_levels(losses: np.ndarray) -> np.ndarray:
 
 def _log_levels(low: float, high: float) -> np.ndarray:
     for subs in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        levels = np.array(LogLocator(subs=subs, numticks=_LEVELS - 2).tick_values(low, high))
+        # The locator may end below `high`, but not below a tenth of its argument.
+        ticks = LogLocator(subs=subs, numticks=_LEVELS - 2).tick_values(low, 10 * high)
+        levels = np.array(ticks)
         first = max(0, int(np.searchsorted(levels, low, "right")) - 1)
         levels = levels[first : int(np.searchsorted(levels, high)) + 1]
         if 0 < len(levels) <= _LEVELS:
