@@ -1,4 +1,4 @@
-"""Augmentations, against what NumPy and Pillow say that they do."""
+"""Augmentations against NumPy and Pillow."""
 
 import functools
 import os
@@ -44,7 +44,7 @@ def coordinates(height, width):
 
 
 def rectangles(images):
-    """Where each image of ones is zero, (start, stop) per axis; fails if that is no rectangle."""
+    """The rectangle of zeros in each image of ones, (start, stop) per axis."""
     found = []
     for mask in (images == 0).all(axis=-1):
         spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
@@ -66,7 +66,7 @@ def crop_boxes(images):
 # --- Crop, flip, cutout ---
 
 
-def test_crops_are_all_windows_of_the_padded_image_alike():
+def test_crops_are_uniform_over_windows_of_the_padded_image():
     image = counting(32, 3)
     padded = np.pad(image, [(4, 4), (4, 4), (0, 0)])
     windows = {
@@ -93,7 +93,7 @@ def test_half_of_the_images_are_mirrored_left_to_right():
     assert 440 < mirrored.sum() < 560
 
 
-def test_cutout_is_a_square_around_any_pixel_clipped_at_the_border():
+def test_cutout_erases_squares_clipped_at_the_border():
     spans = rectangles(augment(["cutout"], np.ones((3200, 32, 32, 3), np.float32)))
     possible = [(max(center - 8, 0), min(center + 8, 32)) for center in range(32)]
     for axis in range(2):
@@ -122,7 +122,7 @@ def test_a_number_is_the_share_of_images_or_the_smallest_area():
         ("cutout=half", "above 0 and at most 1"),
     ],
 )
-def test_a_bad_number_is_an_error(name, message):
+def test_an_invalid_number_raises(name, message):
     with pytest.raises(ValueError, match=message):
         make_augmentation([name])
 
@@ -130,7 +130,7 @@ def test_a_bad_number_is_an_error(name, message):
 # --- Resized crop, erasing ---
 
 
-def test_a_resized_crop_is_the_part_that_pillow_enlarges():
+def test_a_resized_crop_matches_pillow():
     pixels = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
     constant = np.full_like(pixels, 0.7)
     image = np.concatenate([coordinates(16, 16), np.stack([pixels, constant], axis=-1)], axis=-1)
@@ -195,7 +195,7 @@ def test_no_augmentation_is_the_identity():
     np.testing.assert_array_equal(augment([], images), images)
 
 
-def test_the_key_decides():
+def test_augmentation_depends_on_the_key_and_the_image():
     images = jnp.asarray(repeated(counting(8, 1), 20))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -209,7 +209,7 @@ def test_the_key_decides():
         assert (result != result[:1]).any(), name
 
 
-def test_augmentations_apply_in_the_order_given_with_their_own_draws(monkeypatch):
+def test_augmentations_apply_in_order_with_their_own_draws(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "double", lambda key, images: 2 * images)
     monkeypatch.setitem(AUGMENTATIONS, "draw", lambda key, images: images + jax.random.uniform(key))
     zero = jnp.zeros((1, 1, 1, 1))
@@ -223,7 +223,7 @@ def test_augmentations_apply_in_the_order_given_with_their_own_draws(monkeypatch
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((5, 28, 28, 1), jnp.float32), ((2, 64, 64, 3), jnp.bfloat16)]
 )
-def test_shape_and_dtype_stay_as_they_are_also_under_vmap(shape, dtype):
+def test_shape_and_dtype_are_kept_under_vmap(shape, dtype):
     transform = make_augmentation(list(AUGMENTATIONS))
     images = jax.ShapeDtypeStruct((3, *shape), dtype)
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 3))
@@ -231,7 +231,7 @@ def test_shape_and_dtype_stay_as_they_are_also_under_vmap(shape, dtype):
     assert (result.shape, result.dtype) == (images.shape, dtype)
 
 
-def test_neither_the_other_images_nor_their_devices_change_an_image():
+def test_an_image_does_not_depend_on_other_images_or_devices():
     images = np.arange(1, 4 * 8 * 8 + 1, dtype=np.float32).reshape(4, 8, 8, 1)
     names = ["crop", "resized_crop"]
     result = augment(names, images)
@@ -257,7 +257,7 @@ sys.stdout.buffer.write(np.asarray(result).tobytes())
     np.testing.assert_allclose(sharded, result, rtol=1e-6)
 
 
-def test_an_unknown_augmentation_is_an_error():
+def test_an_unknown_augmentation_suggests_the_nearest():
     with pytest.raises(
         ValueError, match=r"unknown augmentation 'cutuot'; did you mean 'cutout'\?.*eras"
     ):

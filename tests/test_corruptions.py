@@ -1,4 +1,4 @@
-"""The corruptions are what their formulas say, image by image, and scale with the image."""
+"""The corruptions against their formulas, image by image, and their scaling with the image."""
 
 import colorsys
 import io
@@ -67,7 +67,7 @@ def test_groups_are_those_of_cifar_10_c_without_frost():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_shape_and_same_result_each_time(name):
+def test_shape_is_kept_and_the_seed_gives_the_result(name):
     for images in (natural(2), natural(2, 28)[..., :1], natural(1, 64)[:, :60], natural(2, 8)):
         before = images.copy()
         once, again, other = (corrupt(images, name, 3, seed) for seed in (1, 1, 2))
@@ -162,7 +162,7 @@ def test_values_are_clipped():
         assert (noisy == value).mean() > 0.4
 
 
-def test_resize_keeps_the_place_of_the_middle_of_each_pixel():
+def test_resize_keeps_the_centers_of_pixels():
     ramp = np.arange(32.0) * np.ones((32, 1))
     expected = np.clip((np.arange(64) + 0.5) / 2 - 0.5, 0, 31) * np.ones((96, 1))
     np.testing.assert_allclose(pixels.resize(ramp, 96, 64), expected)
@@ -289,12 +289,12 @@ def test_motion_blur_has_its_length_and_stays_near_the_horizontal():
         assert -46 < degrees.min() < -30 < 30 < degrees.max() < 46
 
 
-def test_what_moves_pixels_leaves_constant_images():
+def test_moving_pixels_keeps_constant_images():
     for name in [*CORRUPTIONS["blur"], "contrast", "elastic_transform", "pixelate"]:
         np.testing.assert_array_equal(corrupt(constant(77, 5), name, 2, 0), 77)
 
 
-def test_blurs_leave_the_sum():
+def test_blurs_keep_the_sum():
     for name in CORRUPTIONS["blur"]:
         if name not in ("zoom_blur", "glass_blur"):
             np.testing.assert_allclose(on_floats(name, impulse(), 5).sum(), 1, rtol=1e-4)
@@ -390,7 +390,7 @@ def diamond_square(noise, decay):
     return (values - values.min()) / (values.max() - values.min())
 
 
-def test_clouds_are_diamonds_and_squares():
+def test_plasma_matches_diamond_square():
     noise = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16))
     expected = [diamond_square(layer, 1.75) for layer in noise]
     np.testing.assert_allclose(weather.plasma(noise, 1.75), expected, rtol=1e-12)
@@ -501,7 +501,7 @@ def test_pixelate_averages_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_compression_is_pillows(channels):
+def test_jpeg_compression_matches_pillow(channels):
     images = natural(2)[..., :channels]
     for severity, quality in zip(SEVERITIES, (80, 65, 58, 50, 40), strict=True):
         result = corrupt(images, "jpeg_compression", severity, 0)

@@ -26,7 +26,7 @@ COUNTS = {"train": 20, "test": 6, "validation": 6}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache of decoded images, and nowhere to find data by default."""
+    """An empty cache of decoded images, and a default data folder that does not exist."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     return tmp_path / "cache" / "xsam_jax"
@@ -39,7 +39,7 @@ def encode(pixels, kind="PNG"):
 
 
 def prepare(directory, name="cifar10", shape=(32, 32, 3), classes=10, seed=0, version="3.0.2"):
-    """Writes what TensorFlow Datasets would, without TensorFlow; returns the images by split."""
+    """Writes a dataset as TensorFlow Datasets would, and returns the images by split."""
     writers = pytest.importorskip("array_record.python.array_record_module")
     protos = pytest.importorskip("tensorflow_datasets.proto").tf_example_pb2
     folder = directory / name / version
@@ -89,7 +89,7 @@ def assert_same_images(one, other):
 # --- Digits ---
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_match_scikit_learn():
     dataset = load(Config())
     digits = load_digits()
     expected = np.round(digits.images / 16 * 255).astype(np.uint8)[..., None]
@@ -105,7 +105,7 @@ def test_digits_are_those_of_scikit_learn():
     assert (dataset.mean, dataset.std) == ([0.0], [1.0])  # between 0 and 1 as they are
 
 
-def test_an_unknown_dataset_is_an_error():
+def test_an_unknown_dataset_suggests_the_nearest():
     with pytest.raises(
         ValueError, match=r"unknown dataset 'cifar-10'; did you mean 'cifar10'\?.*mnist"
     ):
@@ -183,7 +183,7 @@ def test_the_seed_decides_which_labels_are_wrong():
 @pytest.mark.parametrize(
     ("name", "shape", "classes"), [("cifar100", (32, 32, 3), 100), ("mnist", (28, 28, 1), 10)]
 )
-def test_what_is_prepared_is_what_is_read(tmp_path, name, shape, classes):
+def test_prepared_datasets_are_read_completely(tmp_path, name, shape, classes):
     prepared = prepare(tmp_path, name, shape, classes)
     dataset = load(Config(dataset=name, data_dir=tmp_path))
     assert_same_images(dataset.train, prepared["train"])
@@ -204,7 +204,7 @@ def test_images_are_decoded_once(tmp_path, monkeypatch, cache):
     assert_same_images(again.test, first.test)
 
 
-def test_the_cache_confuses_neither_directories_nor_versions(tmp_path, monkeypatch):
+def test_the_cache_separates_folders_and_versions(tmp_path, monkeypatch):
     one, two = (prepare(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "a"))
     assert_same_images(load(Config(dataset="cifar10")).train, one["train"])
@@ -214,7 +214,7 @@ def test_the_cache_confuses_neither_directories_nor_versions(tmp_path, monkeypat
     assert_same_images(load(in_b).train, newer["train"])
 
 
-def test_the_cache_knows_files_by_place_size_and_time(tmp_path):
+def test_the_cache_depends_on_path_size_and_time_of_files(tmp_path):
     reads = []
 
     def read(path):
@@ -238,7 +238,7 @@ def test_the_cache_knows_files_by_place_size_and_time(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["folder", "file"])
-def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, cache, broken):
+def test_an_unusable_cache_is_ignored(tmp_path, cache, broken):
     prepared = prepare(tmp_path)
     config = Config(dataset="cifar10", data_dir=tmp_path)
     if broken == "folder":
@@ -250,7 +250,7 @@ def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, cache, broken):
     assert_same_images(load(config).train, prepared["train"])
 
 
-def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(tmp_path):
+def test_missing_data_raise_with_folder_and_command(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load(Config(dataset="cifar10"))
     message = str(error.value)
@@ -260,7 +260,7 @@ def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(tmp_pat
     assert "\n" not in message
 
 
-def test_files_that_only_tensorflow_reads_count_as_missing(tmp_path):
+def test_tfrecord_files_count_as_missing(tmp_path):
     info = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
     info.parent.mkdir(parents=True)
     info.write_text('{"name": "mnist", "fileFormat": "tfrecord"}')
@@ -308,7 +308,7 @@ def test_tiny_imagenet_is_read_from_its_folder(tmp_path):
     np.testing.assert_array_equal(dataset.test.labels, [2, 1])
 
 
-def test_missing_tiny_imagenet_says_what_to_unpack(tmp_path):
+def test_missing_tiny_imagenet_names_the_file_to_unpack(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no tiny-imagenet-200/val.*Unpack http"):
         load(Config(dataset="tiny_imagenet", data_dir=tmp_path))
 
@@ -318,7 +318,7 @@ def test_missing_tiny_imagenet_says_what_to_unpack(tmp_path):
 
 @pytest.fixture(scope="module")
 def stream():
-    """Thirteen images of several sizes, each of one color that tells which it is."""
+    """Thirteen images of several sizes, each of its own color."""
     pytest.importorskip("grain")
     sizes = np.random.default_rng(0).integers(12, 40, (13, 2))
     records = [
@@ -329,7 +329,7 @@ def stream():
 
 
 def collect(batches):
-    """The batches, each pixel of an image being the same."""
+    """The first pixel and the label of every image, whose pixels are all equal."""
     found = []
     for batch in batches:
         assert isinstance(batch, Images)
@@ -340,7 +340,7 @@ def collect(batches):
     return np.array(found)
 
 
-def test_an_evaluation_has_all_images_in_order_and_fills_up(stream):
+def test_an_evaluation_has_all_images_in_order_and_pads(stream):
     found = collect(stream.batches(5))
     labels = found[:, 1].ravel()
     np.testing.assert_array_equal(labels, [*range(13), -1, -1])
@@ -358,7 +358,7 @@ def test_an_epoch_has_every_image_at_most_once_in_an_order_of_its_own(stream):
     assert (collect(stream.batches(4, seed=1)) != epochs[0]).any()
 
 
-def test_labels_go_along_with_their_images(stream):
+def test_labels_follow_their_images(stream):
     order = np.arange(13)[::-1]
     shifted = stream.shift_labels(np.arange(13), 13).select(order)
     (labels,) = collect(shifted.batches(13))[:, 1]
@@ -366,7 +366,7 @@ def test_labels_go_along_with_their_images(stream):
 
 
 def textured(stream):
-    """The same with images in which every crop is another."""
+    """A stream of noise, in which all crops differ."""
     rng = np.random.default_rng(1)
     records = [
         {"image": encode(rng.integers(0, 256, (20, 25, 3), np.uint8)), "label": i} for i in range(9)
@@ -376,7 +376,7 @@ def textured(stream):
     )
 
 
-def test_a_run_goes_on_with_the_images_that_come_next_on_any_number_of_processes(stream):
+def test_a_stream_resumes_at_any_step_and_number_of_processes(stream):
     stream = textured(stream)
     whole = list(stream.batches(4, seed=0, epoch=2))
     (rest,) = stream.batches(4, seed=0, epoch=2, start_step=1)
@@ -412,12 +412,12 @@ def test_every_epoch_has_crops_of_its_own(stream):
         ({"process_count": 2, "batch_size": 3}, "batch_size must be a multiple of the 2 processes"),
     ],
 )
-def test_batches_that_cannot_be_are_errors(stream, arguments, message):
+def test_impossible_batch_sizes_raise(stream, arguments, message):
     with pytest.raises(ValueError, match=message):
         next(stream.batches(**arguments))
 
 
-def test_imagenet_is_split_and_noisy_as_other_data_are(tmp_path):
+def test_imagenet_has_the_same_splits_and_label_noise(tmp_path):
     pytest.importorskip("grain")
     prepared = prepare(tmp_path, "imagenet2012", (30, 40, 3), classes=1000)
     config = Config(dataset="imagenet2012", data_dir=tmp_path, train_size=12, validation_size=5)
@@ -468,7 +468,7 @@ def test_random_resized_crops_have_areas_and_ratios_in_bounds_and_half_are_mirro
     assert np.mean(tops[small] / (200 - heights[small])) == pytest.approx(0.5, abs=0.06)
 
 
-def test_of_an_image_that_is_too_long_the_middle_is_taken():
+def test_the_middle_of_a_long_image_is_cropped():
     view = random_resized_crop(ramp(250, 6), 32, np.random.default_rng(0))
     columns = np.sort(view[16, :, 0])
     assert columns[0] == pytest.approx((250 - 8) / 2, abs=1)  # six rows, hence eight columns
@@ -476,7 +476,7 @@ def test_of_an_image_that_is_too_long_the_middle_is_taken():
 
 
 @pytest.mark.parametrize("size", [(160, 96), (96, 160), (50, 50)])
-def test_an_evaluation_sees_224_of_the_256_pixels_of_the_shorter_side(size):
+def test_center_crop_takes_224_of_256_pixels_of_the_shorter_side(size):
     columns, rows = np.meshgrid(*(np.linspace(0, 9, length) for length in size))
     waves = np.sin(columns + rows / 2)
     image = Image.fromarray((127 + 100 * waves).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Settings by name against numbers typed from the papers' tables, and methods with arguments."""
+"""Presets against numbers typed from the papers' tables, and methods with arguments."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ from examples.image_classification.presets import BASES, PRESETS, find_preset, s
 
 CIFAR = ("crop", "flip", "cutout=0.5")
 
-# --- What every preset is ---
+# --- Every preset ---
 
 
 def fits(value, kind):
@@ -45,7 +45,7 @@ TYPES = typing.get_type_hints(Config)
 
 
 def test_presets_fit_the_config():
-    # Nothing that was forgotten is left to the defaults of the trainer, which may change.
+    # Presets do not depend on the defaults of the trainer, which may change.
     explicit = {"dataset", "model", "method", "augmentation", "epochs", "batch_size", "optimizer"}
     explicit |= {"learning_rate", "weight_decay", "rho"}
     for name, (source, settings) in PRESETS.items():
@@ -60,7 +60,7 @@ def test_presets_fit_the_config():
         assert config.ascent_steps == 1 or METHODS[config.method].steps, name
 
 
-def test_fits_tells_types_apart():
+def test_fits_distinguishes_types():
     assert fits(None, float | None)
     assert not fits(1, float | None)
     assert not fits(True, int)
@@ -79,7 +79,7 @@ def test_every_preset_makes_its_method():
         assert isinstance(tx, optax.GradientTransformation), name
 
 
-def test_names_say_what_is_trained():
+def test_names_of_presets_match_their_settings():
     for name, preset in PRESETS.items():
         s = preset.settings
         if name.startswith("demo-"):
@@ -90,7 +90,7 @@ def test_names_say_what_is_trained():
             assert name == stem or name.startswith(stem + "-"), name
 
 
-def test_tables_have_the_papers_number_of_rows():
+def test_tables_have_the_number_of_rows_of_the_papers():
     counts = collections.Counter()
     for preset in PRESETS.values():
         paper, _, rest = preset.source.partition(" paper, ")
@@ -274,28 +274,25 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_preset_has_the_published_numbers(name):
+def test_a_preset_has_the_published_numbers(name):
     config = dataclasses.asdict(Config(**PRESETS[name].settings))
     assert {key: config[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
-def test_unknown_preset_names_the_nearest_three():
+def test_an_unknown_preset_suggests_the_nearest_three():
     with pytest.raises(ValueError) as error:
         find_preset("cifar100-resnet-xsam")
-    message = str(error.value)
-    assert (
-        "unknown preset 'cifar100-resnet-xsam'; the nearest are cifar100-resnet18-xsam" in message
-    )
-    assert message.count("cifar") == 1 + 3
-    assert message.endswith("--preset list shows all")
-    with pytest.raises(ValueError, match=r"^unknown preset '%'; --preset list shows all$"):
+    names = [f"'cifar100-resnet18-{method}'" for method in ("xsam", "asam", "sam")]
+    message = f"unknown preset 'cifar100-resnet-xsam'; did you mean {' or '.join(names)}? "
+    assert str(error.value) == message + f"{len(PRESETS)} are valid (--preset list)"
+    with pytest.raises(ValueError, match=r"^unknown preset '%'; \d+ are valid \(--preset list\)$"):
         find_preset("%")
 
 
-# --- Where to start from ---
+# --- Default settings ---
 
 
-def test_settings_of_a_preset_are_a_copy_of_its_own():
+def test_settings_of_a_preset_are_copies():
     name = "cifar100-resnet18-slerp_sam"
     settings = settings_for(name, "digits", "mlp", "sgd")
     assert settings == PRESETS[name].settings
@@ -347,7 +344,7 @@ def test_datasets_are_those_of_the_config():
     assert set(BASES) == set(text.split(", "))
 
 
-def test_settings_of_unknown_names_are_errors():
+def test_settings_of_unknown_names_raise():
     with pytest.raises(ValueError, match="unknown preset"):
         settings_for("demo", "digits", "mlp", "sam")
     with pytest.raises(ValueError, match=r"unknown dataset 'cifar'; did you mean 'cifar1.*digits"):
@@ -372,9 +369,9 @@ def losses_fn(params):
 
 
 def program(tx):
-    """Returns what the second of two updates computes, as text; compiling it would take a minute.
+    """Returns two updates as the text of a program. Compiling them all would take a minute.
 
-    The second one sees what the first has left in the state.
+    The second update starts from the state of the first.
     """
 
     def two_updates(params):
@@ -495,7 +492,7 @@ def test_every_row_with_arguments_is_overridden_above():
     } - {"msam", "lsam+"}  # as msam+ and lsam
 
 
-def test_section_search_reaches_xsam(monkeypatch):
+def test_the_search_argument_reaches_xsam(monkeypatch):
     seen = []
     monkeypatch.setattr(sx, "xsam", lambda *args, **options: seen.append(options["search"]))
     for name in ("xsam", "xsam+asam", "xsam+vasso", "xsam+friendly_sam"):
@@ -503,7 +500,7 @@ def test_section_search_reaches_xsam(monkeypatch):
     assert seen == ["section"] * 4
 
 
-def test_arguments_have_their_published_defaults():
+def test_arguments_have_published_defaults():
     assert method_arguments("sam") == {}
     assert method_arguments("friendly_sam") == {"decay": 0.9, "sigma": 1.0, "convention": "paper"}
     assert method_arguments("msam") == {"at_least": 2}
@@ -543,7 +540,7 @@ def test_an_argument_changes_the_update():
         ("lbfgs", {}, r"^unknown method 'lbfgs'; valid: sgd, .*, xsam\+vasso$"),
     ],
 )
-def test_bad_arguments_are_errors_of_one_line(name, arguments, message):
+def test_wrong_arguments_raise_errors_of_one_line(name, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         make_method(name, 0.3, training(), **arguments)
     assert "\n" not in str(error.value)

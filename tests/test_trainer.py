@@ -109,7 +109,7 @@ def records(folder):
 
 
 def numbers(records):
-    """What a run measured, without how fast it was."""
+    """The metrics of a run without timings."""
     timings = ("seconds", "images_per_second")
     return [{name: r[name] for name in r if name not in timings} for r in records]
 
@@ -544,11 +544,11 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 def divided(folder):
-    """Runs of a few steps: a network with BatchNorm, and one whose parameters are sharded."""
-    common = {"train_size": 64, "validation_size": 0, "batch_size": 32, "num_alphas": 3}
-    copies = digits(folder / "copies", **common, model="resnet8", epochs=1)
-    sharded = digits(folder / "sharded", **common, fsdp=True, augmentation=("crop",), epochs=2)
-    return copies, sharded
+    """Runs of a few steps: SAM with BatchNorm, and XSAM with sharded parameters."""
+    common = {"train_size": 64, "validation_size": 0, "batch_size": 32}
+    copies = digits(folder / "copies", **common, method="sam", model="resnet8", epochs=1)
+    sharded = {"fsdp": True, "augmentation": ("crop",), "epochs": 2, "num_alphas": 3}
+    return copies, digits(folder / "sharded", **common, **sharded)
 
 
 def train_narrow(config):
@@ -558,9 +558,9 @@ def train_narrow(config):
 
 
 def assert_equal_to_rounding(actual, expected, rtol=2e-3):
-    for measured, wanted in zip(numbers(actual), numbers(expected), strict=True):
+    for measured, reference in zip(numbers(actual), numbers(expected), strict=True):
         # Sums in another order, over a few steps.
-        chex.assert_trees_all_close(measured, wanted, rtol=rtol)
+        chex.assert_trees_all_close(measured, reference, rtol=rtol)
 
 
 def test_eight_devices_match_one(tmp_path):
@@ -600,8 +600,8 @@ def start_two(config):
 
 
 def test_two_processes_match_one_and_stop_together(tmp_path):
-    _, config = divided(tmp_path / "two")
-    config = dataclasses.replace(config, epochs=30)
+    sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 30}
+    config = digits(tmp_path / "two", **sizes, method="sam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     kill_when(processes[0], config, lines=1)
     processes[1].terminate()  # one is told, and both stop
@@ -609,11 +609,11 @@ def test_two_processes_match_one_and_stop_together(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], printed
     saved = [int(path.name) for path in (config.out / "checkpoints").iterdir()]
     assert 0 < max(saved) < 60
-    processes = start_two(config)
+    processes = start_two(dataclasses.replace(config, checkpoint_every=30))
     printed = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert ["%" in out for out, _ in printed] == [True, False]  # one of them prints
-    alone = train(dataclasses.replace(config, out=tmp_path / "one"), show=False)
+    alone = train_with_few_checkpoints(dataclasses.replace(config, out=tmp_path / "one"))
     # Rounding grows over sixty steps.
     assert_equal_to_rounding(records(config.out), alone, rtol=0.05)
 
