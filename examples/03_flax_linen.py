@@ -50,10 +50,10 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> Any:
         return losses.mean(), new["batch_stats"]
 
     (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    state = state.apply_gradients(
+    new_state = state.apply_gradients(
         grads=grads, batch_stats=batch_stats, value_fn=lambda params: loss_fn(params)[0]
     )
-    return state, loss
+    return new_state, loss
 
 
 @jax.jit
