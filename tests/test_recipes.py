@@ -46,7 +46,7 @@ HEADING = re.compile(r"^(##|###) (.*)$", re.MULTILINE)
 
 @functools.cache
 def blocks(page, side="+"):
-    """Returns {heading: code} of a page, each on its line of the page; diffs by side."""
+    """Returns {heading: code} of a page with its line numbers. Of a diff, returns one side."""
     text = page.read_text(encoding="utf-8")
     found = collections.defaultdict(str)
     for match in FENCE.finditer(text):
@@ -101,7 +101,14 @@ def setup():
 
 
 def run(heading, replace=None, side="+", **names):
-    """Runs Setup and a recipe, with passages exchanged and names given; returns all names."""
+    """Runs Setup and a recipe, and returns all names.
+
+    Args:
+      heading: the heading of the recipe.
+      replace: passages of the code to replace, {old: new}.
+      side: the side of a diff to run.
+      **names: names to define between Setup and the recipe.
+    """
     page = PAGES[heading]
     code = blocks(page, side)[heading]
     for old, new in (replace or {}).items():
@@ -330,7 +337,7 @@ DROPOUT = {
 
 @functools.cache
 def run_with_masks(heading, replace=()):
-    """Runs a recipe; returns its names, the recorder of its masks, and their counts."""
+    """Runs a recipe, and returns its names, the recorder of dropout masks, and their counts."""
     recorder = Recorder()
     with recorder.dropout_masks(*DROPOUT[heading]):
         ns = run(heading, dict(replace))
@@ -865,7 +872,7 @@ def test_gates_select_their_steps(ns):
     counts = range(1, 9)
     assert sharp_steps(ns.at_random, counts) == [int(gate(count)) for count in counts]
 
-    # The same gradient twice is neither above nor below its mean; a longer one is above.
+    # The same gradient twice is neither above nor below its mean, and a longer one is above.
     step = bowl_step(ns.adaptive)
     _, start = step(BOWL, ns.adaptive.init(BOWL))
     for scale, further in ((0.5, 0), (2.0, 1)):
@@ -1113,7 +1120,7 @@ def test_seeds_train_as_if_alone_and_the_conditional_stays(ns):
 
 @recipe("Several devices")
 def test_several_devices_compute_the_step_of_one(ns, monkeypatch):
-    """Runs on one device; test_devices.py has eight."""
+    """Runs on one device. Eight are in test_devices.py."""
     expected = step_of(XSAM)(ns.initial, XSAM.init(ns.initial), ns.batch)
     for result in (ns.with_jit, ns.with_shard_map, ns.with_pmap, ns.with_explicit_mesh):
         for part, expected_part in zip(result, expected, strict=True):
