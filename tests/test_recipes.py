@@ -195,8 +195,6 @@ def test_readme_blocks_run_in_order_and_train():
     for block in blocks(ROOT / "README.md").values():
         execute(ROOT / "README.md", block, module)
 
-    assert module.eigenvalues.shape == (5,)
-    assert module.error > 0
     params, opt_state, losses = module.params, module.opt_state, []
     for _ in range(5):
         params, opt_state, loss = module.train_step(params, opt_state, module.batch)
