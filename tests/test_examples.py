@@ -138,7 +138,7 @@ def start_of(seeds, steps):
     return labels, kernels, rng.integers(0, 1000, (seeds, steps, digits.BATCH))
 
 
-IMAGES = np.random.default_rng(1).random((1000, 64), np.float32)
+IMAGES = jnp.asarray(np.random.default_rng(1).random((1000, 64), np.float32))
 HELD_OUT = [(IMAGES[:100], np.arange(100) % 10)] * 2
 
 
