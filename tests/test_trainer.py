@@ -497,7 +497,7 @@ def test_an_unreadable_checkpoint_is_named_in_the_error(whole, tmp_path):
     process = start(config)
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 1, printed
-    assert re.search(r"error: .*checkpoints/200 cannot be read .*: delete it to go on", printed)
+    assert re.search(r"error: .*checkpoints/200 cannot be read .*: delete it to resume", printed)
 
 
 def test_a_full_disk_at_the_metrics_ends_the_run(tmp_path):
