@@ -547,7 +547,7 @@ def divided(folder):
     """Runs of a few steps: SAM with BatchNorm, and XSAM with sharded parameters."""
     common = {"train_size": 64, "validation_size": 0, "batch_size": 32}
     copies = digits(folder / "copies", **common, method="sam", model="resnet8", epochs=1)
-    sharded = {"fsdp": True, "augmentation": ("crop",), "epochs": 2, "num_alphas": 3}
+    sharded = {"fsdp": True, "augmentation": ("crop", "resized_crop"), "epochs": 2, "num_alphas": 3}
     return copies, digits(folder / "sharded", **common, **sharded)
 
 
@@ -601,6 +601,7 @@ def start_two(config):
 
 def test_two_processes_match_one_and_stop_together(tmp_path):
     sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 30}
+    sizes["evaluate_every"] = 30
     config = digits(tmp_path / "two", **sizes, method="sam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     kill_when(processes[0], config, lines=1)
