@@ -282,8 +282,9 @@ def test_a_preset_has_the_published_numbers(name):
 def test_an_unknown_preset_suggests_the_nearest_three():
     with pytest.raises(ValueError) as error:
         find_preset("cifar100-resnet-xsam")
-    names = [f"'cifar100-resnet18-{method}'" for method in ("xsam", "asam", "sam")]
-    message = f"unknown preset 'cifar100-resnet-xsam'; did you mean {' or '.join(names)}? "
+    names = ["cifar100-resnet18-xsam", "cifar100-resnet18-sam", "cifar10-resnet18-xsam"]
+    nearest = " or ".join(map(repr, names))
+    message = f"unknown preset 'cifar100-resnet-xsam'; did you mean {nearest}? "
     assert str(error.value) == message + f"{len(PRESETS)} are valid (--preset list)"
     with pytest.raises(ValueError, match=r"^unknown preset '%'; \d+ are valid \(--preset list\)$"):
         find_preset("%")

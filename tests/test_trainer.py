@@ -122,6 +122,9 @@ def train_with_few_checkpoints(config):
     return train(dataclasses.replace(config, checkpoint_every=20), show=False)
 
 
+uses_whole = pytest.mark.xdist_group("whole")  # one worker trains it for all tests
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupts, long enough to be interrupted in the middle."""
@@ -132,12 +135,14 @@ def whole(tmp_path_factory):
 # --- Results of a run ---
 
 
+@uses_whole
 def test_a_run_learns_the_digits(whole):
     _, history = whole
     assert history[-1]["test_accuracy"] > 80  # guessing gives 10
     assert history[-1]["train_loss"] < 0.5 < history[0]["train_loss"]
 
 
+@uses_whole
 def test_a_run_leaves_metrics_events_a_checkpoint_and_a_picture(whole):
     config, history = whole
     assert records(config.out) == history
@@ -384,6 +389,7 @@ def kill_when(process, config, lines):
     time.sleep(random.uniform(0.0, 0.3))
 
 
+@uses_whole
 def test_a_killed_and_stopped_run_resumes_bit_equal(whole, tmp_path):
     config, history = whole
     config = dataclasses.replace(config, out=tmp_path / "run")
@@ -416,6 +422,7 @@ def stop_at(last, config, monkeypatch):
             train(config, show=False)
 
 
+@uses_whole
 def test_a_stop_within_an_epoch_resumes_bit_equal(whole, tmp_path, monkeypatch):
     config = dataclasses.replace(whole[0], out=tmp_path / "run", steps_per_dispatch=2, epochs=2)
     stop_at(7, config, monkeypatch)
@@ -449,6 +456,7 @@ def test_streamed_images_resume_bit_equal(tmp_path, monkeypatch):
     assert_bit_equal(last_state(resumed.out), last_state(config.out))
 
 
+@uses_whole
 def test_a_finished_run_is_not_trained_again(whole):
     config, history = whole
     assert train(config, show=False) == history
@@ -487,6 +495,7 @@ def test_a_nonfinite_update_raises_and_is_not_saved(tmp_path, monkeypatch):
     steps._shared_program.cache_clear()
 
 
+@uses_whole
 def test_an_unreadable_checkpoint_is_named_in_the_error(whole, tmp_path):
     config = dataclasses.replace(whole[0], out=tmp_path / "run")
     shutil.copytree(whole[0].out, config.out)
@@ -497,7 +506,7 @@ def test_an_unreadable_checkpoint_is_named_in_the_error(whole, tmp_path):
     process = start(config)
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 1, printed
-    assert re.search(r"error: .*checkpoints/200 cannot be read .*: delete it to go on", printed)
+    assert re.search(r"error: .*checkpoints/200 cannot be read .*: delete it to resume", printed)
 
 
 def test_a_full_disk_at_the_metrics_ends_the_run(tmp_path):
@@ -509,6 +518,7 @@ def test_a_full_disk_at_the_metrics_ends_the_run(tmp_path):
     assert "error: metrics could not be written (" in printed
 
 
+@uses_whole
 def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(whole, tmp_path, monkeypatch):
     config, history = whole
     config = dataclasses.replace(config, out=tmp_path / "run")
@@ -547,7 +557,7 @@ def divided(folder):
     """Runs of a few steps: SAM with BatchNorm, and XSAM with sharded parameters."""
     common = {"train_size": 64, "validation_size": 0, "batch_size": 32}
     copies = digits(folder / "copies", **common, method="sam", model="resnet8", epochs=1)
-    sharded = {"fsdp": True, "augmentation": ("crop",), "epochs": 2, "num_alphas": 3}
+    sharded = {"fsdp": True, "augmentation": ("crop", "resized_crop"), "epochs": 2, "num_alphas": 3}
     return copies, digits(folder / "sharded", **common, **sharded)
 
 
@@ -601,6 +611,7 @@ def start_two(config):
 
 def test_two_processes_match_one_and_stop_together(tmp_path):
     sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 30}
+    sizes["evaluate_every"] = 30
     config = digits(tmp_path / "two", **sizes, method="sam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     kill_when(processes[0], config, lines=1)
@@ -695,6 +706,7 @@ def test_an_indivisible_batch_size_suggests_the_nearest():
         check_batch_size(5, images=1000, devices=8)
 
 
+@uses_whole
 def test_resuming_with_another_configuration_raises(whole, capsys):
     config, _ = whole
     line = error_line(capsys, *arguments(dataclasses.replace(config, rho=0.2)))
@@ -712,6 +724,7 @@ def test_list_prints_all_names(name, capsys):
     assert [line.split()[0] for line in lines] == list(CHOICES[name])
 
 
+@uses_whole
 def test_the_docs_name_all_choices_and_metrics(whole):
     docs = (ROOT / "docs" / "training.md").read_text()
     names = [*MODELS, *DATASETS, *AUGMENTATIONS, *COMBINATIONS]

@@ -87,7 +87,7 @@ class RunFolder:
                 if name not in may_change and old.get(name) != new[name]:
                     raise ValueError(
                         f"{self.path} holds a run with {name} {old.get(name)}, not {new[name]}: "
-                        f"go on with {old.get(name)}, or give this one another --out"
+                        f"resume with {old.get(name)}, or give this run another --out"
                     )
         elif is_main():
             write_atomically(path, json.dumps(new, indent=1) + "\n")
@@ -117,7 +117,7 @@ class RunFolder:
         except Exception as error:
             path = self.path / "checkpoints" / str(self._last_step)
             raise TrainingError(
-                f"{path} cannot be read ({_reason(error)}): delete it to go on from the one before"
+                f"{path} cannot be read ({_reason(error)}): delete it to resume from the one before"
             ) from error
 
     def save(self, state: Any, step: int, wait: bool = False) -> None:

@@ -132,8 +132,8 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
             if stopping and step < total:
                 folder.save(state, step, wait=True)
                 raise Stopped(
-                    f"stopped after step {step}, which is saved in {folder.path}; the same command "
-                    "goes on",
+                    f"stopped after step {step}, which is saved in {folder.path}; "
+                    "the same command resumes the run",
                     stop.number,
                 )
     if is_main() and history:
