@@ -80,7 +80,7 @@ def main(
     epochs: int = 60,
     out: Path = Path("runs/noisy_digits"),
 ) -> None:
-    if min(seeds - 1, epochs, *rho) <= 0:
+    if not all(number > 0 for number in (seeds - 1, epochs, *rho)):
         raise SystemExit("seeds must be at least 2, epochs at least 1, every rho above 0")
     (images, labels), rng = load_digits(return_X_y=True), np.random.default_rng(0)
     parts = np.split(rng.permutation(len(labels)), [1000, 1297])

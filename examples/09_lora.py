@@ -2,9 +2,10 @@
 
     python examples/09_lora.py        (or: make lora)
 
-Pretrains a network on the digits 0 to 4. Then trains LoRA adapters on 500 images of all ten digits,
-40 % of them with wrong labels, and holds everything else. `wrt=nnx.LoRAParam` selects the adapters
-for the gradient, the optimizer and `make_value_fn`. Takes a quarter of a minute.
+Pretrains a network on the digits 0 to 4. Then trains LoRA adapters on 500 images of all ten digits
+and holds everything else. `wrt=nnx.LoRAParam` selects the adapters for the gradient, the optimizer
+and `make_value_fn`. Takes half a minute. Expect a test accuracy of about 52 % before, and of 97 %
+with adapters trained by SGD, SAM or XSAM.
 """
 
 from typing import Any
@@ -51,7 +52,7 @@ def train(model: Network, tx: Any, wrt: Any, images: Any, labels: Any, steps: in
 
 
 def main(rank: int = 4, rho: float = 0.05, steps: int = 300) -> None:
-    """Fine-tune adapters on digits with wrong labels.
+    """Fine-tune adapters on digits that the network has not seen.
 
     Args:
         rank: rank of the adapters
@@ -65,8 +66,7 @@ def main(rank: int = 4, rho: float = 0.05, steps: int = 300) -> None:
     order = rng.permutation(len(labels))
     images, labels = images[order].astype(np.float32) / 16, labels[order].astype(np.int32)
     known, test = np.flatnonzero(labels[:700] < 5), slice(-500, None)
-    tuning_images, tuning_labels = images[700:1200], labels[700:1200].copy()
-    tuning_labels[:200] = (tuning_labels[:200] + rng.integers(1, 10, 200)) % 10
+    tuning_images, tuning_labels = images[700:1200], labels[700:1200]
 
     def accuracy(model: Network) -> float:
         return 100 * float(np.mean(model(images[test]).argmax(axis=-1) == labels[test]))

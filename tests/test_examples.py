@@ -299,7 +299,7 @@ def test_lora_trains_the_adapters_alone(capsys):
     load_example("09_lora").main(steps=60)
     printed = capsys.readouterr().out
     before, *after = map(float, re.findall(r"test accuracy ([\d.]+) %", printed))
-    assert before < 52  # the digits 5 to 9 are unknown
+    assert before < 55  # the digits 5 to 9 are unknown
     assert len(after) == 3
     assert min(after) > before + 5
     adapters, base = re.match(
