@@ -1180,7 +1180,7 @@ def test_resumed_run_is_equal_bit_for_bit(ns):
     assert optax.tree.get(opt_state, "alpha") != 1
     # On the host, so that the restored arrays do not need another program.
     resumed, expected = jax.device_get((ns.params, ns.opt_state)), (params, opt_state)
-    forgotten = (ns.params, ns.tx.init(ns.params))
+    forgotten = jax.device_get((ns.params, ns.tx.init(ns.params)))
     # Beyond the next probe, which is at step 4.
     for _ in range(3):
         resumed = ns.train_step(*resumed, ns.batch)
