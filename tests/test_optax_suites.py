@@ -32,8 +32,8 @@ EXCLUDED = {
     "microbatch": "tests optax.microbatching",
     "wrap=True": "the same as wrap=False, as there is no wrapper in the rows",
 }
-# Not in `make test`: these take longer than all others together, which test nearly the same, as does
-# test_protocol.py. Of the targets of test_optimizers, Rosenbrock's function and two leaves of
+# Not in `make test`. They take longer than all others together, and the others and test_protocol.py
+# test nearly the same. Of the targets of test_optimizers, Rosenbrock's function and two leaves of
 # different shapes remain in it.
 SLOW = (
     *("alias_test", "learning_rate_schedule", "state_shape_dtype", "gradient_accumulation"),
