@@ -31,7 +31,7 @@ alpha: $(VENV)/.examples  ## the loss over alpha while training: figure 2
 	$(BIN)/python -m examples.06_alpha_over_training $(ARGS)
 
 test: lint  ## lint, types, doctests and tests
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-optax: $(VENV)/.test  ## Optax's own suites over every method: the cases that are too slow for make test
 	$(BIN)/python -m pytest -n $(JOBS) -m optax_full tests/test_optax_suites.py $(ARGS)

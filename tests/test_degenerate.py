@@ -15,6 +15,8 @@ from xsam_jax import _tree as tree
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
 from xsam_jax.descent.alpha_search import section_search
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("degenerate")
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 START = jnp.array([1.0, -2.0, 0.5])
 

@@ -32,7 +32,7 @@ with problems.x64(True):
     flat, unravel = ravel_pytree(PARAMS)
     THETA = np.asarray(flat)
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("family")]
 
 
 # --- The batch losses, for the library and for the reference ---

@@ -17,6 +17,8 @@ from sklearn.datasets import load_digits
 import xsam_jax
 from xsam_jax import flax_linen, flax_nnx
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("flax")
 # The adapters do not depend on the method. These differ in their passes and in their states.
 KINDS = ["sam", "xsam, two steps", "friendly_sam", "gam", "look_sam", "xsam at random", "esam"]
 every_kind = pytest.mark.parametrize("method", [METHODS[name] for name in KINDS], ids=KINDS)

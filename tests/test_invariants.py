@@ -26,6 +26,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("invariants")
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 
 

@@ -18,6 +18,8 @@ import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import match_norm, slerp_to_maximum
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("protocol")
 LEARNING_RATE = 0.02
 # Two compilations of one step differ by float32 rounding, which differences of losses amplify.
 RTOL = 1e-4

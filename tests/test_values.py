@@ -18,7 +18,7 @@ LEARNING_RATE, MOMENTUM, NUM_STEPS = 0.05, 0.9, 30
 RHO_MAX, ALPHA_MAX = 0.6, 4.0
 RADII = {"k=1": [0.3], "k=2": [0.15, 0.15], "k=3": [0.1, 0.1, 0.1], "per step": [0.05, 0.2, 0.1]}
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("values")]
 
 
 def run(tx, problem):
