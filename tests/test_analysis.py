@@ -43,7 +43,7 @@ SIZE = 65
 
 
 def tree_of(flat):
-    """A vector as parameters; in the order in which JAX has the leaves, bias first."""
+    """A vector as parameters, in the order of the leaves in JAX: bias first."""
     bias, kernel = np.split(np.asarray(flat), [5])
     return {"bias": jnp.asarray(bias), "kernel": jnp.asarray(kernel.reshape(SHAPES["kernel"]))}
 
@@ -222,7 +222,7 @@ def test_the_density_shows_the_share_of_each_cluster(x64):
     clusters = np.repeat([-1.0, 0.0, 2.0], [13, 39, 13])
     quadratic = Quadratic(eigenvalues=clusters)
     probes = 80
-    # Three steps span all there is; what follows is made of rounding, and has no weight.
+    # Three steps span the whole space. Later ones are rounding, and have no weight.
     arguments = {"num_probes": probes, "num_steps": 30, "key": KEY, "width": 0.05}
     grid, density = spectral_density(quadratic, quadratic.params, **arguments)
     for center, share in ((-1.0, 0.2), (0.0, 0.6), (2.0, 0.2)):

@@ -199,7 +199,7 @@ def test_section_search_takes_a_third_of_the_evaluations():
 
 
 def test_slope_takes_its_documented_forward_passes():
-    """The loss at the start, and at the probed maximum; that at the end of the ascent is free."""
+    """The loss at the start and at the probed maximum. That at the end of the ascent is free."""
     assert counts(xsam(scale="slope"), 2)[0][1] == (1, 1)
     assert counts(xsam(scale="slope_max"), 2)[0][1] == (1, 2)
 

@@ -131,7 +131,7 @@ def test_bad_gradient_does_not_stay_in_the_state(method):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_tiny_gradient_has_unit_direction_or_zero(dtype):
-    """1e-7 is subnormal in float16; its square underflows in every half precision."""
+    """1e-7 is subnormal in float16, and its square underflows in every half precision."""
     gradient = jnp.full((4,), 1e-7, dtype)
     direction = tree.unit(gradient)
     np.testing.assert_allclose(direction, 0.5, rtol=1e-5)

@@ -82,7 +82,7 @@ def pmean(loss_or_gradient):
 
 
 def make_step(tx, value_fn=loss_fn, grad_fn=None, pass_grad_fn=False):
-    """Returns a training step; `grad_fn`, if any, takes the first gradient, too."""
+    """Returns a training step. `grad_fn`, if given, also takes the first gradient."""
     grad_fn = grad_fn or jax.grad(value_fn)
 
     def step(params, state, batch):
@@ -288,7 +288,7 @@ def test_shard_map_with_the_value_of_one_device_raises():
 
 
 def two_updates(name, params, grads, batch):
-    """The second of two updates, with what the first one has left in the state."""
+    """The second of two updates, which reads the state of the first one."""
     method = METHODS[name]
     tx, arguments = method.make(), method.arguments(lambda p: loss_fn(p, batch))
     _, state = tx.update(grads, tx.init(params), params, **arguments)

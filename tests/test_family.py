@@ -95,7 +95,7 @@ def run(tx, incoming=gradient, optimizer=SGD):
 
 
 def expect(step, functions_of_step=loss_and_grad):
-    """The reference's side; it is called with the functions of its batch."""
+    """The reference's side. Each step is called with the functions of its batch."""
     visited = []
 
     def gradient_of_step(theta):

@@ -56,7 +56,7 @@ def loss_fn(model, x, y):
 
 
 def arguments(method, model):
-    """What the method needs of the loss, made by the adapter."""
+    """The loss as an argument of update, made by the adapter."""
     name, function = ("losses_fn", losses_fn) if method.sample_losses else ("value_fn", loss_fn)
     return {name: flax_nnx.make_value_fn(function, model, X, Y)}
 
@@ -125,7 +125,7 @@ def test_nnx_passes_of_a_step_share_the_dropout_mask(method):
 
 @functools.cache
 def dropout_mask():
-    """The mask of the first pass of `Network(nnx.Rngs(0))`, from what survives of ones."""
+    """The mask of the first pass of `Network(nnx.Rngs(0))`."""
     model = Network(nnx.Rngs(0))
     return np.asarray(model.dropout(jnp.ones((8, 16)))) != 0
 
@@ -409,7 +409,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
 
 
 class CNN(nnx.Module):
-    """The network of Flax's MNIST example; images of 8 by 8 give it 256 features, not 3136."""
+    """The network of Flax's MNIST example, with 256 features for images of 8 by 8, not 3136."""
 
     def __init__(self, rngs):
         self.conv1 = nnx.Conv(1, 32, kernel_size=(3, 3), rngs=rngs)

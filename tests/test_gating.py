@@ -35,7 +35,7 @@ def train_step(tx, params, opt_state, **extra_args):
 
 
 def run(tx, gate=None, num_steps=NUM_STEPS):
-    """The parameters and states of all steps; with a gate, its decisions are the host's."""
+    """The parameters and states of all steps. A `gate` is evaluated on the host."""
     step = jax.jit(functools.partial(train_step, tx), static_argnames="sharp")
     params = problems.network.make_params()
     opt_state, history = tx.init(params), []

@@ -71,7 +71,7 @@ def optimizer_factory(method):
     numbers = {k: v / 3000 if "rho" in k else v for k, v in method.numbers.items()}
     if method.alias is xsam_jax.look_sam:
         # Its extra component does not shrink with rho. With 0.7, it never leaves the valley of
-        # Rosenbrock's function; neither does LookSAM in float64 NumPy.
+        # Rosenbrock's function, and neither does LookSAM in float64 NumPy.
         numbers["alpha"] = 0.1
 
     def factory(learning_rate: optax.ScalarOrSchedule, rho):

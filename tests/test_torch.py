@@ -1,4 +1,4 @@
-"""The methods against plain PyTorch loops, which share no line of code with this library."""
+"""The methods against plain PyTorch loops, which share no code with this library."""
 
 import contextlib
 import copy
@@ -55,7 +55,7 @@ def set_gradient(model, u):
         p.grad.copy_(x)
 
 
-# Here and below, the method's gradient is what it leaves in `p.grad`; `memory` outlives the step.
+# A method leaves its gradient in `p.grad`. It keeps its state in `memory`.
 def sam(model, loss, memory, rho):
     gradient_at(model, loss, rho, unit(gradient(model, loss)))
 
