@@ -371,7 +371,7 @@ def token_loss(model, tokens, rngs):
 
 
 def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax():
-    method = METHODS["xsam, two steps"]
+    method = METHODS["sam"]
     tx = with_sgd(method)
     tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)
     model, rngs = LanguageModel(nnx.Rngs(0)), nnx.Rngs(dropout=1)
@@ -490,7 +490,7 @@ def test_nnx_mnist_example_learns_digits_with_the_lines_of_the_readme():
     base, method = optax.adamw(0.005, 0.9), xsam_jax.xsam(0.05, 0.1)
     model, optimizer, metrics, rngs = image_training(optax.chain(method, base))
     plain_model, plain_optimizer, plain_metrics, plain_rngs = image_training(base)
-    train, test = image_batches(0, 1280), image_batches(1280, 1792)
+    train, test = image_batches(0, 640), image_batches(640, 1152)
 
     model.train()
     plain_model.train()
@@ -571,9 +571,9 @@ def plain_linen_step():
     return jax.jit(linen_step)(linen_state(optax.sgd(0.1)), jax.random.key(2))
 
 
-@pytest.mark.parametrize("method", [METHODS[name] for name in KINDS if name != "esam"])
-def test_linen_passes_the_loss_on_and_replaces_other_fields(method):
-    state = linen_state(with_sgd(method))
+@pytest.mark.parametrize("name", ["sam", "look_sam", "xsam at random"])
+def test_linen_passes_the_loss_on_and_replaces_other_fields(name):
+    state = linen_state(with_sgd(METHODS[name]))
     step = jax.jit(chex.assert_max_traces(linen_step, n=1))
     chex.clear_trace_counter()
     after = step(state, jax.random.key(2))

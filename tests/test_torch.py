@@ -182,7 +182,7 @@ def train_in_jax(method, arguments):
 
 @pytest.mark.parametrize(("method", "arguments"), CASES.values(), ids=CASES)
 @pytest.mark.usefixtures("x64")
-def test_thirty_steps_end_where_a_pytorch_loop_ends(method, arguments):
+def test_thirty_steps_equal_a_pytorch_loop(method, arguments):
     params, alphas = train_in_jax(method, arguments)
     expected, expected_alphas = train_in_torch(method, arguments)
     np.testing.assert_allclose(alphas, expected_alphas, rtol=1e-12)
