@@ -293,9 +293,18 @@ def test_grad_fn_replaces_the_gradient_of_the_loss(method):
 
 @every_method
 def test_every_number_can_be_injected(method):
-    params, opt_state = run(method, injected(method), make_params())
-    chex.assert_trees_all_close(params, trained(method)[0], rtol=RTOL)
+    """Traced only. test_values.py and test_family.py compare values of traced numbers."""
+    tx, params = injected(method), make_params()
+    opt_state = tx.init(params)
+    results = jax.eval_shape(make_step(method, tx), params, opt_state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, (params, opt_state))
     assert set(method.numbers) <= set(optax.tree.get(opt_state, "hyperparams"))
+
+
+@every_kind
+def test_injected_numbers_have_the_effect_of_constants(method):
+    params, _ = run(method, injected(method), make_params())
+    chex.assert_trees_all_close(params, trained(method)[0], rtol=RTOL)
 
 
 @methods_that(lambda method: method.counts_sharp_steps, REPRESENTATIVES)
@@ -546,8 +555,9 @@ def test_half_precision_is_kept_and_near_float32(method):
     chex.assert_trees_all_close(optax.tree.cast(gradient, "float32"), expected, rtol=1e-2)
 
 
-@every_kind
-def test_bfloat16_is_near_float32(method):
+@pytest.mark.parametrize("name", ["sam", "xsam, two steps", "gam", "look_sam", "esam"])
+def test_bfloat16_is_near_float32(name):
+    method = METHODS[name]
     arguments, results, gradient = step_from_alpha(method, "bfloat16")
     chex.assert_trees_all_equal_shapes_and_dtypes(results, arguments)
     # Of a perturbation of 0.3 to parameters of 2, bfloat16 keeps one part in a hundred.
