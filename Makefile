@@ -40,7 +40,7 @@ lora: $(VENV)/.examples  ## SAM and XSAM on LoRA adapters alone
 	$(BIN)/python -m examples.09_lora $(ARGS)
 
 test: lint  ## lint, types, doctests and tests
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-optax: $(VENV)/.test  ## Optax's own suites over every method: the cases that are too slow for make test
 	$(BIN)/python -m pytest -n $(JOBS) -m optax_full tests/test_optax_suites.py $(ARGS)

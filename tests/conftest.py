@@ -1,4 +1,4 @@
-"""Strict numerics for every test; quick compilations, and one cache of them for the whole run."""
+"""Fixtures for float64, and settings for quick compilations with one cache for the whole run."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"  # no windows
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
-# Workers compile many equal programs; what one of them compiled, the others read.
+# Workers compile many equal programs. One of them compiles, and the others read.
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
@@ -20,7 +20,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # Most of the time would go into good machine code for programs that run for milliseconds. Compiling
 # without takes a quarter of it. HLO and its passes stay, and with them FLOPs and memory: equal to
 # 0.1 % on the models of test_cost.py. `XLA_FLAGS= make test` has the code that users have.
-# Set before the first computation, after which nobody reads them; workers and subprocesses inherit
+# Set before the first computation, which reads them. Workers and subprocesses inherit
 # them. A jaxlib that does not know a flag aborts, so only where these have been tried.
 _QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version__.startswith("0.10."):
@@ -40,6 +40,6 @@ def x64():
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"])
 def precision(request):
-    """Runs the test in float32 and in float64; its value is the dtype's relative rounding error."""
+    """Runs the test in float32 and in float64. Its value is the relative rounding error."""
     with x64_mode(request.param):
         yield 2.0**-52 if request.param else 2.0**-23

@@ -1,4 +1,4 @@
-"""One row per method: a new one is tested by the whole protocol suite once it stands here."""
+"""The table of methods. A method in it is tested by the whole protocol suite."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from xsam_jax.gating import bernoulli, every, gated, gradient_norm
 
 @dataclass(frozen=True, eq=False)  # hashable
 class Method:
-    """A method with arguments that make it act.
+    """A method with arguments that let it differ from the base optimizer.
 
     `numbers` are those that `optax.inject_hyperparams` may inject, `statics` the others.
     """
@@ -35,10 +35,10 @@ class Method:
         return self.alias(**{**self.numbers, **self.statics, **kwargs})
 
     def arguments(self, loss_fn):
-        """What update needs beside gradients, state and parameters."""
+        """The arguments of update beside gradients, state and parameters."""
         if not self.sample_losses:
             return {"value_fn": loss_fn}
-        # The mean is the loss; the third sample rises most where the loss rises.
+        # The mean is the loss. The loss of the third sample rises most.
         return {"losses_fn": lambda params: loss_fn(params) * jnp.array([0.5, 1.0, 1.5])}
 
 
@@ -136,8 +136,9 @@ METHODS = {
     "sam where the gradient is long": Method(adaptive_sam, {"rho": 0.3}, counts_sharp_steps=True),
     "sam, recorded": Method(recorded_sam, {"rho": 0.3}),
 }
-# For what depends on how a method is built, not on what it computes: transformations of JAX and
-# Optax around it, and containers. A test in test_protocol.py holds that no kind of state lacks.
+# One method for each structure of states, slots and conditionals. They test properties that do not
+# depend on the formula, such as transformations of JAX and Optax around a method, and containers.
+# A test in test_protocol.py asserts that every kind of state is among them.
 REPRESENTATIVES = {
     name: METHODS[name]
     for name in (

@@ -75,7 +75,7 @@ INPUTS, LABELS = _network_data()
 
 
 def network_loss(params: PyTree) -> jax.Array:
-    """Cross-entropy of a tanh network with two hidden layers; a linear teacher made the labels."""
+    """Cross-entropy of a tanh network with two hidden layers, with labels of a linear teacher."""
     # NumPy's float64 would lift everything to float64 under x64.
     x = jnp.asarray(INPUTS, params["output"]["bias"].dtype)
     for layer in params["hidden"]:

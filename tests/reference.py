@@ -29,7 +29,7 @@ def ascent(
     rhos: Route | Callable[[Vector], Route],
     first: Vector | None = None,
 ) -> tuple[Vector, list[Vector]]:
-    """Algorithm 1, lines 2-7: theta_k and [g_0, ..., g_k]; rho_i is the length of one step.
+    """Algorithm 1, lines 2-7: theta_k and [g_0, ..., g_k]. rho_i is the length of one step.
 
     A perturbation in place of rho_i is the whole step. An ascent with a memory is a function of
     g_0, called once in a training step, that returns the steps. `first` stands in for g_0.
@@ -73,7 +73,7 @@ def scale_of(
     rho_max: float | None = None,
     v: Vector | None = None,
 ) -> float:
-    """Appendix F: the length of the update; the two slopes are signed."""
+    """Appendix F: the length of the update. The two slopes are signed."""
     norms = [np.linalg.norm(g) for g in gradients]
     if name == "last":
         return float(norms[-1])
@@ -100,7 +100,7 @@ def slerp_sam_gradient(
     between: str = "displacement",
     rho_max: float | None = None,
 ) -> Vector:
-    """Equations 5 and 6 at a fixed alpha; between="first" is v_0 = g_0 / ||g_0|| (figure 3c)."""
+    """Equations 5 and 6 at a fixed alpha. between="first" is v_0 = g_0 / ||g_0|| (figure 3c)."""
     theta_k, gradients = ascent(theta, grad, rhos)
     v0 = unit({"displacement": theta_k - theta, "first": gradients[0]}[between])
     v = slerp(alpha, v0, unit(gradients[-1]))
@@ -108,7 +108,7 @@ def slerp_sam_gradient(
 
 
 class Xsam:
-    """Algorithm 1 without its learning rate; `step` returns the vector that line 16 subtracts."""
+    """Algorithm 1 without its learning rate. `step` returns the vector that line 16 subtracts."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class FriendlyDirection:
         self.m: Vector | None = None
 
     def __call__(self, g0: Vector) -> Callable[[Vector], Vector]:
-        """Ends with the m of this training step; returns its map g_i -> d_i."""
+        """Ends with the m of this training step. Returns its map g_i -> d_i."""
         before, decay, sigma = self.m, self.decay, self.sigma
         if self.convention == "paper":
             before = np.zeros_like(g0) if before is None else before
@@ -208,7 +208,7 @@ class AverageDirection:
         self.d: Vector | None = None
 
     def __call__(self, g0: Vector) -> Callable[[Vector], Vector]:
-        """Ends with the d of this training step; returns its map g_i -> d_i."""
+        """Ends with the d of this training step. Returns its map g_i -> d_i."""
         before, theta = self.d, self.theta
 
         def average(g: Vector) -> Vector:
@@ -262,7 +262,7 @@ def project(u: Vector, v: Vector) -> Vector:
 
 
 def reject(u: Vector, v: Vector) -> Vector:
-    """What the orthogonal projection of u on v leaves of u."""
+    """The part of u that is orthogonal to v."""
     return u - project(u, v)
 
 
@@ -277,7 +277,7 @@ def sam_full(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
 
 
 def sam_noise(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
-    """F-SAM paper, section 4: climbs what that projection leaves."""
+    """F-SAM paper, section 4: ascends along the orthogonal part."""
     return sam_gradient(theta, grad, [rho], first=reject(grad(theta), full(theta)))
 
 
@@ -354,7 +354,7 @@ def wsam(theta: Vector, loss: Loss, grad: Grad, rho: float, gamma: float) -> Vec
 def gradient_norm_penalty(
     theta: Vector, loss: Loss, grad: Grad, rho: float, alpha: float, convention: str = "paper"
 ) -> Vector:
-    """Zhao et al. 2022: (1 - alpha) g_0 + alpha g_1; the official code makes g_0 a unit vector."""
+    """Zhao et al. 2022: (1 - alpha) g_0 + alpha g_1. The official code normalizes g_0."""
     g0, g1 = grad(theta), sam(theta, loss, grad, rho)
     return (1 - alpha) * (g0 if convention == "paper" else unit(g0)) + alpha * g1
 
@@ -518,7 +518,7 @@ def decoupled_wsam(
 ) -> Vector:
     """Decoupled WSAM (Yue et al. 2023) around heavy ball: theta_1, ..., theta_num_steps.
 
-    The base step sees g_0; then theta -= learning_rate a (g_1 - g_0), outside the momentum.
+    The base step sees g_0. Then theta -= learning_rate a (g_1 - g_0), outside the momentum.
     """
     a = gamma / (1 - gamma)
     theta, m, visited = theta0, np.zeros_like(theta0), []

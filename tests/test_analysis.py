@@ -1,5 +1,6 @@
-"""The analysis package against exact answers: dense Hessians, closed forms, flat float64 NumPy."""
+"""The analysis package against dense Hessians, closed forms and flat float64 NumPy."""
 
+import functools
 import itertools
 import sys
 
@@ -42,7 +43,7 @@ SIZE = 65
 
 
 def tree_of(flat):
-    """A vector as parameters; in the order in which JAX has the leaves, bias first."""
+    """A vector as parameters, in the order of the leaves in JAX: bias first."""
     bias, kernel = np.split(np.asarray(flat), [5])
     return {"bias": jnp.asarray(bias), "kernel": jnp.asarray(kernel.reshape(SHAPES["kernel"]))}
 
@@ -124,7 +125,7 @@ def test_eigenvalues_of_few_parameters(x64, num):
     np.testing.assert_allclose(found, np.linalg.eigvalsh(hessian)[::-1][:num], rtol=1e-9)
 
 
-def test_all_eigenvalues_that_a_large_matrix_has(quadratic):
+def test_all_eigenvalues_of_a_large_matrix(quadratic):
     num = SIZE - 2  # ARPACK alone refuses about as many
     found = top_eigenvalues(quadratic, quadratic.params, num, key=KEY)
     expected = np.sort(quadratic.eigenvalues)[::-1][:num]
@@ -221,7 +222,7 @@ def test_the_density_shows_the_share_of_each_cluster(x64):
     clusters = np.repeat([-1.0, 0.0, 2.0], [13, 39, 13])
     quadratic = Quadratic(eigenvalues=clusters)
     probes = 80
-    # Three steps span all there is; what follows is made of rounding, and has no weight.
+    # Three steps span the whole space. Later ones are rounding, and have no weight.
     arguments = {"num_probes": probes, "num_steps": 30, "key": KEY, "width": 0.05}
     grid, density = spectral_density(quadratic, quadratic.params, **arguments)
     for center, share in ((-1.0, 0.2), (0.0, 0.6), (2.0, 0.2)):
@@ -294,7 +295,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_over_batches_it_is_the_mean_loss(x64, name):
+def test_batches_are_averaged(x64, name):
     def whole(params):
         return sum(batched_loss(params, batch) for batch in BATCHES) / len(BATCHES)
 
@@ -321,7 +322,7 @@ def test_batches_and_calls_share_one_compilation(name):
     assert len(traces) == first
 
 
-def test_a_loss_that_cannot_be_hashed():
+def test_loss_without_a_hash_is_accepted():
     class Loss:
         __hash__ = None
 
@@ -332,7 +333,7 @@ def test_a_loss_that_cannot_be_hashed():
     np.testing.assert_allclose(value, [2.0], rtol=1e-6)
 
 
-def test_params_of_other_containers_and_dtypes():
+def test_params_may_have_other_containers_and_dtypes():
     params = (np.ones(3, np.float32), [jnp.ones((2, 2), jnp.bfloat16)])
 
     def loss(params):
@@ -352,7 +353,7 @@ def test_params_of_other_containers_and_dtypes():
 # --- Cost ---
 
 
-def test_the_number_of_products_is_what_the_docstrings_say():
+def test_number_of_products_is_as_documented():
     # A few large eigenvalues above a bulk, as networks have.
     values = jnp.concatenate(
         [jnp.array([60.0, 40.0, 30.0, 25.0, 20.0]), jnp.geomspace(10, 1e-3, 1995)]
@@ -373,7 +374,7 @@ def test_the_number_of_products_is_what_the_docstrings_say():
     assert counts == {"trace": 3, "density": 14}
 
 
-def test_a_product_costs_two_to_three_gradients():
+def test_product_costs_two_to_three_gradients():
     rng = np.random.default_rng(0)
     params = {f"w{i}": jnp.asarray(rng.normal(size=(64, 64)) / 8, jnp.float32) for i in range(4)}
     inputs = jnp.ones((256, 64), jnp.float32)
@@ -421,14 +422,14 @@ def test_filters_are_slices_along_the_last_axis():
     assert abs(first @ weights) < 0.6 * np.linalg.norm(first) * np.linalg.norm(weights)
 
 
-def test_a_filter_without_weights_does_not_move():
+def test_filter_without_weights_does_not_move():
     params = jnp.zeros((3, 2)).at[:, 0].set(1.0)
     direction = random_direction(params, key=KEY)
     assert np.all(np.isfinite(direction))
     assert not np.any(direction[:, 1])
 
 
-def test_the_other_normalizations():
+def test_norms_of_the_other_normalizations():
     params = {"a": jnp.asarray([[3.0, -4.0], [0.0, 2.0]]), "b": jnp.full(3, 2.0)}
     layer = random_direction(params, normalization="layer", key=KEY)
     np.testing.assert_allclose(np.linalg.norm(layer["a"]), np.sqrt(29.0), rtol=1e-6)
@@ -528,7 +529,7 @@ def test_worst_case_sharpness_with_an_ascent_of_the_library(x64):
     assert abs(default - found) > 1e-3
 
 
-def test_the_worst_case_may_lie_on_the_way():
+def test_worst_case_may_be_before_the_end_of_the_ascent():
     # From 0.5 in two steps of pi to beyond the crest: sin is 1 at pi / 2, on the way.
     found = worst_case_sharpness(lambda x: jnp.sin(x), jnp.float32(0.5), 4.0, steps=4)
     way = np.sin([0.5, 1.5, 2.5, 1.5, 2.5])
@@ -544,7 +545,7 @@ def slerp(v0, v1, alpha):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_loss_over_alpha_is_that_of_the_formula(x64, steps):
+def test_alpha_profile_is_the_published_formula(x64, steps):
     start, loss, gradient, unravel = flatten(network)
     points, gradients = climb(gradient, start, 0.2, steps)
     alphas = np.linspace(-0.5, 3.0, 9)
@@ -557,13 +558,14 @@ def test_loss_over_alpha_is_that_of_the_formula(x64, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_the_maximum_over_alpha_is_where_xsam_finds_it(x64, steps):
+def test_maximum_over_alpha_is_that_of_xsam(x64, steps):
     start, loss, _, unravel = flatten(network)
     params = unravel(start)
     search = {"alpha_max": 3.0, "num_alphas": 31}
     tx = xsam(rho=0.3, rho_max=1.0, steps=steps, **search)
     gradient = jax.grad(network.loss)(params)
-    _, state = tx.update(gradient, tx.init(params), params, value_fn=network.loss)
+    update = jax.jit(functools.partial(tx.update, value_fn=network.loss))
+    _, state = update(gradient, tx.init(params), params)
     arguments = {"rho": 0.3, "rho_max": 1.0, "steps": steps}
     rise, alpha = max_alpha_sharpness(network.loss, params, **arguments, **search)
     assert 0.0 < alpha < 3.0
@@ -576,7 +578,7 @@ def test_the_maximum_over_alpha_is_where_xsam_finds_it(x64, steps):
 
 
 @pytest.mark.parametrize("points_per_call", [1, 4, 100])
-def test_a_surface_is_what_direct_evaluation_gives(quadratic, points_per_call):
+def test_surface_equals_direct_evaluation(quadratic, points_per_call):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(2, SIZE))
     xs, ys = [-1.0, 0.0, 2.0, 3.0], [0.5, -0.5, 1.0]
@@ -611,7 +613,7 @@ class Counted:
         return iter(self.batches)
 
 
-def test_a_surface_takes_one_pass_through_the_data():
+def test_surface_takes_one_pass_through_the_data():
     batches = Counted(make_batches())  # anew, as JAX remembers what it made of these under x64
     loss_surface(batched_loss, W, W, DIRECTION, np.linspace(0, 1, 6), [0.0, 1.0], batches=batches)
     assert batches.passes == 3  # two of them begun only, to see whether they begin anew
@@ -632,7 +634,7 @@ def test_memory_of_a_surface_grows_with_points_per_call_alone():
     assert temporary(_objective.values_at_places, jnp.zeros((8, 2))) <= 2 * 8 * 4000
 
 
-def test_infinite_losses_far_out_are_returned():
+def test_surface_returns_infinite_losses():
     surface = loss_line(lambda x: jnp.log(x), jnp.float32(1.0), jnp.float32(1.0), [-2.0, -1.0, 0.0])
     np.testing.assert_array_equal(surface, [np.nan, -np.inf, 0.0])
 
@@ -653,7 +655,7 @@ def test_losses_that_are_not_finite_never_win():
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_plane_of_an_ascent(x64, steps):
+def test_ascent_plane_has_the_points_and_gradients(x64, steps):
     start, _, gradient, unravel = flatten(network)
     points, gradients = climb(gradient, start, 0.2, steps)
     plane = ascent_plane(network.loss, unravel(start), rho=0.2, steps=steps)
@@ -679,7 +681,7 @@ def test_the_plane_of_an_ascent(x64, steps):
     chex.assert_shape(plane.point([0.0, 1.0, 2.0], 1.0), (3, 2))
 
 
-def test_the_gap_of_the_two_gradients(x64):
+def test_gradient_gap_is_a_difference_of_losses(x64):
     start, loss, gradient, unravel = flatten(network)
     rhos, rho_maxs = [0.05, 0.4], [0.1, 0.5, 2.0]
     expected = np.empty((2, 3))
@@ -704,7 +706,7 @@ def positive_definite_loss(x, batch):
     rho=st.floats(0.01, 10.0),
     spread=st.floats(1.5, 1e3),
 )
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_proposition_1_on_positive_definite_quadratics(seed, rho, spread):
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
@@ -715,8 +717,8 @@ def test_proposition_1_on_positive_definite_quadratics(seed, rho, spread):
     g0_hat, g1_hat = g0 / np.linalg.norm(g0), g1 / np.linalg.norm(g1)
     hypothesis.assume(np.arccos(min(g0_hat @ g1_hat, 1.0)) > 1e-3)  # not parallel
 
-    # Along a unit vector u the loss is L + r g0 u + r^2 / 2 u H u, so that from this radius on
-    # what the second order gains exceeds what the first loses.
+    # Along a unit vector u the loss is L + r g0 u + r^2 / 2 u H u. From this radius on, the gain of
+    # the second order exceeds the loss of the first.
     first_order = g0 @ g1_hat - np.linalg.norm(g0)
     second_order = g1_hat @ hessian @ g1_hat - g0_hat @ hessian @ g0_hat
     assert first_order < 0 < second_order
@@ -783,9 +785,15 @@ GENERAL = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_FOR_ALL)
-@pytest.mark.parametrize("call", GENERAL)
-def test_errors_of_losses_and_parameters(call, bad):
+def rows_of(cases, of_every_function):
+    """All cases with one function, and one case with every function: they share the checks."""
+    rows = [("hessian_trace", case) for case in cases]
+    rows += [(call, case) for call in GENERAL for case in of_every_function]
+    return pytest.mark.parametrize(("call", "bad"), dict.fromkeys(rows))
+
+
+@rows_of(BAD_FOR_ALL, ["a vector", "no parameters"])
+def test_bad_losses_and_parameters_raise(call, bad):
     value_fn, params, error, message = BAD_FOR_ALL[bad]
     with pytest.raises(error, match=message):
         GENERAL[call](value_fn, params)
@@ -824,22 +832,21 @@ BAD_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_BATCHES)
-@pytest.mark.parametrize("call", GENERAL)
-def test_errors_of_batches(call, bad):
+@rows_of(BAD_BATCHES, ["an array"])
+def test_bad_batches_raise(call, bad):
     make, error, message = BAD_BATCHES[bad]
     with pytest.raises(error, match=message):
         GENERAL[call](lambda p, batch: batch * GOOD[0](p), GOOD[1], batches=make())
 
 
 @pytest.mark.parametrize("call", sorted(set(GENERAL) - {"make_hvp", "loss_surface", "loss_line"}))
-def test_batches_that_run_dry_later(call):
+def test_batches_that_run_out_later_raise(call):
     with pytest.raises(ValueError, match=r"batches had (\d|some) at first and \d in a later pass"):
         GENERAL[call](lambda p, batch: batch * GOOD[0](p), GOOD[1], batches=Dry())
 
 
 @pytest.mark.parametrize("call", sorted(set(GENERAL) - {"make_hvp"}))
-def test_a_loss_that_is_not_finite(call):
+def test_loss_that_is_not_finite_raises(call):
     with pytest.raises(FloatingPointError, match="not finite"):
         GENERAL[call](*NAN)
 
@@ -851,12 +858,12 @@ CLIMBING = [
 
 
 @pytest.mark.parametrize("call", CLIMBING)
-def test_a_gradient_of_zero(call):
+def test_gradient_of_zero_raises(call):
     with pytest.raises(ValueError, match="gradient at params is zero"):
         GENERAL[call](*HINGE)
 
 
-def test_gradients_that_span_no_plane():
+def test_parallel_gradients_raise_where_a_plane_is_needed():
     slope = np.arange(1.0, 7.0).reshape(2, 3)
 
     def linear(params):
@@ -1034,13 +1041,13 @@ BAD_ARGUMENTS = {
 
 
 @pytest.mark.parametrize("bad", BAD_ARGUMENTS)
-def test_errors_of_arguments(bad):
+def test_bad_arguments_raise(bad):
     call, error, message = BAD_ARGUMENTS[bad]
     with pytest.raises(error, match=message):
         call()
 
 
-def test_an_iteration_that_does_not_converge(monkeypatch):
+def test_iteration_that_does_not_converge_raises(monkeypatch):
     values = jnp.linspace(1.0, 2.0, 3000)
     module = sys.modules["xsam_jax.analysis.top_eigenvalues"]
     monkeypatch.setattr(module, "RESTARTS", 1)

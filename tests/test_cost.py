@@ -1,4 +1,4 @@
-"""What a step costs: FLOPs and memory of the compiled program, gradients counted at run time."""
+"""The cost of a step: FLOPs and memory of the compiled program, gradients counted at run time."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from methods import METHODS
+from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 from benchmarks import models, steps
@@ -43,7 +43,7 @@ def memory(name, step_name):
 
 
 @pytest.mark.parametrize(("step_name", "gradients"), [("slerp_sam", 2), ("sam, three steps", 4)])
-def test_a_step_computes_little_beside_its_gradients(step_name, gradients):
+def test_step_computes_little_beside_its_gradients(step_name, gradients):
     assert flops("resnet", step_name) <= 1.02 * gradients * flops("resnet", "gradient")
     assert flops("resnet", step_name) >= 0.98 * gradients * flops("resnet", "gradient")
 
@@ -56,7 +56,7 @@ def test_a_step_computes_little_beside_its_gradients(step_name, gradients):
         *(("mlp", step_name) for step_name in ("sam", "xsam, grid", "xsam, section")),
     ],
 )
-def test_a_whole_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(name, step_name):
+def test_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(name, step_name):
     copy = 4 * optax.tree.size(problem(name).params)
     extra = memory(name, step_name) - memory(name, "hand-written SAM")
     assert extra <= 2 * copy, f"{extra / copy:.2f} copies"
@@ -67,27 +67,29 @@ def compiled_update(tx, params, arguments):
     return update.lower(params, tx.init(params), params).compile()
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def tanh_losses(params):
+    """The losses of 2000 samples, whose activations need far more memory than the parameters."""
+    x = jnp.linspace(-1.0, 1.0, 16_000).reshape(2000, 8)
+    for _ in range(4):
+        x = jnp.tanh(x @ params)
+    return jnp.mean(x**2, axis=1)
+
+
+def tanh_loss(params):
+    return tanh_losses(params).mean()
+
+
+@functools.cache
+def memory_of_gradient():
+    program = jax.jit(jax.grad(tanh_loss)).lower(0.5 * jnp.eye(8)).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("method", REPRESENTATIVES.values(), ids=REPRESENTATIVES)
 def test_no_method_holds_the_activations_of_two_gradients(method):
-    def losses_fn(params):
-        x = jnp.linspace(-1.0, 1.0, 16_000).reshape(2000, 8)
-        for _ in range(4):
-            x = jnp.tanh(x @ params)
-        return jnp.mean(x**2, axis=1)
-
-    def value_fn(params):
-        return losses_fn(params).mean()
-
-    losses = {"losses_fn": losses_fn} if method.sample_losses else {"value_fn": value_fn}
-    params = 0.5 * jnp.eye(8)
-    memory_of_gradient, memory_of_step = (
-        program.memory_analysis().temp_size_in_bytes
-        for program in (
-            jax.jit(jax.grad(value_fn)).lower(params).compile(),
-            compiled_update(method.make(), params, losses),
-        )
-    )
-    assert memory_of_step < 1.5 * memory_of_gradient
+    losses = {"losses_fn": tanh_losses} if method.sample_losses else {"value_fn": tanh_loss}
+    program = compiled_update(method.make(), 0.5 * jnp.eye(8), losses)
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * memory_of_gradient()
 
 
 def loss_fn(params):
@@ -117,8 +119,8 @@ def cost_of_descent(descent, steps):
 
 
 @pytest.mark.parametrize("steps_", [1, 3])
-def test_a_field_of_the_path_that_nobody_reads_costs_nothing(steps_):
-    """The loop by hand keeps but whether all was finite; one that reads the sums pays for them."""
+def test_unread_field_of_the_path_costs_nothing(steps_):
+    """The loop by hand only keeps whether all was finite. Reading the sums costs FLOPs."""
 
     def by_hand(params):
         point, gradient, norms = params, jax.grad(loss_fn)(params), []
@@ -139,7 +141,7 @@ def test_a_field_of_the_path_that_nobody_reads_costs_nothing(steps_):
 
 
 def counted(function):
-    """The function, and how often it and its gradient were evaluated at run time."""
+    """The function, and the numbers of evaluations of it and its gradient at run time."""
     seen = {"forward": 0, "backward": 0}
 
     def see(which):
@@ -169,11 +171,11 @@ def counts(tx, num_steps=4, arguments=None, **extra_args):
     function, seen = counted(function)
     params = jnp.asarray(np.linspace(-1, 1, 1000), jnp.float32)
     state = tx.init(params)
-    # The clean gradient is the caller's, and not counted.
+    # The clean gradient is that of the caller, and not counted.
     update = jax.jit(lambda g, s: tx.update(g, s, params, **{name: function}, **extra_args))
     rows = []
     for step in range(num_steps):
-        # Now longer, now shorter, for the gate that looks at it.
+        # Of alternating norm, for the gate that reads the norm.
         gradient = (1.0 + 0.5 * (-1.0) ** step) * jax.grad(loss_fn)(params)
         _, state = update(gradient, state)
         jax.effects_barrier()
@@ -192,18 +194,18 @@ def test_xsam_takes_k_gradients_and_probes_only_when_due(steps_):
     assert rows == [(steps_, 21), (steps_, 0), (steps_, 0), (steps_, 21)]
 
 
-def test_the_section_search_takes_a_third_of_the_evaluations():
+def test_section_search_takes_a_third_of_the_evaluations():
     assert counts(xsam(search="section"), 2)[0] == [(1, 7), (1, 0)]
 
 
-def test_a_slope_takes_the_forward_passes_it_says():
-    """The loss at the start, and at the probed maximum; that at the end of the ascent is free."""
+def test_slope_takes_its_documented_forward_passes():
+    """The loss at the start and at the probed maximum. That at the end of the ascent is free."""
     assert counts(xsam(scale="slope"), 2)[0][1] == (1, 1)
     assert counts(xsam(scale="slope_max"), 2)[0][1] == (1, 2)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_takes_the_gradients_it_says_and_no_more(method):
+def test_method_takes_its_documented_gradients(method):
     rows, state = counts(method.make(), 6, method.arguments(loss_fn))
     gradients = [row[0] for row in rows]
     sharp_steps = optax.tree.get(state, "sharp_steps")
@@ -214,7 +216,7 @@ def test_every_method_takes_the_gradients_it_says_and_no_more(method):
         assert sharp_steps * method.gradients == sum(gradients)
 
 
-def test_esam_takes_one_forward_pass_less_where_the_losses_are_known():
+def test_esam_with_known_losses_takes_one_forward_pass_less():
     arguments = {"losses_fn": lambda params: loss_fn(params) * jnp.array([0.5, 1.0, 1.5])}
     tx = xsam_jax.esam(0.1, 0.5, 0.7, jax.random.key(0))
     assert counts(tx, 1, arguments)[0] == [(1, 1)]
@@ -247,7 +249,7 @@ def test_skipped_steps_take_no_further_gradients(name):
 
 
 @pytest.mark.parametrize("sharp", [False, True])
-def test_a_decision_of_the_host_leaves_no_conditional(sharp):
+def test_decision_of_the_host_removes_the_conditional(sharp):
     for tx in (gated(xsam_jax.sam(0.1), every(2)), xsam_jax.look_sam(0.1, 0.7, 2)):
         rows, state = counts(tx, 3, sharp=sharp)
         assert [row[0] for row in rows] == [int(sharp)] * 3
@@ -263,7 +265,7 @@ def test_a_decision_of_the_host_leaves_no_conditional(sharp):
 
 
 @pytest.mark.parametrize("name", ["slerp_sam", "xsam"])
-def test_the_length_of_a_slerped_direction_is_not_measured_again(name):
+def test_length_of_a_slerped_direction_is_not_measured_again(name):
     ascent = optax.chain(normalize(), scale_by_radius(0.3))
     slerped = {"slerp_sam": slerp(1.5), "xsam": slerp_to_maximum(0.6, probe_every=2)}[name]
     measured = xsam_jax.sharpness_aware(ascent, optax.chain(slerped, match_norm()))
@@ -290,12 +292,12 @@ def instructions(name, num_leaves):
 
 
 @pytest.mark.parametrize("name", ["gsam", "xsam", "look_sam", "gam"])
-def test_the_program_grows_linearly_with_the_number_of_leaves(name):
+def test_program_grows_linearly_with_the_number_of_leaves(name):
     assert instructions(name, 50) <= 2.1 * instructions(name, 25)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("slerp_sam", 4.3), ("xsam", 6.3)])
-def test_the_weights_of_slerp_are_not_computed_for_each_leaf(name, limit):
+def test_weights_of_slerp_are_computed_once_for_all_leaves(name, limit):
     """With products in place of the last divisions there are 4.6 and 6.9 times sam's."""
     assert instructions(name, 50) <= limit * instructions("sam", 50)
 

@@ -15,6 +15,8 @@ from xsam_jax import _tree as tree
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
 from xsam_jax.descent.alpha_search import section_search
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("degenerate")
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 START = jnp.array([1.0, -2.0, 0.5])
 
@@ -129,7 +131,7 @@ def test_bad_gradient_does_not_stay_in_the_state(method):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_tiny_gradient_has_unit_direction_or_zero(dtype):
-    """1e-7 is subnormal in float16; its square underflows in every half precision."""
+    """1e-7 is subnormal in float16, and its square underflows in every half precision."""
     gradient = jnp.full((4,), 1e-7, dtype)
     direction = tree.unit(gradient)
     np.testing.assert_allclose(direction, 0.5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Steps on eight devices equal those on one, and a loss that would make them differ raises."""
+"""Steps on eight devices equal steps on one, and losses that would make them differ raise."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ def test_on_eight_devices():
     """Runs the other tests of this file, and the recipe, in a process with eight devices."""
     recipe = pathlib.Path(__file__).parent / "test_recipes.py"
     tests = [__file__, f"{recipe}::test_several_devices_compute_the_step_of_one"]
-    command = [sys.executable, "-m", "pytest", *tests, "-q", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", *tests, "-q", "--tb=short", "-n", "0"]
     done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -82,7 +82,7 @@ def pmean(loss_or_gradient):
 
 
 def make_step(tx, value_fn=loss_fn, grad_fn=None, pass_grad_fn=False):
-    """Returns a training step; `grad_fn`, if any, takes the first gradient, too."""
+    """Returns a training step. `grad_fn`, if given, also takes the first gradient."""
     grad_fn = grad_fn or jax.grad(value_fn)
 
     def step(params, state, batch):
@@ -114,7 +114,6 @@ def train(step, params, state, batch, steps=4):
 TRANSFORMS = {
     "sam": xsam_jax.sam(0.3),
     "xsam": xsam_jax.xsam(0.3, 0.6, probe_every=2),
-    "gsam": xsam_jax.gsam(0.3, 0.4),
     "friendly_sam": xsam_jax.friendly_sam(0.3, 0.6),
     "look_sam": xsam_jax.look_sam(0.3, 0.7, 2),
 }
@@ -126,6 +125,7 @@ every_transform = pytest.mark.parametrize("tx", TRANSFORMS.values(), ids=TRANSFO
 sam_and_xsam = pytest.mark.parametrize(
     "tx", [TRANSFORMS["sam"], TRANSFORMS["xsam"]], ids=["sam", "xsam"]
 )
+every_kind = pytest.mark.parametrize("name", REPRESENTATIVES)
 every_mesh = pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"]
 )
@@ -237,7 +237,7 @@ def update_with(tx, params, batch, axes="data", **arguments):
 
 
 @on_eight_devices
-@pytest.mark.parametrize("name", METHODS)
+@every_kind
 def test_shard_map_with_the_loss_of_one_device_raises(name):
     method = METHODS[name]
     tx = method.make()
@@ -259,7 +259,7 @@ def test_shard_map_with_the_loss_of_one_device_raises(name):
 
 @on_eight_devices
 @pytest.mark.parametrize("axes", ["x", ("x", "y")], ids=str)
-def test_the_error_names_the_axes_that_are_missing(axes):
+def test_error_names_the_missing_axes(axes):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
     def update(params, batch):
@@ -288,7 +288,7 @@ def test_shard_map_with_the_value_of_one_device_raises():
 
 
 def two_updates(name, params, grads, batch):
-    """The second of two updates, with what the first one has left in the state."""
+    """The second of two updates, which reads the state of the first one."""
     method = METHODS[name]
     tx, arguments = method.make(), method.arguments(lambda p: loss_fn(p, batch))
     _, state = tx.update(grads, tx.init(params), params, **arguments)
@@ -306,22 +306,42 @@ def mean_update_of_groups(name):
     return jax.tree.map(lambda x: x.mean(0), jax.jit(jax.vmap(group_update))(groups))
 
 
-@on_eight_devices
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-@pytest.mark.parametrize("varying", ["params", "updates"])
-def test_varying_inputs_give_one_perturbation_per_device(name, varying):
+def updates_per_device(name, varying):
+    """A function of parameters and batch that returns the mean of the devices' second updates."""
+
     def local_update(params, batch):
         own = jax.lax.pcast(params, "data", to="varying")
         grads = jax.grad(loss_fn)(own, batch)
         updates = two_updates(name, own if varying == "params" else params, grads, batch)
         return jax.lax.pmean(updates, "data")
 
-    mapped = in_shard_map(local_update, in_specs=(P(), P("data")))
-    assert_close(jax.jit(mapped)(make_params(), make_batch()), mean_update_of_groups(name))
+    return in_shard_map(local_update, in_specs=(P(), P("data")))
 
 
 @on_eight_devices
-@pytest.mark.parametrize("name", METHODS)
+@every_kind
+def test_varying_params_give_one_perturbation_per_device(name):
+    updates = jax.jit(updates_per_device(name, "params"))(make_params(), make_batch())
+    assert_close(updates, mean_update_of_groups(name))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", ["sam", "xsam, two steps", "look_sam", "xsam at random", "esam"])
+def test_varying_updates_give_one_perturbation_per_device(name):
+    updates = jax.jit(updates_per_device(name, "updates"))(make_params(), make_batch())
+    assert_close(updates, mean_update_of_groups(name))
+
+
+@on_eight_devices
+@every_kind
+def test_varying_updates_are_accepted(name):
+    """Traced only. A state or a conditional that mixes varying and other values raises then."""
+    updates = jax.eval_shape(updates_per_device(name, "updates"), make_params(), make_batch())
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, make_params())
+
+
+@on_eight_devices
+@every_kind
 def test_shards_of_the_parameters_in_shard_map_raise(name):
     """Each device would take the norm of its shard."""
     method = METHODS[name]
@@ -344,7 +364,7 @@ def test_shards_of_the_parameters_in_shard_map_raise(name):
 
 
 @on_eight_devices
-@pytest.mark.parametrize("name", METHODS)
+@every_kind
 @pytest.mark.parametrize(
     ("varying", "message"),
     [
@@ -352,10 +372,8 @@ def test_shards_of_the_parameters_in_shard_map_raise(name):
         ("updates", r"^grads differ between the devices of mesh axis 'data'"),
     ],
 )
-def test_one_of_parameters_and_gradient_that_varies_beside_a_mean_loss_raises(
-    name, varying, message
-):
-    """Further gradients would be those of one device, as in pmap; or the first one is."""
+def test_varying_params_or_gradient_beside_a_mean_loss_raise(name, varying, message):
+    """Either the first gradient or the further ones would be those of one device."""
     method = METHODS[name]
     tx = method.make()
 
@@ -410,7 +428,7 @@ def trace_replicas(name, **means):
 
 @on_eight_devices
 @takes_grad_fn
-def test_replicas_may_make_the_state(name):
+def test_replicas_may_initialize_the_state(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(trace_replicas(name), make_params())
 
 
@@ -432,7 +450,7 @@ def test_replicas_with_a_function_of_one_device_beside_the_mean_gradient_raise(
 
 
 @on_eight_devices
-def test_what_is_recorded_varies_like_the_gradient_in_a_scan():
+def test_recorded_diagnostics_vary_like_the_gradient_in_a_scan():
     ascent = optax.chain(normalize(), scale_by_radius(0.3))
     tx = xsam_jax.sharpness_aware(ascent, record())
 
@@ -478,7 +496,7 @@ def assert_replicas_equal_one_device(mapped, tx):
 @pytest.mark.parametrize("mapped", [in_pmap, in_unchecked_shard_map])
 @pytest.mark.parametrize("value_fn", [loss_fn, pmean(loss_fn)], ids=["local", "mean"])
 def test_without_the_mean_gradient_devices_drift_apart(mapped, value_fn):
-    """If this fails, JAX has changed, and the recipe warns of what no longer happens."""
+    """If this fails, JAX has changed, and the warning of the recipe is out of date."""
     tx = TRANSFORMS["sam"]
     params, _ = on_replicas(mapped(make_step(tx, value_fn, pmean(jax.grad(loss_fn)))), tx)
     assert drift(params) > 0.01
@@ -536,7 +554,7 @@ def test_esam_with_a_sharded_batch_equals_one_device(axis_type, spec):
 
 @on_eight_devices
 @pytest.mark.parametrize("convention", ["paper", "official"])
-def test_random_subset_of_a_sharded_array_is_that_of_a_whole_one(convention):
+def test_random_subset_does_not_depend_on_sharding(convention):
     tx = xsam_jax.ascent.random_subset(0.6, jax.random.key(0), convention=convention)
     updates = jax.random.normal(jax.random.key(1), (8, 8))
     expected, _ = tx.update(updates, tx.init(updates))
@@ -567,7 +585,17 @@ def has_state_of_parameters(method):
     return bool(state_of_parameters(jax.eval_shape(method.make().init, params), params))
 
 
-STATEFUL = {name: method for name, method in METHODS.items() if has_state_of_parameters(method)}
+STATEFUL = {
+    name: method
+    for name, method in {**REPRESENTATIVES, "vasso": METHODS["vasso"]}.items()
+    if has_state_of_parameters(method)
+}
+
+
+@functools.cache
+def two_steps_on_one_device(method):
+    tx, params = method.make(), make_params()
+    return train(make_step(tx), params, tx.init(params), make_batch(), steps=2)
 
 
 @on_eight_devices
@@ -576,9 +604,8 @@ STATEFUL = {name: method for name, method in METHODS.items() if has_state_of_par
 def test_state_and_updates_are_sharded_like_parameters(method, axis_type):
     tx, mesh = method.make(), make_mesh(axis_type)
     value_fn = gathered_loss_fn if axis_type == AxisType.Explicit else loss_fn
-    whole = make_params()
     with jax.set_mesh(mesh):
-        params, batch = place(whole, mesh, P("data")), place(make_batch(), mesh, P("data"))
+        params, batch = place(make_params(), mesh, P("data")), place(make_batch(), mesh, P("data"))
         expected = {leaf.shape: sharding(leaf) for leaf in jax.tree.leaves(params)}
         state = tx.init(params)
         for leaf in state_of_parameters(state, params):
@@ -586,8 +613,7 @@ def test_state_and_updates_are_sharded_like_parameters(method, axis_type):
         params, state = train(make_step(tx, value_fn), params, state, batch, steps=2)
         for leaf in [*jax.tree.leaves(params), *state_of_parameters(state, params)]:
             assert sharding(leaf) == expected[leaf.shape]
-    one_device = train(make_step(tx), whole, tx.init(whole), make_batch(), steps=2)
-    assert_close((params, state), one_device)
+    assert_close((params, state), two_steps_on_one_device(method))
 
 
 @on_eight_devices

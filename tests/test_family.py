@@ -32,7 +32,7 @@ with problems.x64(True):
     flat, unravel = ravel_pytree(PARAMS)
     THETA = np.asarray(flat)
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("family")]
 
 
 # --- The batch losses, for the library and for the reference ---
@@ -95,7 +95,7 @@ def run(tx, incoming=gradient, optimizer=SGD):
 
 
 def expect(step, functions_of_step=loss_and_grad):
-    """The reference's side; it is called with the functions of its batch."""
+    """The reference's side. Each step is called with the functions of its batch."""
     visited = []
 
     def gradient_of_step(theta):

@@ -17,6 +17,8 @@ from sklearn.datasets import load_digits
 import xsam_jax
 from xsam_jax import flax_linen, flax_nnx
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("flax")
 # The adapters do not depend on the method. These differ in their passes and in their states.
 KINDS = ["sam", "xsam, two steps", "friendly_sam", "gam", "look_sam", "xsam at random", "esam"]
 every_kind = pytest.mark.parametrize("method", [METHODS[name] for name in KINDS], ids=KINDS)
@@ -54,7 +56,7 @@ def loss_fn(model, x, y):
 
 
 def arguments(method, model):
-    """What the method needs of the loss, made by the adapter."""
+    """The loss as an argument of update, made by the adapter."""
     name, function = ("losses_fn", losses_fn) if method.sample_losses else ("value_fn", loss_fn)
     return {name: flax_nnx.make_value_fn(function, model, X, Y)}
 
@@ -123,7 +125,7 @@ def test_nnx_passes_of_a_step_share_the_dropout_mask(method):
 
 @functools.cache
 def dropout_mask():
-    """The mask of the first pass of `Network(nnx.Rngs(0))`, from what survives of ones."""
+    """The mask of the first pass of `Network(nnx.Rngs(0))`."""
     model = Network(nnx.Rngs(0))
     return np.asarray(model.dropout(jnp.ones((8, 16)))) != 0
 
@@ -369,7 +371,7 @@ def token_loss(model, tokens, rngs):
 
 
 def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax():
-    method = METHODS["xsam, two steps"]
+    method = METHODS["sam"]
     tx = with_sgd(method)
     tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)
     model, rngs = LanguageModel(nnx.Rngs(0)), nnx.Rngs(dropout=1)
@@ -407,7 +409,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
 
 
 class CNN(nnx.Module):
-    """The network of Flax's MNIST example; images of 8 by 8 give it 256 features, not 3136."""
+    """The network of Flax's MNIST example, with 256 features for images of 8 by 8, not 3136."""
 
     def __init__(self, rngs):
         self.conv1 = nnx.Conv(1, 32, kernel_size=(3, 3), rngs=rngs)
@@ -488,7 +490,7 @@ def test_nnx_mnist_example_learns_digits_with_the_lines_of_the_readme():
     base, method = optax.adamw(0.005, 0.9), xsam_jax.xsam(0.05, 0.1)
     model, optimizer, metrics, rngs = image_training(optax.chain(method, base))
     plain_model, plain_optimizer, plain_metrics, plain_rngs = image_training(base)
-    train, test = image_batches(0, 1280), image_batches(1280, 1792)
+    train, test = image_batches(0, 640), image_batches(640, 1152)
 
     model.train()
     plain_model.train()
@@ -569,9 +571,9 @@ def plain_linen_step():
     return jax.jit(linen_step)(linen_state(optax.sgd(0.1)), jax.random.key(2))
 
 
-@pytest.mark.parametrize("method", [METHODS[name] for name in KINDS if name != "esam"])
-def test_linen_passes_the_loss_on_and_replaces_other_fields(method):
-    state = linen_state(with_sgd(method))
+@pytest.mark.parametrize("name", ["sam", "look_sam", "xsam at random"])
+def test_linen_passes_the_loss_on_and_replaces_other_fields(name):
+    state = linen_state(with_sgd(METHODS[name]))
     step = jax.jit(chex.assert_max_traces(linen_step, n=1))
     chex.clear_trace_counter()
     after = step(state, jax.random.key(2))

@@ -1,4 +1,4 @@
-"""Gates decided on the device and on the host, recorded diagnostics, random subsets."""
+"""Gates on device and host, methods with a core of their own, random subsets, diagnostics."""
 
 import functools
 
@@ -22,6 +22,10 @@ NUM_STEPS = 8
 KEY = jax.random.key(5)
 
 
+def sphere(params):
+    return jnp.sum(params**2)
+
+
 def train_step(tx, params, opt_state, **extra_args):
     value, grads = jax.value_and_grad(LOSS)(params)
     updates, opt_state = tx.update(
@@ -31,7 +35,7 @@ def train_step(tx, params, opt_state, **extra_args):
 
 
 def run(tx, gate=None, num_steps=NUM_STEPS):
-    """The parameters and states of all steps; with a gate, its decisions are the host's."""
+    """The parameters and states of all steps. A `gate` is evaluated on the host."""
     step = jax.jit(functools.partial(train_step, tx), static_argnames="sharp")
     params = problems.network.make_params()
     opt_state, history = tx.init(params), []
@@ -59,29 +63,29 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [*((name, "xsam") for name in HOST_GATES), ("every", "sam"), ("every", "friendly_sam")],
+    [*((name, "sam") for name in HOST_GATES), ("every", "xsam"), ("every", "friendly_sam")],
 )
-def test_a_gate_decides_the_same_on_the_host_and_on_the_device(name, transform):
+def test_gate_decides_the_same_on_host_and_device(name, transform):
     gate = HOST_GATES[name]
     decisions = [bool(gate(count)) for count in range(NUM_STEPS)]
     assert set(decisions) == {False, True}
     tx = optax.chain(gated(TRANSFORMS[transform], gate), optax.sgd(0.1, momentum=0.9))
     on_device, on_host = run(tx), run(tx, gate)
-    # Two programs round differently; the states that count and choose are equal.
+    # Two programs round differently. Counters and decisions are equal.
     chex.assert_trees_all_close(on_host, on_device, rtol=1e-4, atol=1e-6)
     for state in (on_device[-1][1][0], on_host[-1][1][0]):
         assert state.count == NUM_STEPS
         assert state.sharp_steps == sum(decisions)
 
 
-def test_look_sam_takes_the_decision_of_the_host_too():
+def test_look_sam_accepts_a_decision_of_the_host():
     tx = optax.chain(xsam_jax.look_sam(0.2, 0.7, every=3), optax.sgd(0.1))
     on_device, on_host = run(tx), run(tx, every(3))
     chex.assert_trees_all_close(on_host, on_device, rtol=1e-4, atol=1e-6)
     assert on_host[-1][1][0].sharp_steps == on_device[-1][1][0].sharp_steps == 3
 
 
-def test_an_array_may_be_the_decision():
+def test_decision_may_be_an_array():
     tx = gated(xsam_jax.sam(0.2), every(1000))
     params = problems.network.make_params()
     step = jax.jit(functools.partial(train_step, tx))
@@ -101,7 +105,7 @@ def test_vmap_with_an_unbatched_count_keeps_the_conditional(gate):
         assert ("cond[" in str(jax.make_jaxpr(step)(params, opt_state))) == kept
 
 
-def test_a_line_search_goes_with_the_decision_of_the_host():
+def test_line_search_follows_a_decision_of_the_host():
     """It refuses arguments that it does not know, so these are bound to the transform."""
 
     def bind(tx, **extra_args):
@@ -113,28 +117,28 @@ def test_a_line_search_goes_with_the_decision_of_the_host():
     params = problems.network.make_params()
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
     value, grad = jax.value_and_grad(LOSS)(params)
-    extra_args = {"value_fn": LOSS, "value": value, "grad": grad}
     for decision in (True, False):
         tx = optax.chain(bind(sam, sharp=decision), optax.scale(-1.0), search)
-        _, state = tx.update(grad, tx.init(params), params, **extra_args)
+        update = jax.jit(functools.partial(tx.update, value_fn=LOSS))
+        _, state = update(grad, tx.init(params), params, value=value, grad=grad)
         assert state[0].sharp_steps == decision
 
 
-def test_a_random_gate_opens_as_often_as_it_says_and_not_in_a_pattern():
+def test_random_gate_has_its_probability_and_no_pattern():
     decisions = jax.vmap(bernoulli(0.3, KEY))(jnp.arange(4000))
     # Four standard deviations of a mean of 4000 draws.
     assert abs(decisions.mean() - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
     assert abs((decisions[1:] & decisions[:-1]).mean() - 0.09) < 4 * (0.09 * 0.91 / 4000) ** 0.5
 
 
-def test_a_random_gate_draws_the_same_with_and_without_x64():
+def test_random_gate_draws_the_same_with_and_without_x64():
     decisions = [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
     with problems.x64(True):
         assert decisions == [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_a_shut_gate_leaves_the_transform_alone(transform):
+def test_shut_gate_does_not_change_the_state_of_the_transform(transform):
     history = run(gated(TRANSFORMS[transform], after(3)), num_steps=5)
     inner = [state.inner for _, state in history]
     untouched = TRANSFORMS[transform].init(problems.network.make_params())
@@ -144,18 +148,19 @@ def test_a_shut_gate_leaves_the_transform_alone(transform):
             chex.assert_trees_all_equal(inner[3], untouched)
 
 
-def test_a_gate_that_waits_for_long_gradients_opens_for_these():
+def test_gradient_norm_gate_opens_for_large_gradients():
     tx = gated(xsam_jax.sam(0.2), gradient_norm(0.5))
-    params, state = jnp.ones(3), None
+    params = jnp.ones(3)
+    update = jax.jit(functools.partial(tx.update, value_fn=sphere))
     state, opened = tx.init(params), []
     for length in (1.0, 1.0, 5.0, 1.0, 1.0, 4.0):
         before = state.sharp_steps
-        _, state = tx.update(length * params, state, params, value_fn=lambda p: jnp.sum(p**2))
+        _, state = update(length * params, state, params)
         opened.append(bool(state.sharp_steps - before))
     assert opened == [True, True, True, False, False, True]
 
 
-def test_a_schedule_over_training_steps_stands_outside_the_gate():
+def test_schedule_outside_the_gate_counts_training_steps():
     radii = optax.linear_schedule(0.0, 0.8, NUM_STEPS)
     gate = every(3)
     outside = optax.inject_hyperparams(lambda rho: gated(xsam_jax.sam(rho), gate))(rho=radii)
@@ -164,11 +169,12 @@ def test_a_schedule_over_training_steps_stands_outside_the_gate():
     grads = jax.grad(LOSS)(params)
 
     def fourth_update(tx):
-        state = tx.init(params)
+        state, update = tx.init(params), jax.jit(functools.partial(tx.update, value_fn=LOSS))
         for _ in range(4):
-            updates, state = tx.update(grads, state, params, value_fn=LOSS)
+            updates, state = update(grads, state, params)
         return updates
 
+    @jax.jit
     def sam(rho):
         tx = xsam_jax.sam(rho)
         return tx.update(grads, tx.init(params), params, value_fn=LOSS)[0]
@@ -177,7 +183,7 @@ def test_a_schedule_over_training_steps_stands_outside_the_gate():
     chex.assert_trees_all_close(fourth_update(inside), sam(radii(1)), rtol=1e-4, atol=1e-7)
 
 
-# --- Cores of their own ---
+# --- Gates around other conditionals, and methods with a core of their own ---
 
 
 def conditional_descent():
@@ -188,6 +194,12 @@ def conditional_descent():
         return optax.tree.add_scale(updates, 0.1, further), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@functools.cache
+def params_of_ascent():
+    """Parameters after adding the plain gradients."""
+    return run(optax.with_extra_args_support(optax.identity()))[-1][0]
 
 
 @pytest.mark.parametrize(
@@ -204,11 +216,10 @@ def conditional_descent():
 def test_gate_works_around_conditionals_of_others(transform):
     params, opt_state = run(gated(transform, every(2)))[-1]
     assert opt_state.sharp_steps == NUM_STEPS // 2
-    base = run(optax.with_extra_args_support(optax.identity()))[-1][0]
-    assert optax.tree.norm(optax.tree.sub(params, base)) > 1e-3
+    assert optax.tree.norm(optax.tree.sub(params, params_of_ascent())) > 1e-3
 
 
-def test_a_gate_opens_for_gradients_past_all_bounds_and_forgets_them():
+def test_gradient_norm_gate_opens_for_huge_gradients_and_keeps_a_finite_state():
     gate = gradient_norm(1.0)
     state = gate.init()
     for length in (1.0, 1.0, 1e12, jnp.inf, jnp.nan, 1.0, 1e3, 0.1):
@@ -231,11 +242,7 @@ def test_gated_keeps_the_dtype_of_the_gradient():
         assert result.dtype == jnp.bfloat16
 
 
-def sphere(params):
-    return jnp.sum(params**2)
-
-
-def test_decoupled_wsam_returns_the_dtype_of_the_optimizer_inside():
+def test_decoupled_wsam_returns_the_dtype_of_the_inner_optimizer():
     params = jnp.array([1.0, 2.0])
     inner = optax.adamw(0.1)
     tx = xsam_jax.decoupled_wsam(
@@ -249,35 +256,36 @@ def test_decoupled_wsam_returns_the_dtype_of_the_optimizer_inside():
 
 
 def test_look_sam_without_a_radius_is_the_base_optimizer():
-    """Both gradients are equal then, and a direction between them would be rounding."""
+    """Both gradients are equal then, so their difference is rounding."""
     tx, params = xsam_jax.look_sam(0.0, 0.7, every=2), problems.network.make_params()
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(functools.partial(tx.update, value_fn=LOSS))
     for _ in range(3):
         grads = jax.grad(LOSS)(params)
-        updates, state = tx.update(grads, state, params, value_fn=LOSS)
+        updates, state = update(grads, state, params)
         chex.assert_trees_all_close(updates, grads, rtol=1e-4, atol=1e-7)
         params = optax.apply_updates(params, optax.tree.scale(-0.1, updates))
 
 
-def test_look_sam_adds_what_is_orthogonal_at_the_length_it_says():
+def test_look_sam_adds_an_orthogonal_direction_of_length_alpha():
     tx, params = xsam_jax.look_sam(0.2, 0.7, every=2), problems.network.make_params()
-    grads, state = jax.grad(LOSS)(params), tx.init(params)
-    _, state = tx.update(grads, state, params, value_fn=LOSS)
-    updates, _ = tx.update(grads, state, params, value_fn=LOSS)
+    grads, update = jax.grad(LOSS)(params), jax.jit(functools.partial(tx.update, value_fn=LOSS))
+    _, state = update(grads, tx.init(params), params)
+    updates, _ = update(grads, state, params)
     added = optax.tree.sub(updates, grads)
     ratio = optax.tree.norm(added) / optax.tree.norm(grads)
     np.testing.assert_allclose(ratio, 0.7, rtol=1e-5)
-    # Of the same point, so that it is orthogonal to this gradient too; float32.
+    # The point is the same, so it is orthogonal to this gradient too, up to float32.
     assert abs(tree.dot(added, grads)) < 1e-5 * optax.tree.norm(grads) ** 2
 
 
-def test_decoupled_wsam_hands_further_arguments_to_the_optimizer_inside():
+def test_decoupled_wsam_passes_extra_arguments_to_the_inner_optimizer():
     inner = optax.chain(
         optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
     )
     tx, params = xsam_jax.decoupled_wsam(inner, 0.01, 0.05, 0.5), problems.network.make_params()
     value, grads = jax.value_and_grad(LOSS)(params)
-    updates, _ = tx.update(grads, tx.init(params), params, value_fn=LOSS, value=value, grad=grads)
+    update = jax.jit(functools.partial(tx.update, value_fn=LOSS))
+    updates, _ = update(grads, tx.init(params), params, value=value, grad=grads)
     assert LOSS(optax.apply_updates(params, updates)) < value
 
 
@@ -285,7 +293,7 @@ def test_decoupled_wsam_hands_further_arguments_to_the_optimizer_inside():
 
 
 @pytest.mark.parametrize("convention", ["paper", "official"])
-def test_a_random_subset_keeps_the_perturbation_in_expectation(convention):
+def test_random_subset_keeps_the_perturbation_in_expectation(convention):
     tree = {"a": jnp.full(3, 2.0), "b": jnp.ones(2)}
     tx = random_subset(0.4, KEY, convention=convention)
 
@@ -303,7 +311,7 @@ def test_a_random_subset_keeps_the_perturbation_in_expectation(convention):
     assert np.any((draws["a"][:, 0] != 0) != (draws["b"][:, 0] != 0))
 
 
-def test_one_subset_serves_all_ascent_steps_of_a_training_step():
+def test_ascent_steps_of_a_training_step_share_one_subset():
     seen = []
     spy = optax.stateless(lambda updates, params: (seen.append(updates["a"] != 0), updates)[1])
     ascent = optax.chain(normalize(), scale_by_radius(0.1), random_subset(0.5, KEY), spy)
@@ -316,7 +324,7 @@ def test_one_subset_serves_all_ascent_steps_of_a_training_step():
     assert np.any(seen[0] != seen[2])
 
 
-def test_the_radius_never_follows_the_learning_rate_below_zero():
+def test_radius_that_follows_the_learning_rate_is_not_negative():
     warm_up = optax.linear_schedule(0.0, 0.1, 10)
     rho = lr_coupled_rho(warm_up, rho_min=0.01, rho_max=0.2, lr_min=0.05, lr_max=0.1)
     values = [float(rho(count)) for count in range(11)]
@@ -337,7 +345,7 @@ def recorded(descent, steps=1, **extra_args):
     return params, grads, updates, state
 
 
-def test_what_is_recorded_is_what_happened(x64):
+def test_recorded_diagnostics_have_their_definitions(x64):
     value = LOSS(problems.network.make_params(jnp.float64))
     params, g_0, _, state = recorded(record(), value=value)
     flat = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0])  # noqa: E731
@@ -356,11 +364,11 @@ def test_what_is_recorded_is_what_happened(x64):
         np.testing.assert_allclose(optax.tree.get(state, name), number, rtol=1e-12)
 
 
-def test_an_unknown_rise_is_nan():
+def test_rise_without_the_initial_loss_is_nan():
     assert jnp.isnan(optax.tree.get(recorded(record())[-1], "loss_rise"))
 
 
-def test_own_diagnostics_see_what_the_descent_has_made_so_far():
+def test_custom_diagnostics_receive_the_update_at_their_place_in_the_chain():
     descent = optax.chain(
         record({"before": lambda updates, path, params: optax.tree.norm(updates)}),
         subtract_orthogonal(0.4),
@@ -372,7 +380,7 @@ def test_own_diagnostics_see_what_the_descent_has_made_so_far():
     assert norms["before"] != norms["after"]
 
 
-def test_recording_changes_nothing():
+def test_recording_does_not_change_the_update():
     descent = optax.chain(slerp_to_maximum(0.6, probe_every=2), match_norm())
     *_, plain, _ = recorded(descent)
     *_, logged, state = recorded(optax.chain(record(), descent, record({"one": lambda *_: 1})))
@@ -380,7 +388,7 @@ def test_recording_changes_nothing():
     assert optax.tree.get(state, "one") == 1.0
 
 
-def test_the_structure_of_what_is_recorded_is_fixed_from_the_start():
+def test_recorded_state_has_a_fixed_structure():
     ascent = optax.chain(normalize(), scale_by_radius(0.3))
     tx = optax.chain(xsam_jax.sharpness_aware(ascent, record()), optax.sgd(0.1))
     params = problems.network.make_params()
@@ -395,7 +403,7 @@ def test_the_structure_of_what_is_recorded_is_fixed_from_the_start():
     assert jnp.all((cosines > 0) & (cosines < 1))
 
 
-def test_what_is_not_recorded_costs_nothing():
+def test_unrecorded_diagnostics_cost_nothing():
     ascent = optax.chain(normalize(), scale_by_radius(0.3))
     params = problems.network.make_params()
 

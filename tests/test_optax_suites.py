@@ -1,7 +1,7 @@
 """Optax's own test suites, read from the installed wheel and run over the methods in methods.py.
 
-Each suite has a table of optimizers. Each method in turn replaces that table. `make test` runs a
-selection, `make test-optax` the rest.
+Each suite has a table of optimizers. Each method in turn replaces that table. `make test` runs the
+quick cases over the representatives, `make test-optax` the rest.
 """
 
 import ast
@@ -19,7 +19,7 @@ from unittest import mock
 import jax
 import optax
 import pytest
-from methods import METHODS
+from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 
@@ -32,9 +32,13 @@ EXCLUDED = {
     "microbatch": "tests optax.microbatching",
     "wrap=True": "the same as wrap=False, as there is no wrapper in the rows",
 }
-# Not in `make test`: they take longer than all others together, which, with test_protocol.py, test
-# nearly the same.
-SLOW = ("alias_test", "learning_rate_schedule", "state_shape_dtype", "gradient_accumulation")
+# Not in `make test`. They take longer than all others together, and the others and test_protocol.py
+# test nearly the same. Of the targets of test_optimizers, Rosenbrock's function and two leaves of
+# different shapes remain in it.
+SLOW = (
+    *("alias_test", "learning_rate_schedule", "state_shape_dtype", "gradient_accumulation"),
+    *("test_optimizers0", "test_optimizers2"),
+)
 
 last_differentiated = []  # one function, or none yet
 
@@ -67,7 +71,7 @@ def optimizer_factory(method):
     numbers = {k: v / 3000 if "rho" in k else v for k, v in method.numbers.items()}
     if method.alias is xsam_jax.look_sam:
         # Its extra component does not shrink with rho. With 0.7, it never leaves the valley of
-        # Rosenbrock's function; neither does LookSAM in float64 NumPy.
+        # Rosenbrock's function, and neither does LookSAM in float64 NumPy.
         numbers["alpha"] = 0.1
 
     def factory(learning_rate: optax.ScalarOrSchedule, rho):
@@ -140,7 +144,7 @@ def cases():
             for test in unittest.defaultTestLoader.getTestCaseNames(suite):
                 case, case_id = suite(test), f"{name}: {module.split('.')[-1]}.{test}"
                 if not any(part in case.id() for part in EXCLUDED):
-                    slow = any(part in case_id for part in SLOW)
+                    slow = name not in REPRESENTATIVES or any(part in case_id for part in SLOW)
                     marks = [pytest.mark.optax_full] if slow else []
                     found.append(pytest.param(case, id=case_id, marks=marks))
     return found
@@ -156,9 +160,13 @@ def test_optax_suite(case):
         jax.config.update("jax_enable_x64", False)  # a failed case of float64_test leaves it on
 
 
-def test_sharding_suite():
+@pytest.mark.parametrize(
+    "marker", ["not optax_full", pytest.param("optax_full", marks=pytest.mark.optax_full)]
+)
+def test_sharding_suite(marker):
     """Runs the sharding suite in a process with eight devices."""
     test = f"{__file__}::test_optax_suite"
-    command = [sys.executable, "-m", "pytest", test, "-k", "sharding_test", "-q", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", test, "-k", "sharding_test", "-m", marker]
+    command += ["-q", "--tb=short", "-n", "0"]
     done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

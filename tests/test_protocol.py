@@ -13,11 +13,14 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from methods import METHODS, NAMES, REPRESENTATIVES
+from problems import x64 as x64_mode
 
 import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import match_norm, slerp_to_maximum
 
+# One worker runs all tests, which share compiled programs.
+pytestmark = pytest.mark.xdist_group("protocol")
 LEARNING_RATE = 0.02
 # Two compilations of one step differ by float32 rounding, which differences of losses amplify.
 RTOL = 1e-4
@@ -290,9 +293,18 @@ def test_grad_fn_replaces_the_gradient_of_the_loss(method):
 
 @every_method
 def test_every_number_can_be_injected(method):
-    params, opt_state = run(method, injected(method), make_params())
-    chex.assert_trees_all_close(params, trained(method)[0], rtol=RTOL)
+    """Traced only. test_values.py and test_family.py compare values of traced numbers."""
+    tx, params = injected(method), make_params()
+    opt_state = tx.init(params)
+    results = jax.eval_shape(make_step(method, tx), params, opt_state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(results, (params, opt_state))
     assert set(method.numbers) <= set(optax.tree.get(opt_state, "hyperparams"))
+
+
+@every_kind
+def test_injected_numbers_have_the_effect_of_constants(method):
+    params, _ = run(method, injected(method), make_params())
+    chex.assert_trees_all_close(params, trained(method)[0], rtol=RTOL)
 
 
 @methods_that(lambda method: method.counts_sharp_steps, REPRESENTATIVES)
@@ -543,8 +555,9 @@ def test_half_precision_is_kept_and_near_float32(method):
     chex.assert_trees_all_close(optax.tree.cast(gradient, "float32"), expected, rtol=1e-2)
 
 
-@every_kind
-def test_bfloat16_is_near_float32(method):
+@pytest.mark.parametrize("name", ["sam", "xsam, two steps", "gam", "look_sam", "esam"])
+def test_bfloat16_is_near_float32(name):
+    method = METHODS[name]
     arguments, results, gradient = step_from_alpha(method, "bfloat16")
     chex.assert_trees_all_equal_shapes_and_dtypes(results, arguments)
     # Of a perturbation of 0.3 to parameters of 2, bfloat16 keeps one part in a hundred.
@@ -552,26 +565,31 @@ def test_bfloat16_is_near_float32(method):
     chex.assert_trees_all_close(optax.tree.cast(gradient, "float32"), expected, rtol=0.1)
 
 
-def assert_update_keeps_dtypes(method, params, grads):
+def traced_update(method, params, grads):
+    """The types of the state before and after an update, and those of the updates."""
     tx = method.make()
     opt_state = tx.init(params)
     update = functools.partial(tx.update, **method.arguments(loss_fn))
     updates, after = jax.eval_shape(update, grads, opt_state, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (grads, opt_state))
+    return opt_state, after, updates
 
 
 @every_method
-def test_update_keeps_bfloat16_and_the_dtype_of_the_gradient(method):
-    """Traced only. Parameters and gradients may have different dtypes."""
-    params = make_params("bfloat16")
-    assert_update_keeps_dtypes(method, params, make_params("bfloat16"))
-    assert_update_keeps_dtypes(method, params, make_params("float32"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_update_keeps_dtypes(method, dtype):
+    """Traced only. test_values.py and test_family.py compare values in float64."""
+    with x64_mode(dtype == "float64"):
+        params = make_params(dtype)
+        opt_state, after, updates = traced_update(method, params, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, opt_state))
 
 
 @every_method
-def test_update_keeps_float64(method, x64):
-    """Traced only. test_values.py and test_family.py compare the values."""
-    assert_update_keeps_dtypes(method, make_params("float64"), make_params("float64"))
+def test_update_has_the_dtype_of_the_gradient(method):
+    """Traced only. The parameters have another dtype."""
+    grads = make_params("float32")
+    _, _, updates = traced_update(method, make_params("bfloat16"), grads)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
 
 
 @probing_kind
@@ -611,8 +629,9 @@ def test_outermost_container_can_be_any(method, name):
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
-@every_kind
-def test_pytree_of_all_containers_equals_a_list(method):
+@pytest.mark.parametrize("name", ["sam", "xsam, two steps", "gam", "look_sam", "esam"])
+def test_pytree_of_all_containers_equals_a_list(name):
+    method = METHODS[name]
     weight, bias = make_params()["weight"], make_params()["bias"]
     tx, state = method.make(), nnx.State({"a": nnx.Param(weight[0])})
     nested = {"b": [bias], "c": (weight, None), "d": {}, "e": jnp.zeros((0, 3))}

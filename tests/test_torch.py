@@ -1,4 +1,4 @@
-"""The methods against plain PyTorch loops, which share no line of code with this library."""
+"""The methods against plain PyTorch loops, which share no code with this library."""
 
 import contextlib
 import copy
@@ -55,7 +55,7 @@ def set_gradient(model, u):
         p.grad.copy_(x)
 
 
-# Here and below, the method's gradient is what it leaves in `p.grad`; `memory` outlives the step.
+# A method leaves its gradient in `p.grad`. It keeps its state in `memory`.
 def sam(model, loss, memory, rho):
     gradient_at(model, loss, rho, unit(gradient(model, loss)))
 
@@ -182,7 +182,7 @@ def train_in_jax(method, arguments):
 
 @pytest.mark.parametrize(("method", "arguments"), CASES.values(), ids=CASES)
 @pytest.mark.usefixtures("x64")
-def test_thirty_steps_end_where_a_pytorch_loop_ends(method, arguments):
+def test_thirty_steps_equal_a_pytorch_loop(method, arguments):
     params, alphas = train_in_jax(method, arguments)
     expected, expected_alphas = train_in_torch(method, arguments)
     np.testing.assert_allclose(alphas, expected_alphas, rtol=1e-12)
