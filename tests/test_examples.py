@@ -138,7 +138,7 @@ def start_of(seeds, steps):
     return labels, kernels, rng.integers(0, 1000, (seeds, steps, digits.BATCH))
 
 
-IMAGES = np.random.default_rng(1).random((1000, 64), np.float32)
+IMAGES = jnp.asarray(np.random.default_rng(1).random((1000, 64), np.float32))
 HELD_OUT = [(IMAGES[:100], np.arange(100) % 10)] * 2
 
 
@@ -189,11 +189,7 @@ def test_the_probe_of_many_seeds_stays_a_conditional():
 def test_every_method_of_the_demo_makes_a_step(method):
     start = jax.tree.map(lambda leaf: leaf[0], start_of(seeds=1, steps=2))
 
-    @jax.jit
-    def run(rho):
-        return digits.train(start, rho, IMAGES, HELD_OUT, method)
-
-    accuracies, _ = run(0.1)
+    accuracies, _ = jax.jit(digits.train, static_argnums=4)(start, 0.1, IMAGES, HELD_OUT, method)
     assert np.all(np.isfinite(accuracies))
 
 
