@@ -4,8 +4,8 @@
 
 Pretrains a network on the digits 0 to 4. Then trains LoRA adapters on 500 images of all ten digits
 and holds everything else. `wrt=nnx.LoRAParam` selects the adapters for the gradient, the optimizer
-and `make_value_fn`. Takes half a minute. Expect a test accuracy of about 52 % before, and of 97 %
-with adapters trained by SGD, SAM or XSAM.
+and `make_value_fn`. Takes half a minute. Expect a test accuracy of 52 % before, and of 93, 92 and
+90 % with adapters trained by SGD, SAM and XSAM.
 """
 
 from typing import Any
