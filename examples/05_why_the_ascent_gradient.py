@@ -1,4 +1,4 @@
-"""Why SAM's gradient is better where it is applied (figure 1 and proposition 1 of the XSAM paper).
+"""Why SAM applies the gradient of the ascent at its start (figure 1 of the XSAM paper).
 
     python examples/05_why_the_ascent_gradient.py        (or: make why)
 

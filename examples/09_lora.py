@@ -3,9 +3,9 @@
     python examples/09_lora.py        (or: make lora)
 
 Pretrains a network on the digits 0 to 4. Then trains LoRA adapters on 500 images of all ten digits
-and holds everything else. `wrt=nnx.LoRAParam` selects the adapters for the gradient, the optimizer
-and `make_value_fn`. Takes half a minute. Expect a test accuracy of 52 % before, and of 93, 92 and
-90 % with adapters trained by SGD, SAM and XSAM.
+and freezes all other parameters. `wrt=nnx.LoRAParam` selects the adapters for the gradient, the
+optimizer and `make_value_fn`. Takes half a minute. Expect a test accuracy of 52 % before
+fine-tuning, and of 93, 92 and 90 % after it with SGD, SAM and XSAM (one seed).
 """
 
 from typing import Any

@@ -146,22 +146,23 @@ def sharpness_aware(
     and the result is :math:`\mathrm{descent}(g_k, \mathrm{path})`.
 
     It is a gradient transformation, not an optimizer. It is the first link of an `optax.chain`, and
-    the optimizer after it receives the sharpness-aware gradient. Alone, or last in the chain, it
-    increases the loss, as adding any gradient does. Weight decay after it is not part of the
-    ascent. The ascent starts with the incoming gradient: pass the gradient of another batch to
-    ascend on that batch.
+    the optimizer after it receives the sharpness-aware gradient. Without an optimizer after it the
+    loss increases, because the gradient is added to the parameters. Weight decay after it is not
+    part of the ascent. The ascent starts with the incoming gradient: pass the gradient of another
+    batch to ascend on that batch.
 
     **Update.** `update(updates, state, params, *, value_fn, grad_fn=None, value=None, **extra)`:
 
     * `value_fn(params)` is the loss, a real scalar, as a pure function of the parameters. It closes
       over the batch, the dropout key, and everything else the loss depends on. The ascent evaluates
-      `steps` gradients beside the incoming one, and a descent may evaluate more.
+      `steps` gradients in addition to the incoming one, and a descent may evaluate more.
     * `grad_fn(params)` replaces `jax.grad(value_fn)`, for microbatches, loss scaling or
-      collectives. It is sufficient alone unless the descent reads losses. Line searches later in
-      the chain refuse it, because they accept `value_fn`, `value` and `grad` only.
-    * On several devices both are means over all devices. In `jax.shard_map`, `value_fn` returns the
-      `jax.lax.pmean` of the loss. In `jax.pmap`, also pass the `pmean` of the gradient as
-      `grad_fn`. JAX cannot detect there that it is missing.
+      collectives. With it, omit `value_fn` unless the descent reads losses, as that of `xsam` does.
+      Line searches later in the chain refuse it, because they accept `value_fn`, `value` and `grad`
+      only.
+    * On several devices, `value_fn` and `grad_fn` return means over all devices. In
+      `jax.shard_map`, `value_fn` returns the `jax.lax.pmean` of the loss. In `jax.pmap`, also pass
+      the `pmean` of the gradient as `grad_fn`. There a missing `grad_fn` raises no error.
     * `value` is the loss at `params`. It saves a forward pass in a descent that needs it.
     * Other extra arguments are passed on to the ascent and the descent.
 

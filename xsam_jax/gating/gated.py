@@ -62,9 +62,9 @@ def gated(
     `optax.inject_hyperparams(lambda rho: gated(sam(rho), gate))(rho=schedule)`.
 
     Args:
-      transform: a method, without the optimizer. The optimizer follows,
-        `optax.chain(gated(sam(0.1), gate), optax.sgd(0.1))`. Inside it would be skipped, and the
-        gradient would be the update.
+      transform: a method, without the optimizer. Put the optimizer after it,
+        `optax.chain(gated(sam(0.1), gate), optax.sgd(0.1))`. Inside `gated` the optimizer would be
+        skipped too, and the raw gradient would be the update.
       gate: `every(k)`, `after(step)`, `bernoulli(p, key)`, another function of the step count, or
         `gradient_norm(...)`.
 

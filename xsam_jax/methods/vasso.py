@@ -15,11 +15,11 @@ from xsam_jax.methods._ascent import ascent_of_length
 def vasso(rho: Radius, theta: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     r"""Variance-suppressed SAM (VaSSO): ascends along a moving average of the gradients.
 
-    With the parameters :math:`x`, the weight :math:`\beta` (the argument `theta`),
-    :math:`d_0 = g_0` and, in each later training step,
+    With the parameters :math:`x_t` of training step t, the weight :math:`\beta` (the argument
+    `theta`), :math:`d_0 = g_0` and, in each later training step,
 
     .. math:: d_t = (1-\beta) d_{t-1} + \beta g_t, \qquad
-              x_1 = x_0 + \rho\, d_t / \|d_t\|, \qquad \text{update } g_1.
+              \text{update } \nabla L(x_t + \rho\, d_t / \|d_t\|).
 
     Use it in place of `sam` when the batch gradient is so noisy that the ascent fits the batch. It
     needs a copy of the parameters for the average. One step costs one further gradient.
@@ -27,8 +27,8 @@ def vasso(rho: Radius, theta: float | jax.Array) -> optax.GradientTransformation
     Args:
       rho: the length of the ascent, as in `sam`.
       theta: :math:`\beta`, the weight of the new gradient, in [0, 1]. The paper calls it theta. A
-        larger one averages over fewer steps. 1 is `sam`. F-SAM's `decay` is one minus such a
-        weight. The official scripts have 0.9, other papers 0.4, so there is no default.
+        larger one averages over fewer steps. 1 is `sam`. `decay` of `friendly_sam` is one minus
+        this weight. The official scripts use 0.9. No value is standard, so there is no default.
 
     Returns:
       A gradient transformation. Its state holds the average, one copy of the parameters.

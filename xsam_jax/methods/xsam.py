@@ -29,33 +29,36 @@ def xsam(
     r"""Explicit sharpness-aware minimization (XSAM): steps away from the highest loss found.
 
     SAM uses the gradient at the end of the ascent as an estimate of the direction of the maximum.
-    XSAM searches for that direction. After the ascent of `sam`, with :math:`v(\alpha)` the
-    spherical interpolation from :math:`v_0 = (\theta_k-\theta_0)/\|\theta_k-\theta_0\|` to
-    :math:`v_1 = g_k/\|g_k\|`,
+    XSAM searches for that direction. It performs the ascent of `sam`, then rotates the update in
+    one plane: :math:`v(\alpha)` is the spherical interpolation from the ascent,
+    :math:`v_0 = (\theta_k-\theta_0)/\|\theta_k-\theta_0\|`, at :math:`\alpha = 0` to the last
+    gradient, :math:`v_1 = g_k/\|g_k\|`, at :math:`\alpha = 1`, and beyond.
 
     .. math:: \alpha^* = \arg\max_\alpha L(\theta_0 + \rho_m v(\alpha)), \qquad
               \text{update } v(\alpha^*)\,\|g_k\|.
 
-    It evaluates the losses of `linspace(0, alpha_max, num_alphas)` every `probe_every` steps, on
-    the batch of the step, and keeps :math:`\alpha^*` in between.
+    Every `probe_every` steps, a probe searches for :math:`\alpha^*`: it evaluates the loss at
+    `linspace(0, alpha_max, num_alphas)` on the batch of the step. Between probes
+    :math:`\alpha^*` does not change.
 
-    Use it in place of `sam` when the right radius is not known, or with several ascent steps: it
-    depends less on `rho`, because the search corrects the direction. A step costs `steps` further
+    Use it in place of `sam` when `rho` is not tuned, or with several ascent steps: it depends less
+    on `rho` (measured on digits, examples/experiments/RESULTS.md). A step costs `steps` further
     gradients. A probe costs `num_alphas` forward passes, or 7 of 21 with `search="section"`. If a
-    forward pass takes a third of a gradient, the defaults add 3.5 % to the time of SAM (section:
-    1.2 %). The paper probes once an epoch.
+    forward pass takes a third of a gradient, the defaults add 3.5 % to the time of SAM (measured,
+    docs/benchmarks.md: 3 % on a ResNet-8, 16 % on an MLP). The paper probes once per epoch.
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
         by the number of steps.)
       rho_max: :math:`\rho_m > 0`, the radius at which losses are evaluated, or a schedule of it.
-        Usually one to six times `rho`. Start with twice. A larger one looks further away.
+        Usually `rho` to `6 * rho`. Start with `2 * rho`. A larger one compares losses further away.
       direction: the ascent without its radius: an Optax gradient transformation, such as
         `scale_by_magnitude(0.01)` for the ascent of ASAM. The default None is `normalize()`. If it
         perturbs a subset of the parameters, the update still changes all of them. Static.
       steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static.
       probe_every: the number of steps between two probes (default 100). The first step probes.
-      alpha_max: the end of the grid, 2 (default) to 4. If :math:`\alpha^*` stays there, raise it.
+      alpha_max: the end of the grid, usually 2 (default) to 4. If :math:`\alpha^*` stays there,
+        raise `alpha_max`.
       num_alphas: the number of grid points, 20 to 40 (default 21). Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together (default 1), or None
         for the whole grid, see `slerp_to_maximum`. Static.
