@@ -19,22 +19,22 @@ import jax
 import jaxlib
 import optax
 
-from benchmarks import analysis, family, search, tables, trainer
+from benchmarks import alpha_search, analysis, method_costs, tables, trainer
 from benchmarks.models import MODELS
 from examples.experiments.command_line import read_options
-from examples.image_classification.names import hint
+from examples.image_classification.check_name import hint
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "step": ("Step time", tables.step_time),
     "memory": ("FLOPs and memory", tables.memory),
     "probe": ("Probing by chunk size", tables.probe),
-    "search": ("Grid and section search", search.search),
-    "family": ("The family", family.family),
-    "gate": ("Gates", family.gate),
+    "search": ("Grid and section search", alpha_search.search),
+    "family": ("The family", method_costs.family),
+    "gate": ("Gates", method_costs.gate),
     "trainer": ("An epoch of training", trainer.trainer),
     "analysis": ("Curvature", analysis.curvature),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
-    "leaves": ("Compile time with many arrays", family.compile_time),
+    "leaves": ("Compile time with many arrays", method_costs.compile_time),
 }
 
 # With these everything takes about 25 minutes on two cores.

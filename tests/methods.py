@@ -138,7 +138,7 @@ METHODS = {
 }
 # One method for each structure of states, slots and conditionals. They test properties that do not
 # depend on the formula, such as transformations of JAX and Optax around a method, and containers.
-# A test in test_protocol.py asserts that every kind of state is among them.
+# A test in test_optax_protocol.py asserts that every kind of state is among them.
 REPRESENTATIVES = {
     name: METHODS[name]
     for name in (

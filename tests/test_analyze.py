@@ -16,9 +16,9 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from problems import x64
 from scipy.special import log_softmax
-from test_runs import SAVE, assert_is_a_picture, fake_run, without_figures
+from test_experiments import SAVE, assert_is_a_picture, fake_run, without_figures
 
-from examples.experiments import analyze, evaluate, figures, flatness
+from examples.experiments import analyze, evaluate, figures, measure_flatness
 from examples.experiments.command_line import read_options
 from examples.image_classification.batches import Batches, Stream
 from examples.image_classification.config import Config
@@ -224,7 +224,7 @@ def test_sharpness_is_the_mean_rise_in_filter_normalized_directions(analyzed):
 def test_networks_of_one_architecture_share_their_loss(trained):
     options = read_options(analyze.Options, [str(trained), *FEW])
     networks = [
-        flatness.make_network(path, evaluate.restore(path), options)
+        measure_flatness.make_network(path, evaluate.restore(path), options)
         for path in sorted(trained.glob("*/seed*"))
     ]
     assert len({network.loss for network in networks}) == 1
@@ -257,7 +257,7 @@ def test_slow_parts_can_be_left_out(runs, calls, tmp_path, capsys):
 
 
 def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
-    files = [analyzed / "sgd" / f"seed{seed}" / flatness.ANALYSIS for seed in (0, 1)]
+    files = [analyzed / "sgd" / f"seed{seed}" / measure_flatness.ANALYSIS for seed in (0, 1)]
     first, second = (json.loads(file.read_text()) for file in files)
     assert {"landscape", "density"} & second.keys() == set()
     losses = np.array(first["landscape"]["result"])
@@ -294,10 +294,10 @@ def test_an_analysis_of_other_parameters_is_discarded(runs, calls, no_figures):
     path = runs / "sgd" / "seed0"
     shutil.rmtree(path / "checkpoints")
     shutil.copytree(runs / "sgd" / "seed1" / "checkpoints", path / "checkpoints")
-    before = json.loads((path / flatness.ANALYSIS).read_text())
+    before = json.loads((path / measure_flatness.ANALYSIS).read_text())
     assert analyze.main([str(path), *FEW, "--points", "0", "--radius", "0.2"]) == 0
     assert set(calls) == set(FUNCTIONS) - {"loss_surface"}
-    now = json.loads((path / flatness.ANALYSIS).read_text())
+    now = json.loads((path / measure_flatness.ANALYSIS).read_text())
     assert "landscape" in before.keys() - now.keys()
     assert now["eigenvalues"]["result"] != before["eigenvalues"]["result"]
 
@@ -306,7 +306,7 @@ def test_an_analysis_of_other_parameters_is_discarded(runs, calls, no_figures):
 
 
 def test_a_run_that_cannot_be_measured_is_left_out(runs, monkeypatch, capsys, tmp_path):
-    for file in runs.rglob(flatness.ANALYSIS):
+    for file in runs.rglob(measure_flatness.ANALYSIS):
         file.unlink()
     function, bad = analysis.hessian_trace, []
 
@@ -355,7 +355,7 @@ def test_streams_are_refused(trained, monkeypatch, capsys):
         stream = Stream([], np.arange(3), np.zeros(3, np.int32), 10)
         return load(config)._replace(train=stream)
 
-    monkeypatch.setattr(flatness, "load", load_stream)
+    monkeypatch.setattr(measure_flatness, "load", load_stream)
     assert analyze.main([str(trained), *FEW]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("images that are decoded as they are read take too long")
@@ -387,18 +387,18 @@ def test_runs_without_a_last_checkpoint_are_left_out(tmp_path, capsys):
 )
 def test_kept_results_of_another_shape_raise_one_line(text, message, tmp_path, capsys):
     path = fake_run(tmp_path / "a", 0, 1.0, method="sgd")
-    (path / flatness.ANALYSIS).write_text(text)
+    (path / measure_flatness.ANALYSIS).write_text(text)
     assert analyze.main([str(path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"analyze: error: {path / flatness.ANALYSIS} cannot be read: ")
+    assert line.startswith(f"analyze: error: {path / measure_flatness.ANALYSIS} cannot be read: ")
     assert message in line
 
 
 def test_kept_results_of_another_length_are_measured_again(runs, calls, no_figures):
     path = runs / "sgd" / "seed0"
-    before = json.loads((path / flatness.ANALYSIS).read_text())
+    before = json.loads((path / measure_flatness.ANALYSIS).read_text())
     cut = before | {"eigenvalues": before["eigenvalues"] | {"result": [1.0]}}
-    (path / flatness.ANALYSIS).write_text(json.dumps(cut))
+    (path / measure_flatness.ANALYSIS).write_text(json.dumps(cut))
     assert analyze.main([str(path), *FEW, "--radius", "0.2"]) == 0
     assert calls == ["top_eigenvalues"]
-    assert json.loads((path / flatness.ANALYSIS).read_text()) == before
+    assert json.loads((path / measure_flatness.ANALYSIS).read_text()) == before

@@ -33,7 +33,7 @@ def on_eight_devices(test):
 
 def test_on_eight_devices():
     """Runs the other tests of this file, and the recipe, in a process with eight devices."""
-    recipe = pathlib.Path(__file__).parent / "test_recipes.py"
+    recipe = pathlib.Path(__file__).parent / "test_pages.py"
     tests = [__file__, f"{recipe}::test_several_devices_compute_the_step_of_one"]
     command = [sys.executable, "-m", "pytest", *tests, "-q", "--tb=short", "-n", "0"]
     done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)

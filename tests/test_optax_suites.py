@@ -30,9 +30,9 @@ EXCLUDED = {
     "complex": "parameters must be real",
     "explicit_dtype": "tests arguments of Adam and SGD",
     "microbatch": "tests optax.microbatching",
-    "wrap=True": "the same as wrap=False, as there is no wrapper in the rows",
+    "wrap=True": "the same as wrap=False: the rows have no wrapper",
 }
-# Not in `make test`. They take longer than all others together, and the others and test_protocol.py
+# Not in `make test`. They take longer than all others together, and the others and test_optax_protocol.py
 # test nearly the same. Of the targets of test_optimizers, Rosenbrock's function and two leaves of
 # different shapes remain in it.
 SLOW = (

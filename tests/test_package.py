@@ -23,16 +23,16 @@ ARROWS = {
     "_devices": set(),
     "_schedules": set(),
     "_checks": set(),
-    "_losses": {"_checks", "_devices", "_tree"},
-    "core": {"_checks", "_losses", "_tree"},
+    "_value_fn": {"_checks", "_devices", "_tree"},
+    "core": {"_checks", "_value_fn", "_tree"},
     "ascent": {"_checks", "_schedules", "_tree", "ascent"},
-    "descent": {"_checks", "_devices", "_losses", "_schedules", "_tree", "core", "descent"},
+    "descent": {"_checks", "_devices", "_value_fn", "_schedules", "_tree", "core", "descent"},
     "gating": {"_checks", "_devices", "_tree", "gating"},
     "methods": {
-        *("_checks", "_devices", "_losses", "_schedules", "_tree"),
+        *("_checks", "_devices", "_value_fn", "_schedules", "_tree"),
         *("core", "ascent", "descent", "gating", "methods"),
     },
-    "flax_nnx": {"_losses"},
+    "flax_nnx": {"_value_fn"},
     "flax_linen": set(),
     "analysis": {"_checks", "_tree", "core", "ascent", "analysis"},
 }
@@ -44,7 +44,7 @@ FURTHER = {
     "analysis": {"scipy"},
     "analysis/plots": {"matplotlib"},
     "analysis/style": {"matplotlib"},
-    "analysis/surfaces": {"matplotlib", "adjustText"},
+    "analysis/surface_plots": {"matplotlib", "adjustText"},
 }
 
 

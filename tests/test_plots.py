@@ -14,7 +14,7 @@ from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
 from examples.experiments import figures
-from xsam_jax.analysis import plots, surfaces
+from xsam_jax.analysis import plots
 from xsam_jax.analysis.ascent_plane import AscentPlane
 
 matplotlib.use("Agg")
@@ -416,7 +416,7 @@ def test_ascent_plane_draws_the_ascent(steps):
 @pytest.fixture
 def unplaced(monkeypatch):
     """Leaves labels where they start, since placing them renders the figure once more."""
-    monkeypatch.setattr(surfaces, "adjust_text", lambda *_, **__: None)
+    monkeypatch.setattr(surface_plots, "adjust_text", lambda *_, **__: None)
 
 
 def test_ascent_plane_without_rho_max_has_one_circle(unplaced):

@@ -10,7 +10,7 @@ import pytest
 
 import xsam_jax
 from examples.experiments import figures
-from examples.experiments.seeds import difference
+from examples.experiments.seed_statistics import difference
 from examples.image_classification.config import Config
 from examples.image_classification.methods import FAMILY, Training
 from examples.image_classification.presets import settings_for

@@ -16,8 +16,8 @@ These rules hold for all methods:
 """
 
 from xsam_jax import ascent, descent, gating, methods
-from xsam_jax._losses import GradFn, ValueFn
 from xsam_jax._schedules import Radius
+from xsam_jax._value_fn import GradFn, ValueFn
 from xsam_jax.core import AscentPath, SharpnessAwareState, sharpness_aware
 from xsam_jax.gating.gated import gated
 from xsam_jax.methods.asam import asam

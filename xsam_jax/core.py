@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
-from xsam_jax import _losses as losses
 from xsam_jax import _tree as tree
-from xsam_jax._losses import GradFn, ValueFn
+from xsam_jax import _value_fn
+from xsam_jax._value_fn import GradFn, ValueFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,13 +242,13 @@ def sharpness_aware(
         )
         checks.parameters(params)
         fix = "pass grads = jax.grad(loss)(params)"
-        losses.check_gradient_like("grads must be", updates, params, fix)
-        losses.check_functions(value_fn, grad_fn, params, updates, value)
+        _value_fn.check_gradient_like("grads must be", updates, params, fix)
+        _value_fn.check_functions(value_fn, grad_fn, params, updates, value)
 
         def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
             if grad_fn is None:
                 return jax.value_and_grad(cast(ValueFn, value_fn))(point)
-            return None, losses.gradient_at(point, grad_fn, updates)
+            return None, _value_fn.gradient_at(point, grad_fn, updates)
 
         extra_args |= {
             "value_fn": value_fn,

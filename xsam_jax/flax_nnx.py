@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xsam_jax._losses import ValueFn
+from xsam_jax._value_fn import ValueFn
 
 # Flax before 0.12.7 calls it `pure`.
 _as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure

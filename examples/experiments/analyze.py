@@ -43,7 +43,8 @@ from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.compare import markdown, shared, write_table
 from examples.experiments.evaluate import restore_all
-from examples.experiments.flatness import (
+from examples.experiments.group_runs import Comparison
+from examples.experiments.measure_flatness import (
     FACTORS,
     MeasurementOptions,
     Network,
@@ -53,8 +54,7 @@ from examples.experiments.flatness import (
     requested,
     sharpness,
 )
-from examples.experiments.groups import Comparison
-from examples.experiments.records import read_runs
+from examples.experiments.read_runs import read_runs
 from examples.image_classification.batches import check_batch_size
 from xsam_jax.analysis import plots
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import tyro
 from absl import logging
 
-from examples.image_classification.devices import cache_compilations
+from examples.image_classification.distributed import cache_compilations
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import TrainingError
 

@@ -28,10 +28,10 @@ from tyro.conf import Positional
 
 from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.groups import Comparison
-from examples.experiments.records import VALIDATION, Runs, format_setting, read_runs, short_name
-from examples.experiments.seeds import difference, spread
-from examples.image_classification.names import hint
+from examples.experiments.group_runs import Comparison
+from examples.experiments.read_runs import VALIDATION, Runs, format_setting, read_runs, short_name
+from examples.experiments.seed_statistics import difference, spread
+from examples.image_classification.check_name import hint
 
 TEST = "test_accuracy"
 METRICS = {  # names in the files, and in the table

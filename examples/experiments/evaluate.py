@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.records import Runs, read_evaluation, read_runs
+from examples.experiments.read_runs import Runs, read_evaluation, read_runs
 from examples.image_classification.batches import Batches, Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.records import is_tuned, number_groups, tabulate_settings, used_settings
+from examples.experiments.read_runs import is_tuned, number_groups, tabulate_settings, used_settings
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.run_folder import Diverged

@@ -8,7 +8,7 @@ from absl import logging
 
 from examples.image_classification.command_line import PROGRAM, read_config
 from examples.image_classification.config import run_folder
-from examples.image_classification.devices import (
+from examples.image_classification.distributed import (
     cache_compilations,
     initialize_distributed,
     is_main,

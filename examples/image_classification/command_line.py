@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import tyro
 
+from examples.image_classification.check_name import check_name
 from examples.image_classification.config import DEFAULTS, Config, ignored_settings
 from examples.image_classification.data import DATASETS
 from examples.image_classification.methods import METHODS, method_arguments
 from examples.image_classification.models import MODELS
-from examples.image_classification.names import check_name
 from examples.image_classification.presets import PRESETS, settings_for
 
 PROGRAM = "image_classification"

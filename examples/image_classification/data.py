@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from examples.image_classification.batches import Dataset, Images, Stream
+from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config
-from examples.image_classification.names import check_name
 
 _NOISE = 0x6E6F697365  # "noise": wrong labels are independent of the order of the images
 

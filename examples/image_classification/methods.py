@@ -12,7 +12,7 @@ import jax
 import optax
 
 import xsam_jax as sx
-from examples.image_classification.names import check_name, hint
+from examples.image_classification.check_name import check_name, hint
 from xsam_jax import ascent
 
 

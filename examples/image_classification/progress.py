@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from examples.image_classification.devices import is_main
+from examples.image_classification.distributed import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REFRESH = 0.5  # seconds

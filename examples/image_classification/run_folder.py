@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 
 from examples.image_classification.config import Config, ignored_settings
-from examples.image_classification.devices import is_main
+from examples.image_classification.distributed import is_main
 from examples.image_classification.progress import Stopped
 
 # A resumed run may change these, which change its results by rounding at most.

@@ -14,7 +14,7 @@ import optax
 from examples.image_classification.batches import Batches
 from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
-from examples.image_classification.devices import is_main
+from examples.image_classification.distributed import is_main
 from examples.image_classification.progress import NotFinite, Progress, Stopped, StopRequest
 from examples.image_classification.run_folder import Diverged, RunFolder
 from examples.image_classification.steps import (

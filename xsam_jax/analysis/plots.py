@@ -30,7 +30,7 @@ from xsam_jax.analysis.style import (
     canvas,
     line_styles,
 )
-from xsam_jax.analysis.surfaces import ascent_plane, loss_surface
+from xsam_jax.analysis.surface_plots import ascent_plane, loss_surface
 
 __all__ = [
     "spectral_density",

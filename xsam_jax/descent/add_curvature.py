@@ -8,7 +8,7 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._losses import GradFn
+from xsam_jax._value_fn import GradFn
 from xsam_jax.core import AscentPath
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
-from xsam_jax import _losses as losses
 from xsam_jax import _tree as tree
-from xsam_jax._losses import ValueFn
+from xsam_jax import _value_fn
 from xsam_jax._schedules import advance, at_count, schedule_state
+from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
 
 _LENGTHS = {
@@ -115,9 +115,9 @@ def _slope(
     start: jax.Array | None,
 ) -> jax.Array:
     """Returns the slope of the loss over a displacement, and `limit` if that is zero."""
-    value_fn = losses.require_value_fn("a slope is a difference of losses", value_fn)
+    value_fn = _value_fn.require_value_fn("a slope is a difference of losses", value_fn)
     start = value_fn(params) if start is None else start
-    end = losses.value_at(value_fn, params, displacement) if end is None else end
+    end = _value_fn.value_at(value_fn, params, displacement) if end is None else end
     distance = tree.norm(displacement)
     rise = jnp.asarray(end, limit.dtype) - jnp.asarray(start, limit.dtype)
     return jnp.where(distance > 0, rise / jnp.where(distance > 0, distance, 1.0), limit)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
-from xsam_jax import _losses as losses
 from xsam_jax import _tree as tree
+from xsam_jax import _value_fn
 from xsam_jax._devices import varying_like
-from xsam_jax._losses import ValueFn
 from xsam_jax._schedules import at_count
+from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
 from xsam_jax.descent.alpha_search import grid_search, section_search
 from xsam_jax.descent.slerp import Plane
@@ -119,12 +119,12 @@ def slerp_to_maximum(
     ) -> tuple[optax.Updates, SlerpToMaximumState]:
         del extra_args
         path = checks.ascent_path("slerp_to_maximum", path, params)
-        value_fn = losses.require_value_fn("slerp_to_maximum probes losses", value_fn)
+        value_fn = _value_fn.require_value_fn("slerp_to_maximum probes losses", value_fn)
         plane = Plane.spanned_by(path.displacement, updates)
         radius = jnp.asarray(at_count(rho_max, state))
 
         def loss_at(alpha: jax.Array) -> jax.Array:
-            return losses.value_at(value_fn, params, plane.direction(alpha, radius))
+            return _value_fn.value_at(value_fn, params, plane.direction(alpha, radius))
 
         def probe(alpha: jax.Array) -> jax.Array:
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)

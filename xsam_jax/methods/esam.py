@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
-from xsam_jax import _devices, _losses
+from xsam_jax import _devices, _value_fn
 from xsam_jax._schedules import Radius
 from xsam_jax.ascent.random_subset import random_subset
 from xsam_jax.core import SharpnessAwareState, sharpness_aware
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def esam(
@@ -137,11 +137,11 @@ def _check_losses(losses_fn: Any, losses: Any, params: optax.Params, updates: op
         losses_fn,
         "losses_fn is missing: esam compares the losses of samples. Write tx.update(grads, "
         "opt_state, params, losses_fn=lambda params: losses(params, batch)), of shape (batch,). "
-        f"{_losses.DROPPED}",
+        f"{_value_fn.DROPPED}",
     )
     if not callable(losses_fn):
         raise TypeError(f"losses_fn must be a function of the parameters, got {losses_fn!r}")
-    program, result = _losses.trace("losses_fn", losses_fn, params, "losses")
+    program, result = _value_fn.trace("losses_fn", losses_fn, params, "losses")
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise TypeError(f"losses_fn must return an array of shape (batch,), got {result!r}")
     if len(result.shape) != 1 or not jnp.issubdtype(result.dtype, jnp.floating):

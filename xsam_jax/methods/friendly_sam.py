@@ -10,7 +10,7 @@ from xsam_jax.ascent.gradient_average import subtract_ema
 from xsam_jax.ascent.normalize import normalize
 from xsam_jax.ascent.scale_by_magnitude import scale_by_magnitude
 from xsam_jax.core import sharpness_aware
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 from xsam_jax.methods.asam import Mask
 
 

@@ -9,7 +9,7 @@ from xsam_jax import _checks as checks
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent.gradient_norm_aware import gradient_norm_aware
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def gam(

@@ -14,7 +14,7 @@ from xsam_jax import _checks as checks
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent.subtract_orthogonal import subtract_orthogonal
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def gsam(rho: Radius, alpha: float | jax.Array) -> optax.GradientTransformationExtraArgs:

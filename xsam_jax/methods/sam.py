@@ -4,7 +4,7 @@ import optax
 
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs:

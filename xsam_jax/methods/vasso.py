@@ -9,7 +9,7 @@ from xsam_jax._schedules import Radius
 from xsam_jax.ascent.gradient_average import ema_of_gradients
 from xsam_jax.ascent.normalize import normalize
 from xsam_jax.core import sharpness_aware
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def vasso(rho: Radius, theta: float | jax.Array) -> optax.GradientTransformationExtraArgs:

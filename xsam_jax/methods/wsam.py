@@ -12,7 +12,7 @@ from xsam_jax import _tree as tree
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent.mix_first import mix_first
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 from xsam_jax.methods.sam import sam
 
 

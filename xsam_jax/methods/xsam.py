@@ -10,7 +10,7 @@ from xsam_jax.core import sharpness_aware
 from xsam_jax.descent.match_norm import match_norm
 from xsam_jax.descent.slerp import slerp
 from xsam_jax.descent.slerp_to_maximum import slerp_to_maximum
-from xsam_jax.methods._ascent import ascent_of_length
+from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
 def xsam(

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from examples.image_classification.check_name import check_name
 from examples.image_classification.models.densenet import DenseNet
 from examples.image_classification.models.layers import Layers
 from examples.image_classification.models.mlp import MLP
@@ -15,7 +16,6 @@ from examples.image_classification.models.resnet import ResNet, ZeroPadding, bot
 from examples.image_classification.models.vgg import VGG
 from examples.image_classification.models.vit import ViT
 from examples.image_classification.models.wide_resnet import WideResNet
-from examples.image_classification.names import check_name
 
 _small = partial(ResNet, blocks=(1, 1, 1), width=16, shortcut=ZeroPadding)
 

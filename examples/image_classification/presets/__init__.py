@@ -3,9 +3,9 @@
 import copy
 from typing import Any
 
+from examples.image_classification.check_name import check_name
 from examples.image_classification.config import XSAM_SETTINGS, Config
 from examples.image_classification.methods import find_method
-from examples.image_classification.names import check_name
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
 

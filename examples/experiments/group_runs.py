@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from examples.experiments.records import (
+from examples.experiments.read_runs import (
     ABSENT,
     VALIDATION,
     Runs,

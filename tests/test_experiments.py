@@ -21,8 +21,8 @@ from matplotlib import pyplot as plt
 
 from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
-from examples.experiments.groups import Comparison
-from examples.experiments.records import read_evaluation, read_runs
+from examples.experiments.group_runs import Comparison
+from examples.experiments.read_runs import read_evaluation, read_runs
 from examples.image_classification.batches import Images
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt

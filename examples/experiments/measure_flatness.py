@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
-from examples.experiments.records import parse_object
+from examples.experiments.read_runs import parse_object
 from examples.image_classification.batches import Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.data import load

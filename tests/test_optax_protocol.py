@@ -293,7 +293,7 @@ def test_grad_fn_replaces_the_gradient_of_the_loss(method):
 
 @every_method
 def test_every_number_can_be_injected(method):
-    """Traced only. test_values.py and test_family.py compare values of traced numbers."""
+    """Traced only. test_sam_and_xsam.py and test_methods.py compare values of traced numbers."""
     tx, params = injected(method), make_params()
     opt_state = tx.init(params)
     results = jax.eval_shape(make_step(method, tx), params, opt_state)
@@ -577,7 +577,7 @@ def traced_update(method, params, grads):
 @every_method
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_update_keeps_dtypes(method, dtype):
-    """Traced only. test_values.py and test_family.py compare values in float64."""
+    """Traced only. test_sam_and_xsam.py and test_methods.py compare values in float64."""
     with x64_mode(dtype == "float64"):
         params = make_params(dtype)
         opt_state, after, updates = traced_update(method, params, params)
