@@ -32,9 +32,9 @@ EXCLUDED = {
     "microbatch": "tests optax.microbatching",
     "wrap=True": "the same as wrap=False: the rows have no wrapper",
 }
-# Not in `make test`. They take longer than all others together, and the others and test_optax_protocol.py
-# test nearly the same. Of the targets of test_optimizers, Rosenbrock's function and two leaves of
-# different shapes remain in it.
+# Not in `make test`. They take longer than all others together, and those and
+# test_optax_protocol.py test nearly the same. Of the targets of test_optimizers, Rosenbrock's
+# function and two leaves of different shapes remain in it.
 SLOW = (
     *("alias_test", "learning_rate_schedule", "state_shape_dtype", "gradient_accumulation"),
     *("test_optimizers0", "test_optimizers2"),

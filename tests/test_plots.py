@@ -14,7 +14,7 @@ from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
 from examples.experiments import figures
-from xsam_jax.analysis import plots
+from xsam_jax.analysis import plots, surface_plots
 from xsam_jax.analysis.ascent_plane import AscentPlane
 
 matplotlib.use("Agg")
