@@ -3,8 +3,8 @@
     python examples/06_many_ascent_steps.py        (or: make many-steps)
 
 The loss is a ridge that bends. SAM applies the last gradient g_k of k ascent steps at their start.
-On a bend g_k turns away from the highest loss at distance rho_max: by 2 degrees for k = 1 and by
-60 for k = 4. XSAM probes between the way up and g_k and finds the same highest loss for every k.
+On a bend g_k turns away from the highest loss at distance rho_max: by 4 degrees for k = 1 and by
+44 for k = 4. XSAM probes between the way up and g_k and finds the same highest loss for every k.
 Takes five seconds and draws the surface and the rises.
 """
 
