@@ -3,8 +3,9 @@
     python examples/02_flax_nnx.py        (or: make nnx; --method sgd or sam to compare)
 
 `make_value_fn` turns the loss of a model into a function of its parameters. BatchNorm's statistics
-advance once per step, and both passes of a step share one dropout mask. Takes a quarter of a minute. Expect
-a test accuracy of about 94 % with XSAM, 92 % with SAM and 87 % with SGD.
+advance once per step, and both passes of a step share one dropout mask.
+Takes a quarter of a minute. Expect a test accuracy of about 94 % with XSAM, 92 % with SAM
+and 87 % with SGD.
 """
 
 from typing import Any, Literal
