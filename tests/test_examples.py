@@ -409,14 +409,15 @@ FEWER = {
 }
 
 
+def with_options(function, **options):
+    return lambda *args, **kwargs: function(*args, **kwargs | options)
+
+
 def test_minima_of_sam_and_xsam_are_flatter(tmp_path, capsys, monkeypatch):
     flat = load_example("08_flat_minima")
     for name, fewer in FEWER.items():
-
-        def measure(*args, function=getattr(flat.analysis, name), fewer=fewer, **options):
-            return function(*args, **options | fewer)
-
-        monkeypatch.setattr(flat.analysis, name, measure)
+        function = getattr(flat.analysis, name)
+        monkeypatch.setattr(flat.analysis, name, with_options(function, **fewer))
     flat.main(epochs=12, out=tmp_path)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
     assert [row[0] for row in rows] == ["sgd", "sam", "xsam"]
