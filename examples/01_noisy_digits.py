@@ -2,8 +2,7 @@
 
     python examples/01_noisy_digits.py        (or: make demo; --help lists the options)
 
-Trains with each method at five radii, all 16 seeds at once. Takes under two minutes on two idle
-cores, and draws two pictures. Expect a test accuracy of 82 % with SGD, 95 % with SAM and XSAM.
+All 16 seeds of a setting train at once. Expect a test accuracy of 82 % (SGD), 95 % (SAM, XSAM).
 """
 
 from pathlib import Path
@@ -89,17 +88,17 @@ def main(
     labels = (labels + (orders[:, 0] < 400) * rng.integers(1, 10, (seeds, 1000))) % 10
     kernels = [rng.normal(0, n**-0.5, (seeds, n, m)).astype("f") for n, m in SHAPES]
     of_seeds = labels, kernels, orders[:, 1:, : STEPS * BATCH].reshape(seeds, -1, BATCH)
+    mesh = jax.sharding.Mesh(jax.devices()[: np.gcd(seeds, jax.device_count())], "seeds")
+    of_seeds = jax.device_put(of_seeds, jax.NamedSharding(mesh, jax.P("seeds")))
     train_seeds = jax.jit(jax.vmap(train, in_axes=(0, None, None, None, None)), static_argnums=4)
-
     names, runs = METHODS if "all" in method else method, []
     for name, r in tqdm([(n, r) for n in names for r in rho[: 1 if n == "sgd" else None]]):
         accuracies, log = jax.device_get(train_seeds(of_seeds, r, images, held_out, name))
         runs.append([name, r, *accuracies, log])
     table = pd.DataFrame(runs, columns=["method", "rho", "validation", "test", "log"])
-    means = table.assign(**{name: table[name].map(np.mean) for name in ("validation", "test")})
-    over_rho = means.pivot(index="rho", columns="method").ffill()  # SGD has a single row
-    chosen = means.groupby("method", sort=False)["validation"].idxmax()
-    best = table.loc[chosen].set_index("method")
+    mean = table.assign(**{name: table[name].map(np.mean) for name in ("validation", "test")})
+    over_rho = mean.pivot(index="rho", columns="method").ffill()  # SGD has a single row
+    best = table.loc[mean.groupby("method", sort=False)["validation"].idxmax()].set_index("method")
     test = pd.DataFrame(dict(best["test"]))  # a row per seed, a column per method
     gap = test.sub(test["sam" if "sam" in test else test.columns[0]], axis=0)
     print(f"Validation accuracy in %, mean of {seeds} seeds:\n{over_rho['validation']}")
@@ -117,4 +116,5 @@ def main(
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 2)  # two cores share the seeds
     tyro.cli(main)

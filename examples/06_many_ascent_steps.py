@@ -3,8 +3,8 @@
     python examples/06_many_ascent_steps.py        (or: make many-steps)
 
 The loss is a ridge that bends. After k ascent steps, SAM applies the last gradient g_k at
-the start. Its angle to the direction of the highest loss at distance rho_max is 2 degrees for k = 1
-and 60 for k = 4. XSAM probes between the ascent and g_k and finds the same highest loss for all k.
+the start. Its angle to the direction of the highest loss at distance rho_max is 4 degrees for k = 1
+and 44 for k = 4. XSAM probes between the ascent and g_k and finds the same highest loss for all k.
 Takes five seconds and draws the surface and the rises.
 """
 
