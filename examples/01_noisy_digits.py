@@ -21,7 +21,7 @@ from tqdm import tqdm
 import xsam_jax as sx
 
 SHAPES, BATCH, STEPS = ((64, 256), (256, 256), (256, 10)), 64, 15  # steps per epoch
-pd.options.display.float_format = "{:.1f}".format
+pd.options.display.float_format = "{:.2f}".format
 # fmt: off
 METHODS: dict[str, Any] = {  # radii relative to SAM's, other arguments as published
     "sgd": lambda rho: optax.identity(), "sam": sx.sam, "fisher_sam": sx.fisher_sam,
