@@ -259,12 +259,12 @@ def test_chunks_of_the_grid_do_not_change_xsam(case):
 
 
 def test_every_gradient_of_a_step_is_transformed_from_the_incoming_state():
-    """An average inside the ascent sees one gradient a training step, however many are taken."""
+    """And the state after the first one is kept. So an average has one gradient a training step."""
     seen = []
 
     def update(updates, state, params=None, *, ascent_step, **extra_args):
         seen.append((ascent_step, int(state)))
-        return optax.tree.scale(0.01, updates), state + 1
+        return optax.tree.scale(0.01, updates), state + 1 + 100 * ascent_step
 
     ascent = optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
     tx = xsam_jax.sharpness_aware(ascent, steps=3)
