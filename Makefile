@@ -9,7 +9,7 @@ JOBS ?= 2
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (2 minutes)
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (4 minutes)
 	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
 
 nnx: $(VENV)/.examples  ## XSAM in Flax NNX, with BatchNorm and Dropout

@@ -963,7 +963,7 @@ BAD_ARGUMENTS = {
             key=KEY,
         ),
         FloatingPointError,
-        "of 8 points: take a smaller radius than 100",
+        "of 8 points: use a smaller radius than 100",
     ),
     "worst radius": (lambda: worst_case_sharpness(*GOOD, -1.0), ValueError, "radius must be great"),
     "worst steps": (lambda: worst_case_sharpness(*GOOD, 1.0, steps=0), ValueError, "steps must be"),

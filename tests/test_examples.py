@@ -72,6 +72,8 @@ def test_examples_name_their_command_and_have_a_make_target(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run_as_script_and_as_module(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["example", "--help"])
+    # The number of CPU devices cannot change in this process.
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.delitem(sys.modules, f"examples.{name}", raising=False)  # runpy warns of it
     for run in (
         lambda: runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__"),

@@ -733,7 +733,7 @@ def test_the_docs_name_all_choices_and_metrics(whole):
         assert f"`{name}`" in docs, name
     published = [name for name in PRESETS if not name.startswith("demo-")]
     for path in ("README.md", "CHANGELOG.md"):
-        assert f"{len(published)} settings" in (ROOT / path).read_text()
+        assert f"{len(published)} published settings" in (ROOT / path).read_text()
 
 
 def test_options_override_the_defaults_of_a_preset():
