@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import xsam_jax
-from examples.experiments import figures
 from examples.experiments.seed_statistics import difference
 from examples.image_classification.config import Config
 from examples.image_classification.methods import FAMILY, Training
@@ -67,20 +66,6 @@ def test_no_two_rows_are_the_same_method():
     ends |= {f"{name}, 3 steps": run(FAMILY[name], 3) for name in FAMILY if FAMILY[name].steps}
     for one, other in itertools.combinations(ends, 2):
         assert np.max(np.abs(ends[one] - ends[other])) > 1e-5, (one, other)
-
-
-def test_each_of_many_methods_has_a_panel():
-    tests = {name: {0.1: np.array([90.0, 91.0]), 0.2: np.array([93.0, 9.0])} for name in FAMILY}
-    tests["sgd"] = {None: np.array([80.0, 81.0])}
-    rings = dict.fromkeys(FAMILY, 0.1) | {"sgd": None}
-    figure = figures.accuracy_in_panels(tests, rings)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == [name for name in FAMILY if name != "sgd"]
-    for axes in panels:
-        _, _, curve, ring = axes.lines
-        np.testing.assert_array_equal(curve.get_xydata(), [(0.1, 90.5), (0.2, 51.0)])
-        np.testing.assert_array_equal(ring.get_xydata(), [(0.1, 90.5)])
-    figures.plt.close(figure)
 
 
 def test_a_difference_is_more_than_two_standard_errors():

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from xsam_jax.analysis.style import (
     COLORS,
-    FURTHER,
     STYLE,
     WIDTH,
     add_legend,
@@ -85,31 +84,6 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
     return figure
 
 
-def accuracy_in_panels(tests: Tests, chosen: Mapping[str, float | None]) -> Figure:
-    """Draws each of many methods over its own rho, beside the best of SGD and of SAM."""
-    methods = [method for method in tests if method != "sgd"]
-    columns = 4
-    rows = -(-len(methods) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(2 * WIDTH, 1.3 * rows), sharey=True)
-    for axes in grid.flat[len(methods) :]:
-        axes.axis("off")
-    for method, axes in zip(methods, grid.flat, strict=False):
-        for base, style in (("sgd", "--"), ("sam", ":")):
-            if base in tests:
-                level = tests[base][chosen[base]].mean()
-                axes.axhline(level, color=COLORS[base], linestyle=style, linewidth=1)
-        color = COLORS.get(method, FURTHER[0])
-        _curve(axes, tests[method], chosen[method], color=color, marker="o")
-        axes.set_title(method, pad=3)
-        axes.set(xscale="log", ylim=(max(_lowest(tests), 60) - 3, 100))
-        _ticks(axes, {rho: rho for rho in tests[method]}, fontsize=6)
-    figure.supxlabel(
-        "$\\rho$ (ring: chosen on validation; band: all seeds; dashed: SGD, dotted: SAM, chosen)"
-    )
-    figure.supylabel("test accuracy (%)")
-    return figure
-
-
 def _curve(
     axes: Any,
     line: Mapping[Any, np.ndarray],
@@ -134,10 +108,6 @@ def _ticks(axes: Any, places: Mapping[Any, float], **style: Any) -> None:
     texts = [value if isinstance(value, str) else f"{value:g}" for value in places]
     axes.set_xticks(list(places.values()), texts, **style)
     axes.minorticks_off()
-
-
-def _lowest(tests: Tests) -> float:
-    return min(values.mean() for of_rho in tests.values() for values in of_rho.values())
 
 
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]  # epochs and (seeds, epochs), by label
