@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from examples.image_classification.config import Config
-from examples.image_classification.methods import find_method, method_arguments, read_argument
+from examples.image_classification.config import XSAM_SETTINGS, Config, settings_ignored_by
+from examples.image_classification.methods import method_arguments, read_argument
 from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE
 
-XSAM_SETTINGS = ("rho_max", "probe_every", "alpha_max", "num_alphas")
 # The settings that a method may be tuned by. Arguments of the method are tuned, too.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
 ARGUMENT = "method_args."  # prefix of the arguments of a method
@@ -42,10 +41,7 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: the method or one of its arguments is unknown.
     """
-    method = find_method(config["method"])
-    unused = [*MAY_CHANGE, "method_args"]
-    unused += ["rho"] * (method.scale is None) + ["ascent_steps"] * (not method.steps)
-    unused += XSAM_SETTINGS if not config["method"].startswith("xsam") else ()
+    unused = [*MAY_CHANGE, "method_args", *settings_ignored_by(config["method"])]
     settings = {key: value for key, value in config.items() if key not in unused}
     given = config["method_args"] or {}
     for key, default in method_arguments(config["method"]).items():

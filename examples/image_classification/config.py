@@ -104,19 +104,27 @@ def run_folder(config: Config) -> Path:
     return config.out or Path("runs") / name / f"seed{config.seed}"
 
 
+def settings_ignored_by(name: str) -> dict[str, str]:
+    """Returns the settings that a method ignores, each with the reason."""
+    method = find_method(name)
+    ignored = {}
+    if method.scale is None:
+        ignored["rho"] = "it has no ascent"
+    if not method.steps:
+        ignored["ascent_steps"] = "its number of ascent steps is fixed"
+    if not name.startswith("xsam"):
+        ignored |= dict.fromkeys(XSAM_SETTINGS, "only XSAM searches for alpha")
+    return ignored
+
+
 def ignored_settings(config: Config) -> dict[str, tuple[str, str]]:
     """Returns the settings that do not apply: for each the choice that ignores it, and why."""
-    method = find_method(config.method)
     ignored: dict[str, tuple[str, str]] = {}
     if config.dataset == "digits":
         ignored["data_dir"] = config.dataset, "scikit-learn includes the images"
-    if method.scale is None:
-        ignored["rho"] = config.method, "it has no ascent"
-    if not method.steps:
-        ignored["ascent_steps"] = config.method, "its number of ascent steps is fixed"
-    if not config.method.startswith("xsam"):
-        ignored |= dict.fromkeys(XSAM_SETTINGS, (config.method, "only XSAM searches for alpha"))
-    elif config.method_args.get("search") == "section":
+    for name, reason in settings_ignored_by(config.method).items():
+        ignored[name] = config.method, reason
+    if config.method.startswith("xsam") and config.method_args.get("search") == "section":
         reason = "it evaluates one alpha at a time"
         ignored["probe_batch_size"] = "the section search", reason
     if config.optimizer != "sgd":
