@@ -131,12 +131,15 @@ class Objective:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def add_value_and_gradient(value_fn: Any, total: Any, params: Any, *batch: Any) -> Any:
+    """Returns `total` plus loss and gradient at `params`."""
     result = jax.value_and_grad(value_fn)(params, *batch)
     return jax.tree.map(jnp.add, total, result)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def add_product(value_fn: Any, total: Any, params: Any, vector: Any, *batch: Any) -> Any:
+    """Returns `total` plus the product of the Hessian and `vector`."""
+
     def gradient(params: Any) -> Any:
         return jax.grad(value_fn)(params, *batch)
 
@@ -146,11 +149,13 @@ def add_product(value_fn: Any, total: Any, params: Any, vector: Any, *batch: Any
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def value_at_place(value_fn: Any, place: Any, shared: Any, point: Any, *batch: Any) -> jax.Array:
+    """Returns the loss at the parameters `place(shared, point)`."""
     return value_fn(place(shared, point), *batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def values_at_places(value_fn: Any, place: Any, shared: Any, points: Any, *batch: Any) -> jax.Array:
+    """Returns the losses at several points, stacked in `points`."""
     return jax.vmap(lambda point: value_fn(place(shared, point), *batch))(points)
 
 
