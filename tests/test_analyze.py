@@ -14,9 +14,10 @@ import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from pictures import assert_is_a_picture
 from problems import x64
 from scipy.special import log_softmax
-from test_experiments import SAVE, assert_is_a_picture, fake_run, without_figures
+from test_experiments import SAVE, fake_run, without_figures
 
 from examples.experiments import analyze, evaluate, figures, measure_flatness
 from examples.experiments.command_line import read_options

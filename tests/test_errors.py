@@ -406,7 +406,9 @@ def functions_that_wrap_one_of_the_batch():
 @gradient_kind
 def test_functions_that_wrap_one_of_more_arguments_are_accepted(method):
     tx, functions = method.make(), functions_that_wrap_one_of_the_batch()
-    jax.eval_shape(functools.partial(tx.update, **functions), GRADS, tx.init(PARAMS), PARAMS)
+    update = functools.partial(tx.update, **functions)
+    updates, _ = jax.eval_shape(update, GRADS, tx.init(PARAMS), PARAMS)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, GRADS)
 
 
 def test_functions_that_wrap_one_of_more_arguments_are_called_with_the_parameters():

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
 import optax
 import pytest
 import tyro
+from pictures import assert_is_a_picture
 from sklearn.datasets import load_digits
 
 from xsam_jax import slerp_sam
@@ -26,12 +26,6 @@ EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/[0-9]*.py"))
 
 def load_example(name):
     return importlib.import_module(f"examples.{name}")
-
-
-def assert_is_a_picture(path):
-    pixels = matplotlib.image.imread(path)
-    assert min(pixels.shape[:2]) > 300
-    assert pixels.std() > 0.01  # not blank
 
 
 digits = load_example("01_noisy_digits")

@@ -14,10 +14,10 @@ import stat
 import subprocess
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from pictures import assert_is_a_picture
 
 from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
@@ -65,12 +65,6 @@ def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=No
     lines = [json.dumps(record) for record in records]
     (path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     return path
-
-
-def assert_is_a_picture(path):
-    pixels = matplotlib.image.imread(path)
-    assert min(pixels.shape[:2]) > 300
-    assert pixels.std() > 0.01  # not blank
 
 
 SAVE, DRAW = figures.save, compare.draw
