@@ -23,6 +23,7 @@ from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_evaluation, read_runs
+from examples.image_classification import curves
 from examples.image_classification.batches import Images
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
@@ -81,7 +82,7 @@ def without_figures():
     """Leaves out the figures of the trainer and of comparisons, and closes all others unwritten."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save", close)
-        patch.setattr(figures, "training_curves", lambda history: None)
+        patch.setattr(curves, "save_curves", lambda history, path: None)
         patch.setattr(compare, "draw", lambda comparison, out: [])
         yield
 

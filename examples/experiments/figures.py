@@ -1,7 +1,7 @@
 """Figures of the experiments, in the style of `xsam_jax.analysis.plots`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,36 +160,4 @@ def epoch_times(seconds: Mapping[str, np.ndarray], base: str) -> Figure:
     axes.set_yticks(range(len(seconds)), list(map(format_label, seconds)))
     axes.invert_yaxis()
     axes.set_xlabel(f"time of an epoch / that of {format_label(base)}\n(dots: seeds)")
-    return figure
-
-
-SPLITS = {"train": COLORS["sgd"], "validation": COLORS["sam"], "test": COLORS["xsam"]}
-
-
-def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws losses and accuracies of one run over epochs, and for XSAM alpha* and psi."""
-    rows = ["loss", "accuracy"] + (["alpha"] if "alpha" in history[-1] else [])
-    figure, grid = plt.subplots(len(rows), figsize=(WIDTH, 1.5 * len(rows)), sharex=True)
-    for axes, row in zip(grid, rows, strict=True):
-        for split, color in SPLITS.items():
-            records = [record for record in history if f"{split}_{row}" in record]
-            # A single value, such as the test accuracy after the last epoch, makes no line.
-            marker = {"marker": "o", "linestyle": "none"} if len(records) == 1 else {}
-            points = zip(*((r["epoch"], r[f"{split}_{row}"]) for r in records), strict=True)
-            if records:
-                axes.plot(*points, color=color, label=split, **marker)
-        axes.set_ylabel({"loss": "loss", "accuracy": "accuracy (%)", "alpha": "$\\alpha^*$"}[row])
-    if "alpha" in rows:
-        alphas, psis = ([record[name] for record in history] for name in ("alpha", "psi"))
-        epochs = [record["epoch"] for record in history]
-        marker = {"marker": "o"} if len(history) == 1 else {}
-        axes.plot(epochs, alphas, color=COLORS["xsam"], **marker)
-        degrees = axes.twinx()
-        degrees.plot(epochs, np.degrees(psis), color=COLORS["sam"], linestyle="--", **marker)
-        degrees.set_ylabel("$\\psi$ (°), dashed")
-    add_legend(grid[0])
-    grid[-1].set_xlabel("epoch")
-    if len(history) == 1:
-        grid[-1].set_xticks([history[0]["epoch"]])
-    figure.align_ylabels()
     return figure

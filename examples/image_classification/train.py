@@ -137,9 +137,9 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     stop.number,
                 )
     if is_main() and history:
-        from examples.experiments import figures  # Matplotlib takes a second to import
+        from examples.image_classification import curves  # Matplotlib takes a second to import
 
-        figures.save(figures.training_curves(history), folder.path / "curves")
+        curves.save_curves(history, folder.path / "curves.png")
     return history
 
 

@@ -4,14 +4,14 @@ import copy
 from typing import Any
 
 from examples.image_classification.check_name import check_name
-from examples.image_classification.config import XSAM_SETTINGS, Config
+from examples.image_classification.config import Config, settings_ignored_by
 from examples.image_classification.methods import find_method
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
 
 __all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
 
-# As in examples/01_noisy_digits.py, without its wrong labels.
+# As in examples/01_noisy_digits.py, without its wrong labels and with a wider network.
 DIGITS: dict[str, Any] = {
     "train_size": 1000,
     "validation_size": 297,
@@ -31,21 +31,21 @@ DIGITS: dict[str, Any] = {
 
 
 def _drop_ignored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings without those of XSAM, for other methods."""
-    ignored = () if settings["method"].startswith("xsam") else XSAM_SETTINGS
+    """Returns the settings without those that the method ignores."""
+    ignored = settings_ignored_by(settings["method"])
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
-def _demo(method: str, **radii: float | None) -> Preset:
+def _demo(method: str) -> Preset:
     chosen = {"dataset": "digits", "model": "mlp", "method": method, "label_noise": 0.4}
-    settings = _drop_ignored(DIGITS | chosen | radii)
+    settings = _drop_ignored(DIGITS | {"rho_max": 0.6} | chosen)
     return Preset("examples/01_noisy_digits.py, at one radius", settings)
 
 
 DEMO = {
-    "demo-sgd": _demo("sgd", rho=None),
+    "demo-sgd": _demo("sgd"),
     "demo-sam": _demo("sam"),
-    "demo-xsam": _demo("xsam", rho_max=0.6),
+    "demo-xsam": _demo("xsam"),
 }
 PRESETS: dict[str, Preset] = DEMO | xsam.PRESETS | friendly_sam.PRESETS
 
@@ -102,9 +102,7 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
     check_name("dataset", dataset, BASES)
     settings = {"dataset": dataset, "model": model, "method": method} | BASES[dataset]
     rho = settings["rho"]
-    settings["rho"] = None if scale is None else round(scale * rho, 6)
-    if method.startswith("xsam"):
-        settings["rho_max"] = 2 * rho
+    settings |= {"rho": round((scale or 1) * rho, 6), "rho_max": 2 * rho}
     return copy.deepcopy(_drop_ignored(settings))
 
 
