@@ -9,7 +9,7 @@ JOBS ?= 2
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (4 minutes)
+demo: $(VENV)/.examples  ## train on noisy digits with SGD, SAM and XSAM, or ARGS="--method all": a table and pictures (90 seconds)
 	$(BIN)/python -m examples.01_noisy_digits $(ARGS)
 
 nnx: $(VENV)/.examples  ## XSAM in Flax NNX, with BatchNorm and Dropout
@@ -39,6 +39,7 @@ flat-minima: $(VENV)/.examples  ## how flat the minima of SGD, SAM and XSAM are 
 lora: $(VENV)/.examples  ## SAM and XSAM on LoRA adapters alone
 	$(BIN)/python -m examples.09_lora $(ARGS)
 
+# Tests that share a fixture which trains are in one group, for one worker.
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 

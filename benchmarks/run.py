@@ -4,13 +4,13 @@
     python -m benchmarks.run --size tiny --rounds 2             # to see that it runs
     python -m benchmarks.run --only memory --models resnet vit
 
-The tables support the section on cost in README.md. docs/benchmarks.md has the measured numbers.
+docs/benchmarks.md has the measured numbers.
 All ratios are between runs of one process, one right after the other.
 """
 
 import datetime
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ import optax
 from benchmarks import alpha_search, analysis, method_costs, tables, trainer
 from benchmarks.models import MODELS
 from examples.experiments.command_line import read_options
-from examples.image_classification.check_name import hint
+from examples.image_classification.check_name import check_name
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "step": ("Step time", tables.step_time),
@@ -60,15 +60,10 @@ class Options:
         """Checks the values."""
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, not {self.rounds}")
-        check_names("model", self.models, MODELS)
-        check_names("table", self.only, TABLES)
-
-
-def check_names(kind: str, chosen: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError for an unknown name."""
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}; {hint(name, known)}")
+        for name in self.models:
+            check_name("model", name, MODELS)
+        for name in self.only:
+            check_name("table", name, TABLES)
 
 
 def heading(size: str) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pandas as pd
 import tyro
-from scipy.stats import sem
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -48,9 +47,8 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
 
     schedule = optax.cosine_decay_schedule(0.05, len(batches))
     sgd = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9))
-    tx = optax.chain(METHODS[method](rho), sgd)
-    if method == "decoupled_wsam":  # contains the optimizer
-        tx = sx.decoupled_wsam(sgd, schedule, 2 * rho, gamma=0.9)
+    contains_sgd = sx.decoupled_wsam(sgd, schedule, 2 * rho, gamma=0.9)
+    tx = contains_sgd if "decoupled" in method else optax.chain(METHODS[method](rho), sgd)
 
     def train_step(carry: Any, rows: jax.Array) -> Any:
         params, opt_state = carry
@@ -67,7 +65,7 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
 
     params = [(kernel, jnp.zeros(kernel.shape[1])) for kernel in kernels]
     (params, _), log = jax.lax.scan(train_step, (params, tx.init(params)), batches)
-    return *[100 * jnp.mean(logits_fn(params, x).argmax(-1) == y) for x, y in held_out], log
+    return [100 * jnp.mean(logits_fn(params, x).argmax(-1) == y) for x, y in held_out], log
 
 
 def main(
@@ -77,6 +75,7 @@ def main(
     epochs: int = 60,
     out: Path = Path("runs/noisy_digits"),
 ) -> None:
+    """Train all seeds with each method at each radius; rho is SAM's, and scaled for the others."""
     if not all(number > 0 for number in (seeds - 1, epochs, *rho)):
         raise SystemExit("seeds must be at least 2, epochs at least 1, every rho above 0")
     (images, labels), rng = load_digits(return_X_y=True), np.random.default_rng(0)
@@ -91,25 +90,26 @@ def main(
     train_seeds = jax.vmap(train, in_axes=(0, None, None, None, None))
     one_thread = {"xla_cpu_multi_thread_eigen": False}  # a device: saves a seventh of the time
     train_seeds = jax.jit(train_seeds, static_argnums=4, compiler_options=one_thread)
-    runs, names = [], METHODS if "all" in method else method
+    out.mkdir(parents=True, exist_ok=True)
+    names, rho = METHODS if "all" in method else dict.fromkeys(method), tuple(sorted(set(rho)))
+    runs, tables = {}, {}
     for name, r in tqdm([(n, r) for n in names for r in rho[: 1 if n == "sgd" else None]]):
-        runs.append([name, r, *jax.device_get(train_seeds(of_seeds, r, images, held_out, name))])
-    table = pd.DataFrame(runs, columns=["method", "rho", "validation", "test", "log"])
-    mean = table.assign(**{name: table[name].map(np.mean) for name in ("validation", "test")})
-    over_rho = mean.pivot(index="rho", columns="method").ffill()  # SGD has a single row
-    best = table.loc[mean.groupby("method", sort=False)["validation"].idxmax()].set_index("method")
-    test = pd.DataFrame(dict(best["test"]))  # a row per seed, a column per method
+        runs[name, r] = jax.device_get(train_seeds(of_seeds, r, images, held_out, name))
+        tables[name, r] = pd.DataFrame(runs[name, r][0], ["validation", "test"]).T  # of seeds
+    settings = pd.concat(tables, names=["method", "rho"]).groupby(["method", "rho"], sort=False)
+    over_rho = settings.mean().unstack("method").sort_index().ffill()  # SGD has a single row
+    best = settings["validation"].mean().groupby("method", sort=False).idxmax()
+    test = pd.DataFrame({name: tables[setting]["test"] for name, setting in best.items()})
     gap = test.sub(test["sam" if "sam" in test else test.columns[0]], axis=0)
     print(f"Validation accuracy in %, mean of {seeds} seeds:\n{over_rho['validation']}")
     print("Test accuracy in % at the best rho. A gap to SAM below two of its errors is a tie:")
-    summary = {"rho": best["rho"], "test": test.mean(), "std": test.std(), "error": test.sem()}
+    summary = {"rho": best.str[1], "test": test.mean(), "std": test.std(), "error": test.sem()}
     print(pd.DataFrame(summary | {"gap": gap.mean(), "gap error": gap.sem()}).to_string())
-    out.mkdir(parents=True, exist_ok=True)
-    errors = table.assign(test=table["test"].map(sem)).pivot(index="rho", columns="method")["test"]
+    errors = settings["test"].sem().unstack("method")
     axes = over_rho["test"].plot(yerr=errors, style="o-", ylabel="test accuracy (%)", grid=True)
     axes.figure.savefig(out / "accuracy_over_rho.png", dpi=200)
-    if "xsam" in best.index:
-        log = [x.reshape(seeds, epochs, -1).mean((0, 2)) for x in best.loc["xsam", "log"]]
+    if "xsam" in best:
+        log = [x.reshape(seeds, epochs, -1).mean((0, 2)) for x in runs[best["xsam"]][1]]
         axes = pd.DataFrame(log, ["alpha*", "psi"]).T.plot(subplots=True, xlabel="epoch", grid=True)
         axes[0].figure.savefig(out / "alpha_and_psi.png", dpi=200)
 

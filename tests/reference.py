@@ -272,7 +272,7 @@ def sam(theta: Vector, loss: Loss, grad: Grad, rho: float) -> Vector:
 
 
 def sam_full(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
-    """F-SAM paper, section 4: climbs the batch gradient's projection on the full gradient."""
+    """F-SAM paper, section 4: ascends along the batch gradient, projected on the full one."""
     return sam_gradient(theta, grad, [rho], first=project(grad(theta), full(theta)))
 
 
@@ -282,7 +282,7 @@ def sam_noise(theta: Vector, grad: Grad, full: Grad, rho: float) -> Vector:
 
 
 def sam_db(theta: Vector, grad: Grad, other: Grad, rho: float) -> Vector:
-    """F-SAM paper, section 4: climbs the gradient of another batch."""
+    """F-SAM paper, section 4: ascends along the gradient of another batch."""
     return sam_gradient(theta, grad, [rho], first=other(theta))
 
 
@@ -334,7 +334,7 @@ class FriendlyAsam(FriendlySam):
 
 
 class Vasso:
-    """VaSSO: climbs the average, descends along g_1."""
+    """VaSSO: ascends along the average, descends along g_1."""
 
     def __init__(self, rho: float, theta: float) -> None:
         self.route = along(AverageDirection(theta), radius(rho))

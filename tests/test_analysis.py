@@ -491,7 +491,7 @@ def test_the_standard_error_is_that_of_the_samples(quadratic):
     np.testing.assert_allclose(error, np.std(rises, ddof=1) / np.sqrt(20), rtol=1e-9)
 
 
-def climb(gradient, start, length, steps, direction=lambda g, x: g / np.linalg.norm(g)):
+def ascend(gradient, start, length, steps, direction=lambda g, x: g / np.linalg.norm(g)):
     """Points and gradients of an ascent in NumPy."""
     points, gradients = [start], []
     for _ in range(steps):
@@ -503,7 +503,7 @@ def climb(gradient, start, length, steps, direction=lambda g, x: g / np.linalg.n
 @pytest.mark.parametrize("steps", [1, 3])
 def test_worst_case_sharpness_is_that_of_the_ascent(x64, steps):
     start, loss, gradient, unravel = flatten(network)
-    points, _ = climb(gradient, start, 0.6 / steps, steps)
+    points, _ = ascend(gradient, start, 0.6 / steps, steps)
     expected = max(map(loss, points)) - loss(start)
     found = worst_case_sharpness(network.loss, unravel(start), 0.6, steps=steps)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -516,7 +516,7 @@ def test_worst_case_sharpness_with_an_ascent_of_the_library(x64):
         magnitude = np.abs(x) + 0.01
         return magnitude**2 * g / np.linalg.norm(magnitude * g)
 
-    points, _ = climb(gradient, start, 0.5, 2, asam)
+    points, _ = ascend(gradient, start, 0.5, 2, asam)
     found = worst_case_sharpness(
         network.loss, unravel(start), 1.0, steps=2, ascent=ascent.scale_by_magnitude(0.01)
     )
@@ -547,7 +547,7 @@ def slerp(v0, v1, alpha):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_alpha_profile_is_the_published_formula(x64, steps):
     start, loss, gradient, unravel = flatten(network)
-    points, gradients = climb(gradient, start, 0.2, steps)
+    points, gradients = ascend(gradient, start, 0.2, steps)
     alphas = np.linspace(-0.5, 3.0, 9)
     expected = [
         loss(start + 0.7 * slerp(points[-1] - start, gradients[-1], alpha)) for alpha in alphas
@@ -657,7 +657,7 @@ def test_losses_that_are_not_finite_never_win():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ascent_plane_has_the_points_and_gradients(x64, steps):
     start, _, gradient, unravel = flatten(network)
-    points, gradients = climb(gradient, start, 0.2, steps)
+    points, gradients = ascend(gradient, start, 0.2, steps)
     plane = ascent_plane(network.loss, unravel(start), rho=0.2, steps=steps)
     x, y = (np.asarray(ravel_pytree(tree)[0]) for tree in (plane.direction_x, plane.direction_y))
     np.testing.assert_allclose([x @ x, y @ y, x @ y], [1.0, 1.0, 0.0], atol=1e-12)

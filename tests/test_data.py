@@ -115,7 +115,7 @@ def test_an_unknown_dataset_suggests_the_nearest():
 # --- Splits and label noise ---
 
 
-def test_smaller_training_sets_are_parts_of_larger_ones_whatever_the_seed():
+def test_smaller_training_sets_are_parts_of_larger_ones_for_all_seeds():
     small = load(Config(train_size=100)).train
     large = load(Config(train_size=500, validation_size=200, seed=1))
     np.testing.assert_array_equal(large.train.pixels[:100], small.pixels)

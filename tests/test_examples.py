@@ -266,7 +266,7 @@ def test_the_demo_draws_labels_weights_and_batches_for_each_seed(tmp_path, monke
     for labels, kernels, batches, images in seen:
         np.testing.assert_array_equal(images, pixels[order].astype(np.float32) / 16)
         assert np.sum(labels != clean[order]) == 400
-        assert [kernel.shape for kernel in kernels] == [(64, 256), (256, 256), (256, 10)]
+        assert [kernel.shape for kernel in kernels] == [(64, 192), (192, 192), (192, 10)]
         assert batches.shape == (45, 64)
         for epoch in np.reshape(batches, (3, -1)):
             assert len(np.unique(epoch)) == 960
@@ -329,7 +329,7 @@ def test_two_minima_has_the_papers_loss():
 
 
 @pytest.mark.parametrize("method", END_POINTS)
-def test_two_minima_ends_where_the_paper_says(method):
+def test_methods_end_in_the_minima_of_the_paper(method):
     point, loss, distance = END_POINTS[method]
     trajectory = minima.run(minima.make_optimizers()[method])
     assert trajectory.shape == (401, 2)
@@ -368,7 +368,7 @@ def test_two_minima_with_a_small_alpha_max_ends_in_the_sharp_minimum(alpha_max):
 # --- What analysis shows ---
 
 
-def test_why_the_ascent_gradient_says_what_taylors_formula_says(tmp_path, capsys, monkeypatch):
+def test_gradient_gap_equals_taylors_formula_on_the_quadratic(tmp_path, capsys, monkeypatch):
     why = load_example("05_why_the_ascent_gradient")
     trained = why.train_network
     monkeypatch.setattr(why, "train_network", lambda steps: trained(steps // 20))
@@ -392,7 +392,7 @@ def test_why_the_ascent_gradient_says_what_taylors_formula_says(tmp_path, capsys
     assert_is_a_picture(tmp_path / "why_the_ascent_gradient.png")
 
 
-def test_more_ascent_steps_lead_astray_and_xsam_does_not(tmp_path, capsys):
+def test_more_ascent_steps_worsen_the_direction_of_sam_but_not_of_xsam(tmp_path, capsys):
     many = load_example("06_many_ascent_steps")
     found = [many.study(steps) for steps in (1, 4)]
     assert found[0]["off"] < 10 < 40 < found[1]["off"]
@@ -434,7 +434,7 @@ def test_minima_of_sam_and_xsam_are_flatter(tmp_path, capsys, monkeypatch):
     assert_is_a_picture(tmp_path / "flat_minima.png")
 
 
-def test_alpha_over_training_finds_what_xsam_finds(tmp_path, capsys, monkeypatch):
+def test_alpha_over_training_has_the_maximum_that_xsam_finds(tmp_path, capsys, monkeypatch):
     alpha = load_example("07_alpha_over_training")
     monkeypatch.setattr(alpha, "EPOCHS", (0, 1, 2))
     alpha.main(out=tmp_path)

@@ -403,7 +403,7 @@ def overwrite(name, text):
 
     def prepare(folder):
         path = fake_run(folder / "a", 0, 1.0, method="sgd")
-        (path / name).write_text(text)
+        (path / name).write_text(text, encoding="latin-1")
 
     return prepare
 
@@ -427,6 +427,7 @@ BAD_FILES = {
     "metrics lack a key": ("metrics.jsonl", EPOCH.replace("step", "steps"), "epoch, step, seconds"),
     "metrics have text": ("metrics.jsonl", EPOCH.replace("15", '"15"'), "step is no number"),
     "evaluation is a list": (EVALUATION, "[1, 2]", "not a JSON object with test_accuracy"),
+    "evaluation is no text": (EVALUATION, "\xff", "invalid start byte"),
     "evaluation is a number": (EVALUATION, "3", "not a JSON object with test_accuracy"),
     "evaluation lacks a key": (EVALUATION, '{"corrupted": 3.0}', "test_loss, test_ece, images"),
     "evaluation has text": (

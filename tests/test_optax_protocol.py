@@ -243,6 +243,14 @@ def test_buffers_can_be_donated(method):
     assert all(leaf.is_deleted() for leaf in trained_seeds(method).donated)
 
 
+@every_method
+def test_leaves_of_the_first_state_are_different_buffers(method):
+    """JAX refuses to donate a buffer twice."""
+    opt_state = with_sgd(method).init(make_params())
+    jax.block_until_ready(jax.jit(lambda s: s, donate_argnums=0)(opt_state))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(opt_state))
+
+
 @probing_kind
 def test_vmap_with_one_counter_keeps_the_conditional(method):
     assert "conditional(" in trained_seeds(method).program
@@ -429,12 +437,12 @@ def subset_ascents(rho):
     others, selected = {"weight": True, "bias": False}, {"weight": False, "bias": True}
     zero = optax.masked(optax.set_to_zero(), others)
     length = scale_by_radius(rho)
-    labels = {"weight": "zero", "bias": "climb"}
+    labels = {"weight": "zero", "bias": "ascend"}
     return {
         "masked, norm of the subset": optax.chain(zero, normalize(), length),
         "masked, norm of everything": optax.chain(normalize(), length, zero),
         "partition": optax.partition(
-            {"zero": optax.set_to_zero(), "climb": optax.chain(normalize(), length)}, labels
+            {"zero": optax.set_to_zero(), "ascend": optax.chain(normalize(), length)}, labels
         ),
         "masked ascent": optax.chain(
             zero, optax.masked(optax.chain(normalize(), length), selected)

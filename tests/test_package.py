@@ -71,6 +71,21 @@ def test_imports_between_rooms_follow_the_arrows():
         assert used <= ARROWS[room], f"{path.name} imports {used - ARROWS[room]}"
 
 
+def test_imports_between_programs_follow_the_arrows():
+    """The trainer does not know the tools that read its runs, and nothing knows the benchmarks."""
+    examples = PACKAGE.parent / "examples"
+    allowed = {
+        examples / "image_classification": {"examples.image_classification"},
+        examples / "experiments": {"examples.experiments", "examples.image_classification"},
+        examples.parent / "benchmarks": {"benchmarks", "examples"},
+    }
+    for folder, rooms in allowed.items():
+        for path in folder.rglob("*.py"):
+            used = {name for name in imports(path) if name.startswith(("examples", "benchmarks"))}
+            strange = {name for name in used if not name.startswith(tuple(rooms))}
+            assert not strange, f"{path.name} imports {strange}"
+
+
 def test_library_imports_only_jax_and_optax():
     allowed = set(sys.stdlib_module_names) | {"jax", "optax", "numpy", "xsam_jax"}
     for path in PACKAGE.rglob("*.py"):

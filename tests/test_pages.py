@@ -1368,9 +1368,9 @@ def test_method_equals_its_parts_in_the_table(name):
         calls = re.findall(r"`(\w+\(.*?\))`", cell)
         return [eval(call, {**vars(rooms), **numbers}) for call in calls]
 
-    climb = parts(directions, xsam_jax.ascent) or [normalize()]
+    ascent = parts(directions, xsam_jax.ascent) or [normalize()]
     tx = xsam_jax.sharpness_aware(
-        optax.chain(*climb, scale_by_radius(numbers["rho"])),
+        optax.chain(*ascent, scale_by_radius(numbers["rho"])),
         optax.chain(*parts(descents, xsam_jax.descent) or [optax.identity()]),
         steps=2 if name in ("msam", "lsam") else 1,
     )

@@ -240,10 +240,10 @@ def test_axes_are_labelled(name, x, y):
     assert (axes.get_xlabel(), axes.get_ylabel()) == (x, y)
 
 
-OF_METHODS = ("spectral_density", "loss_line", "average_sharpness", "eigenvalues")
+COMPARES_METHODS = ("spectral_density", "loss_line", "average_sharpness", "eigenvalues")
 
 
-@pytest.mark.parametrize("name", OF_METHODS)
+@pytest.mark.parametrize("name", COMPARES_METHODS)
 def test_methods_have_fixed_colors_and_distinct_dashes(name):
     axes = drawn(name)
     assert [text.get_text() for text in legend_of(axes).get_texts()] == list(LABELS)

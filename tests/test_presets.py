@@ -115,7 +115,7 @@ def test_tables_have_the_number_of_rows_of_the_papers():
         ("F-SAM", "table 6"): 4 * 3,
         ("F-SAM", "figure 3"): 2 * 2 * 3,
         ("F-SAM", "figure 4"): 3 * 3,
-        ("examples/01_noisy_digits.py, at one radius", ""): 3,
+        ("examples/01_noisy_digits.py, at one radius and with a wider network", ""): 3,
     }
 
 

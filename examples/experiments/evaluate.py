@@ -73,19 +73,19 @@ class Trained(NamedTuple):
     """A network after training.
 
     Attributes:
-      feed: the data set, and the way to the devices.
+      batches: the data set, split into batches.
       program: its compiled parts.
       state: the state of the last checkpoint, without that of the optimizer.
     """
 
-    feed: Batches
+    batches: Batches
     program: Program
     state: State
 
     def logits(self, images: Images | Stream) -> tuple[np.ndarray, np.ndarray]:
         """Returns the logits of images, and their labels."""
-        placed = self.feed.place(images)
-        rows = self.feed.evaluation_rows(images)
+        placed = self.batches.place(images)
+        rows = self.batches.evaluation_rows(images)
         parts = [self.program.predict(self.state, placed, row) for row in rows]
         logits, labels = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
         return logits[labels >= 0], labels[labels >= 0]
@@ -108,17 +108,17 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
         raise ValueError(f"{folder} has no checkpoint")
     names = ("dataset", "train_size", "validation_size", "batch_size")
     of_data = {name: getattr(config, name) for name in names}
-    feed = _feed(Config(**of_data, data_dir=data_dir or config.data_dir))
-    program = make_program(config, feed.spec)
+    batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
+    program = make_program(config, batches.spec)
     with RunFolder(folder, config) as opened:
         state = opened.restore(program.abstract_state)
     if state is program.abstract_state:
         raise ValueError(f"{folder} has no checkpoint")
-    return Trained(feed, program, state._replace(opt_state=None))
+    return Trained(batches, program, state._replace(opt_state=None))
 
 
 @functools.lru_cache(maxsize=2)
-def _feed(config: Config) -> Batches:
+def _load_batches(config: Config) -> Batches:
     return Batches(load(config), config)
 
 
@@ -218,7 +218,7 @@ def run(options: Options) -> None:
     runs = read_runs(options.folders)
     networks, left_out = restore_all(runs, options.data_dir, "evaluating")
     for path, network in networks.items():
-        images = network.feed.images("test")
+        images = network.batches.images("test")
         if options.corruptions and isinstance(images, Stream):
             raise ValueError(f"{path}: images that are decoded as they are read are not corrupted")
         _write(path, evaluate(network, images))
@@ -226,7 +226,7 @@ def run(options: Options) -> None:
         datasets = runs.table["settings"].loc[list(networks), "dataset"]
         for paths in datasets.groupby(datasets, sort=False).groups.values():
             alike = [networks[path] for path in paths]
-            images = alike[0].feed.images("test")
+            images = alike[0].batches.images("test")
             assert isinstance(images, Images)
             images = Images(images.pixels[: options.images], images.labels[: options.images])
             for path, result in zip(paths, evaluate_corrupted(alike, images), strict=True):

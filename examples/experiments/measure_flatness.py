@@ -109,7 +109,7 @@ def make_network(path: Path, trained: Trained, options: MeasurementOptions) -> N
         raise ValueError(f"{path} was trained on {len(train.labels)} images: lower --images")
     # The loss does not depend on the method, bfloat16 and the batch size.
     plain = Config(dataset=config.dataset, model=config.model, method="sgd")
-    program = make_program(plain, trained.feed.spec._replace(steps_per_epoch=1))
+    program = make_program(plain, trained.batches.spec._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
     images = train.select(slice(options.images))
     leaves = jax.device_get(jax.tree.leaves((params, statistics, images)))
@@ -170,7 +170,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
       ValueError: the file holds something else.
     """
     file = path / ANALYSIS
-    found = parse_object(file, file.read_text(), []) if file.exists() else {}
+    found = parse_object(file, file.read_bytes(), []) if file.exists() else {}
     for name, part in found.items():
         try:
             part["settings"]["parameters"], np.asarray(part["result"], float)

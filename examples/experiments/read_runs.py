@@ -160,7 +160,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     defaults = {f.name: f.default for f in dataclasses.fields(Config)} | {"method_args": {}}
     names = ["dataset", "model", "method", "seed", "epochs"]
-    config: dict[str, Any] = defaults | parse_object(file, file.read_text(), names)
+    config: dict[str, Any] = defaults | parse_object(file, file.read_bytes(), names)
     try:
         return used_settings(config) | {name: int(config[name]) for name in ("seed", "epochs")}
     except (ValueError, TypeError, AttributeError) as error:
@@ -170,8 +170,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_metrics(path: Path) -> pd.DataFrame:
     """Returns the metrics of the run in a folder, a row an epoch."""
     file, names = path / "metrics.jsonl", ["epoch", "step", "seconds"]
-    lines = file.read_text().splitlines() if file.exists() else []
-    whole = [line for line in lines if line.endswith("}")]  # the last one may be cut off
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    whole = [line for line in lines if line.endswith(b"}")]  # the last one may be cut off
     records = [parse_object(file, line, names, int | float) for line in whole]
     metrics = pd.DataFrame(records, columns=None if records else names)
     return metrics.drop_duplicates("epoch", keep="last")
@@ -180,11 +180,11 @@ def read_metrics(path: Path) -> pd.DataFrame:
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Returns the results of `examples.experiments.evaluate` for a run, if there are any."""
     file, names = path / EVALUATION, ["test_accuracy", "test_loss", "test_ece", "images"]
-    return parse_object(file, file.read_text(), names, int | float) if file.exists() else {}
+    return parse_object(file, file.read_bytes(), names, int | float) if file.exists() else {}
 
 
 def parse_object(
-    file: Path, text: str, names: Sequence[str], kind: type | UnionType = object
+    file: Path, text: bytes, names: Sequence[str], kind: type | UnionType = object
 ) -> dict[str, Any]:
     """Returns the JSON object in the text of a file.
 
@@ -193,7 +193,7 @@ def parse_object(
     """
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(found, dict) or not found.keys() >= set(names):
         expected = f"a JSON object with {', '.join(names)}" if names else "a JSON object"

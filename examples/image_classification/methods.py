@@ -53,12 +53,12 @@ class Method(NamedTuple):
     has_base: bool = False
 
 
-def path_sum(alias: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
+def path_sum(method: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
     """Returns the row of a method that sums over ascent steps, each of length rho."""
 
     # With one step the method is SAM, or SAM and SGD in equal parts.
     def make(rho: Any, training: Training, at_least: int = 2) -> optax.GradientTransformation:
-        return alias(rho, max(at_least, training.steps), include_first=include_first)
+        return method(rho, max(at_least, training.steps), include_first=include_first)
 
     return Method(make, steps=True)
 

@@ -45,13 +45,24 @@ def read_config_file(path: Path) -> Config:
     Raises:
       ValueError: The file is missing, or written by an incompatible version.
     """
+    file = path / "config.json"
+    if not file.exists():
+        raise ValueError(f"{path} holds no run: there is no config.json")
+    settings = _read_settings(file)
     try:
-        settings = json.loads((path / "config.json").read_text())
         return Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
-    except FileNotFoundError:
-        raise ValueError(f"{path} holds no run: there is no config.json") from None
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_bytes())
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} cannot be read: it is not a JSON object")
+    return settings
 
 
 class RunFolder:
@@ -82,7 +93,7 @@ class RunFolder:
         if self._last_step is not None:
             if not path.exists():
                 raise ValueError(f"{path} is missing beside checkpoints: give another --out")
-            old = json.loads(path.read_text())
+            old = _read_settings(path)
             for name in new:
                 if name not in may_change and old.get(name) != new[name]:
                     raise ValueError(

@@ -69,9 +69,11 @@ class FlatHessian:
         self._ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
 
     def ravel(self, vector: Any) -> np.ndarray:
+        """Returns a tree as a flat vector of the host."""
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(vector)])
 
     def unravel(self, vector: np.ndarray) -> Any:
+        """Returns a flat vector as a tree like the parameters."""
         parts = zip(np.split(vector, self._ends), self._like, strict=True)
         leaves = [jnp.asarray(part.reshape(leaf.shape), leaf.dtype) for part, leaf in parts]
         return jax.tree.unflatten(self._structure, leaves)

@@ -76,21 +76,25 @@ class Plane(NamedTuple):
 
     @classmethod
     def spanned_by(cls, start: Any, end: Any) -> "Plane":
+        """Returns the plane of two trees."""
         lengths = tree.divisor(start), tree.divisor(end)
         return cls(start, end, *lengths, tree.angle(start, end))
 
     @property
     def exists(self) -> jax.Array:
+        """Whether both trees have a direction, and the two are not opposite."""
         # Beyond pi - 1e-3 the weights exceed 1000, and a float32 direction is noise.
         nonzero = jnp.isfinite(self.start_length) & jnp.isfinite(self.end_length)
         return nonzero & (self.psi <= jnp.pi - 1e-3)
 
     @property
     def can_be_probed(self) -> jax.Array:
+        """Whether different alphas give different directions."""
         # If both are equal to rounding, all alphas give one direction, and the maximum is noise.
         return self.exists & (self.psi > 8 * jnp.finfo(self.psi.dtype).eps)
 
     def direction(self, alpha: jax.Array, length: Any = 1.0) -> Any:
+        """Returns `length` times the unit direction at `alpha`, or along `end` without a plane."""
         weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
         # Divide last: XLA on CPU repeats cheap scalar operations in the kernel of each leaf.
         start_weight = length * jnp.where(self.exists, weights[0], 0.0) / self.start_length

@@ -45,8 +45,9 @@ def esam(
     Args:
       rho: the length of the ascent, as in `sam`.
       beta: :math:`\beta`, the probability to perturb a parameter, in (0, 1], published 0.5 to 0.6.
-      gamma: :math:`\gamma`, the fraction of samples to descend on, in (0, 1], published 0.5. If it
-        is traced, int(B gamma) is rounded in float32.
+        A larger one perturbs more of them. 1 is the full ascent.
+      gamma: :math:`\gamma`, the fraction of samples to descend on, in (0, 1], published 0.5. A
+        larger one keeps more samples. If it is traced, int(B gamma) is rounded in float32.
       key: a random key, see `random_subset`.
       convention: "paper" (default) draws for each parameter, "official" for each whole array.
         Static.

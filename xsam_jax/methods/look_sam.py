@@ -52,8 +52,9 @@ def look_sam(
       rho: :math:`\rho \ge 0`, the length of the ascent, or a schedule of it, published 0.1.
       alpha: :math:`\alpha`, any real number, published 0.7. A larger one adds more of the stored
         direction.
-      every: the number of steps from one SAM step to the next, at least 1, published 5 to 10. 1 is
-        `sam`. The first step is a SAM step.
+      every: the number of steps from one SAM step to the next, at least 1, published 5 to 10. More
+        steps make training cheaper, and the stored direction older. 1 is `sam`. The first step is a
+        SAM step.
 
     Returns:
       A gradient transformation with state `LookSamState`.

@@ -24,7 +24,7 @@ def msam(
     Args:
       rho: the length of one ascent step, as in `sam`. The paper divides the radius of SAM by
         `steps`.
-      steps: :math:`k \ge 1`, the number of ascent steps. 1 is `sam`. Static.
+      steps: :math:`k \ge 1`, the number of ascent steps. Each costs a gradient. 1 is `sam`. Static.
       include_first: whether the sum includes :math:`g_0` (default False). Static.
       scale: the norm of the update, as in `match_norm` except "slope_max" (default "last"). None
         keeps the norm of the sum. Static.

@@ -41,11 +41,12 @@ def xsam(
     `linspace(0, alpha_max, num_alphas)` on the batch of the step. Between probes
     :math:`\alpha^*` does not change.
 
-    Use it in place of `sam` when `rho` is not tuned, or with several ascent steps: it depends less
-    on `rho` (measured on digits, examples/experiments/RESULTS.md). A step costs `steps` further
-    gradients. A probe costs `num_alphas` forward passes, or 7 of 21 with `search="section"`. If a
-    forward pass takes a third of a gradient, the defaults add 3.5 % to the time of SAM (measured,
-    docs/benchmarks.md: 3 % on a ResNet-8, 16 % on an MLP). The paper probes once per epoch.
+    Use it in place of `sam` when `rho` is not tuned: it depends less on `rho` (measured on digits,
+    examples/experiments/RESULTS.md). In the paper it gains most with several ascent steps. Our runs
+    do not show that gain. A step costs `steps` further gradients. A probe costs `num_alphas`
+    forward passes, or 7 of 21 with `search="section"`. If a forward pass takes a third of a
+    gradient, the defaults add 3.5 % to the time of SAM (measured, docs/benchmarks.md: 3 % on a
+    ResNet-8, 16 % on an MLP). The paper probes once per epoch.
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
@@ -55,11 +56,13 @@ def xsam(
       direction: the ascent without its radius: an Optax gradient transformation, such as
         `scale_by_magnitude(0.01)` for the ascent of ASAM. The default None is `normalize()`. If it
         perturbs a subset of the parameters, the update still changes all of them. Static.
-      steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static.
-      probe_every: the number of steps between two probes (default 100). The first step probes.
+      steps: :math:`k \ge 1`, the number of ascent steps (default 1). Each costs a gradient. Static.
+      probe_every: the number of steps between two probes (default 100). The first step probes. More
+        steps make training cheaper, and :math:`\alpha^*` older.
       alpha_max: the end of the grid, usually 2 (default) to 4. If :math:`\alpha^*` stays there,
         raise `alpha_max`.
-      num_alphas: the number of grid points, 20 to 40 (default 21). Static.
+      num_alphas: the number of grid points, 20 to 40 (default 21). More make the grid finer and a
+        probe more expensive. Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together (default 1), or None
         for the whole grid, see `slerp_to_maximum`. Static.
       scale: the norm of the update: "last" (default) is :math:`\|g_k\|`. "first", "mean" and "max"
@@ -123,7 +126,8 @@ def slerp_sam(
 
     Args:
       rho: the length of one ascent step, as in `sam`.
-      alpha: the interpolation factor, any real number. Published searches run over [-1, 3].
+      alpha: the interpolation factor, any real number. A larger one turns the update further away
+        from the ascent. Published searches run over [-1, 3].
       steps: :math:`k \ge 1`, the number of ascent steps (default 1). Static.
       between: "displacement" (default), or "first" for :math:`v_0 = g_0/\|g_0\|`. The two agree at
         one step. Static.

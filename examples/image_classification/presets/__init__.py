@@ -11,7 +11,7 @@ from examples.image_classification.presets.preset import Preset
 
 __all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
 
-# As in examples/01_noisy_digits.py, without its wrong labels and with a wider network.
+# As in examples/01_noisy_digits.py, without its wrong labels, and with a network of width 256.
 DIGITS: dict[str, Any] = {
     "train_size": 1000,
     "validation_size": 297,
@@ -31,15 +31,15 @@ DIGITS: dict[str, Any] = {
 
 
 def _drop_ignored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings without those that the method ignores."""
+    """Returns the settings without those that the method ignores, and rho as None if it is one."""
     ignored = settings_ignored_by(settings["method"])
-    return {name: value for name, value in settings.items() if name not in ignored}
+    return {"rho": None} | {name: settings[name] for name in settings if name not in ignored}
 
 
 def _demo(method: str) -> Preset:
     chosen = {"dataset": "digits", "model": "mlp", "method": method, "label_noise": 0.4}
     settings = _drop_ignored(DIGITS | {"rho_max": 0.6} | chosen)
-    return Preset("examples/01_noisy_digits.py, at one radius", settings)
+    return Preset("examples/01_noisy_digits.py, at one radius and with a wider network", settings)
 
 
 DEMO = {
