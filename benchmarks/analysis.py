@@ -1,7 +1,7 @@
 """The cost of curvature: Hessian-vector products and the largest eigenvalues.
 
 Supports the costs in the docstrings of `xsam_jax.analysis` and in docs/analysis.md: a product takes
-about two gradients and up to twice the memory of one, and λ1 to λ5 take 20 to 33 products.
+about two gradients and up to twice the memory of one, and λ1 to λ5 take 15 to 40 products.
 """
 
 import functools
@@ -24,17 +24,12 @@ HEADER = [
     *("additional memory of a product, parameter copies", "of a gradient"),
     *("products", "seconds"),
 ]
-NOTE = (
-    f"A product of the Hessian and a vector beside a gradient on one batch, and λ1 to λ{NUM} at "
-    f"initial parameters over {BATCHES} such batches, compiled before. The memory is that beside "
-    "arguments and results. ARPACK's vectors are on the host, 24 parameter copies."
-)
 
 
 def curvature(bench: Bench) -> str:
     """Returns the table."""
     problems = [cnn(bench.size), *map(bench.problem, bench.names)]
-    return f"{markdown(HEADER, [_row(bench, problem) for problem in problems])}\n\n{NOTE}"
+    return markdown(HEADER, [_row(bench, problem) for problem in problems])
 
 
 def _row(bench: Bench, problem: Problem) -> list[str]:

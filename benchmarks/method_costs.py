@@ -56,12 +56,7 @@ def family(bench: Bench) -> str:
     rows = [
         [method, *(cell for column in columns for cell in column[method])] for method in TRANSFORMS
     ]
-    return (
-        f"{markdown(header, rows)}\n\nIn units of one step of the base optimizer: the "
-        "floating-point operations that XLA counts, and the median over pairs of neighboring "
-        "runs. Copies are the temporary memory beyond that of the base step, in copies of the "
-        "parameters. `xsam`, whose steps differ, is in the first table."
-    )
+    return markdown(header, rows)
 
 
 _COLUMNS = ("FLOPs", "time", "copies")
@@ -97,11 +92,7 @@ def gate(bench: Bench) -> str:
     """Times gated steps with and without SAM, decided in the program and on the host."""
     rows = [_gate_row(bench, name) for name in bench.names]
     header = ["step time / base step", "cond, shut", "cond, open", "host, shut", "host, open"]
-    return (
-        f"{markdown(header, rows)}\n\n`gated(sam, every(2))`, decided by `jax.lax.cond` or by "
-        "`sharp=` on the host. An open gate takes the SAM step. Medians over pairs of neighboring "
-        "runs."
-    )
+    return markdown(header, rows)
 
 
 def _gate_row(bench: Bench, name: str) -> list[str]:
@@ -166,8 +157,4 @@ def compile_time(bench: Bench) -> str:
     names = list(competitors)
     times = {names[i]: measured(competitors[names[i]]) for i in progress(len(names), "compile")}
     rows = [[name, number(t, 1), number(t / times["sam"])] for name, t in times.items()]
-    return (
-        f"{markdown(['', 'seconds', 'over sam'], rows)}\n\nTrace, lowering and compilation of a "
-        f"step of a residual network with {leaves // 2} layers of width 16, {leaves} arrays, once "
-        "each."
-    )
+    return markdown(["", "seconds", "over sam"], rows)

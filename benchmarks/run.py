@@ -4,7 +4,7 @@
     python -m benchmarks.run --size tiny --rounds 2             # to see that it runs
     python -m benchmarks.run --only memory --models resnet vit
 
-docs/benchmarks.md has the measured numbers.
+docs/benchmarks.md explains the tables and has measured numbers.
 All ratios are between runs of one process, one right after the other.
 """
 

@@ -100,20 +100,12 @@ def step_time(bench: Bench) -> str:
     """Times every step against hand-written SAM."""
     columns = {name: _step_ratios(bench, name) for name in bench.names}
     rows = list(dict.fromkeys(row for ratios in columns.values() for row in ratios))
-    table = markdown(
+    return markdown(
         ["step time / hand-written SAM", *bench.names],
         [
             [row, *(spread(ratios[row]) if row in ratios else "-" for ratios in columns.values())]
             for row in rows
         ],
-    )
-    pairs = ", ".join(f"{name} {bench.rounds[name]}" for name in bench.names)
-    return (
-        f"{table}\n\nMedian [quartiles] of the ratios of neighboring runs. Pairs: {pairs}. Over T "
-        "steps of which one probes, the ratio is ((T - 1) x the ratio of a step that does not + "
-        f"the ratio of one that does) / T, with {NUM_ALPHAS} alphas. Two gradients are two steps "
-        "of the base optimizer, so that the overhead of a call, such as the mapping of its "
-        "temporary memory, counts twice."
     )
 
 
@@ -179,11 +171,7 @@ def memory(bench: Bench) -> str:
                 ]
             )
     header = ["model", "step", "FLOPs / 2 gradients", "temporary MB", "- hand-written, in copies"]
-    return (
-        f"{markdown(header, rows)}\n\nFLOPs and memory of the whole compiled step, without donated "
-        "buffers. The cost analysis of `xsam` counts the probe in its conditional. Without it, it "
-        "is `slerp_sam`. A copy is the size of the parameters."
-    )
+    return markdown(header, rows)
 
 
 def probe(bench: Bench) -> str:
@@ -224,10 +212,7 @@ def probe(bench: Bench) -> str:
         "/ a forward pass's",
         "/ a gradient step's",
     ]
-    return (
-        f"{markdown(header, rows)}\n\nXSAM's update with both gradients given: the probe and its "
-        "plane."
-    )
+    return markdown(header, rows)
 
 
 def compile_time(bench: Bench) -> str:
@@ -271,4 +256,4 @@ def compile_time(bench: Bench) -> str:
             ]
         )
     header = ["k", "sam, seconds", "optax.contrib.sam, seconds", "ratio"]
-    return f"{markdown(header, rows)}\n\nOn the ResNet, median [quartiles] of {rounds} pairs."
+    return markdown(header, rows)

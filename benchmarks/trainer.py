@@ -60,13 +60,7 @@ def trainer(bench: Bench) -> str:
     header = ["epoch / SAM's"]
     for horizon in horizons:
         header += [f"XSAM, T = {horizon}", "predicted"]
-    return (
-        f"{markdown(header, rows)}\n\nSteps of `examples.image_classification`, "
-        f"{STEPS[bench.size]} of each, {NUM_ALPHAS} alphas every T steps. A step of each runs "
-        "beside a step of the others, in rotating order. The ratios are of total times, in "
-        "brackets of those without the steps that probe. The prediction counts a forward pass as "
-        "a third of a gradient, and nothing else."
-    )
+    return markdown(header, rows)
 
 
 def _row(model: str, size: str) -> list[str]:
