@@ -20,7 +20,7 @@ import tyro
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
-from xsam_jax import analysis
+from xsam_jax import analysis, sam
 from xsam_jax.analysis import plots
 
 HESSIAN = jnp.diag(jnp.array([1.0, 12.0]))
@@ -58,14 +58,23 @@ def train_network(steps: int) -> tuple[Any, Any]:
     return params, (images[rows[-1]] / 16, labels[rows[-1]])
 
 
+def angle(first: Any, second: Any) -> float:
+    """Returns the angle between two gradients in degrees."""
+    lengths = optax.tree.norm(first) * optax.tree.norm(second)
+    return float(np.degrees(np.arccos(optax.tree.vdot(first, second) / lengths)))
+
+
 def study(name: str, loss: Any, params: Any, rho: float, batches: Any, axes: Any) -> None:
     """Draws the plane of both gradients and the gap between them, and prints the numbers."""
     radii: Any = {"rho": rho, "rho_max": 2 * rho, "batches": batches}
     ends = analysis.alpha_profile(loss, params, [0.0, 1.0], **radii)
     rise, alpha = analysis.max_alpha_sharpness(loss, params, **radii, alpha_max=4, num_alphas=81)
     plane = analysis.ascent_plane(loss, params, rho=rho, batches=batches)
-    center = float(loss(params, *(batches or [])))
-    print(f"{name}: loss {center:.4f}, {np.degrees(plane.psi):.1f} degrees from g_0 to g_1")
+    value_fn = lambda params: loss(params, *(batches or []))  # noqa: E731
+    center, g0 = jax.value_and_grad(value_fn)(params)
+    tx = sam(rho)
+    g1, _ = tx.update(g0, tx.init(params), params, value_fn=value_fn)
+    print(f"{name}: loss {center:.4f}, {angle(g0, g1):.1f} degrees from g_0 to g_1")
     along = " and ".join(f"{end - center:.4f} along g_{i}" for i, end in enumerate(ends))
     print(f"  at rho_max {2 * rho:g} it rises by {along}, {rise:.4f} at alpha {alpha:.2f}")
     places = 2.3 * rho * np.linspace(-1, 1, 31)

@@ -17,11 +17,11 @@ import numpy as np
 import tyro
 from matplotlib import pyplot as plt
 
-from xsam_jax import analysis
+from xsam_jax import analysis, sam
 from xsam_jax.analysis import plots
 
 RHO, RHO_MAX, STEPS = 0.3, 0.8, (1, 2, 3, 4)
-START = np.array([1.0, 0.0])
+START = jnp.array([1.0, 0.0])
 
 
 def loss_fn(x: Any) -> jax.Array:
@@ -41,7 +41,10 @@ def study(steps: int) -> dict[str, Any]:
     radii: Any = {"rho": RHO, "rho_max": RHO_MAX, "steps": steps}
     plane = analysis.ascent_plane(loss_fn, START, rho=RHO, steps=steps)
     axes = np.stack([plane.direction_x, plane.direction_y])  # of the plane, which is all there is
-    gradient = plane.gradients[-1] @ axes / np.linalg.norm(plane.gradients[-1])
+    tx = sam(RHO, steps=steps)  # its update is g_k
+    grads, opt_state = jax.grad(loss_fn)(START), tx.init(START)
+    gradient, _ = tx.update(grads, opt_state, START, value_fn=loss_fn)
+    gradient = gradient / np.linalg.norm(gradient)
     rise, alpha = analysis.max_alpha_sharpness(loss_fn, START, **radii, num_alphas=41)
     along = analysis.alpha_profile(loss_fn, START, [1.0], **radii)[0] - float(loss_fn(START))
     off = np.degrees(np.arccos(np.clip(gradient @ highest(), -1, 1)))

@@ -50,7 +50,7 @@ def test_examples_are_short_and_import_the_library_alone(name):
         path.stem for path in Path(__file__).parent.iterdir()
     }
     assert modules & local <= {"xsam_jax"}
-    assert "value_fn" in text or name[:2] in ("05", "06")  # these two do not train with a method
+    assert "value_fn" in text
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
