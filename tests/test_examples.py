@@ -208,11 +208,10 @@ def fake_train(start, rho, images, held_out, method):
 
 
 def read_tables(text):
-    """Returns the columns of the validation table and the rows of the test table, as numbers."""
+    """Returns the rows of both tables, as numbers."""
     first, second = text.split("Test accuracy")
-    header, _, *rows = [line.split() for line in first.splitlines()[1:]]
-    columns = np.array(rows, float).T.tolist()
-    validation = dict(zip(["rho", *header[1:]], columns, strict=True))
+    rows = [line.split() for line in first.splitlines()[1:]]
+    validation = {row[0]: [float(x) for x in row[1:]] for row in rows}
     rows = [line.split() for line in second.splitlines()[2:] if line.strip()]
     return validation, {row[0]: [float(x) for x in row[1:]] for row in rows if len(row) == 7}
 
