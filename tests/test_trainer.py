@@ -612,7 +612,7 @@ def start_two(config):
 def test_two_processes_match_one_and_stop_together(tmp_path):
     sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 30}
     sizes["evaluate_every"] = 30
-    config = digits(tmp_path / "two", **sizes, method="sam", fsdp=True, augmentation=("crop",))
+    config = digits(tmp_path / "two", **sizes, method="xsam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     kill_when(processes[0], config, lines=1)
     processes[1].terminate()  # one is told, and both stop
