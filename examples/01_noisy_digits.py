@@ -100,18 +100,18 @@ def main(
     over_rho = settings.mean().unstack("method").sort_index().ffill()  # SGD has a single row
     best = settings["validation"].mean().groupby("method", sort=False).idxmax()
     test = pd.DataFrame({name: tables[setting]["test"] for name, setting in best.items()})
-    gap = test.sub(test["sam" if "sam" in test else test.columns[0]], axis=0)
+    gap = test.sub(test[base := "sam" if "sam" in test else test.columns[0]], axis=0)
     print(f"Validation accuracy in %, mean of {seeds} seeds:\n{over_rho['validation'].T}")
-    print("Test accuracy in % at the best rho. A gap to SAM below two of its errors is a tie:")
+    print(f"Test accuracy in % at the best rho. A gap to {base} below two errors is a tie:")
     summary = {"rho": best.str[1], "test": test.mean(), "std": test.std(), "error": test.sem()}
     print(pd.DataFrame(summary | {"gap": gap.mean(), "gap error": gap.sem()}).to_string())
-    errors = settings["test"].sem().unstack("method")
-    axes = over_rho["test"].plot(yerr=errors, marker=".", ylabel="test accuracy (%)", cmap="tab20")
+    errors, colors = settings["test"].sem().unstack("method"), "tab20" if len(best) > 9 else None
+    axes = over_rho["test"].plot(yerr=errors, marker=".", ylabel="test accuracy (%)", cmap=colors)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.figure.savefig(out / "accuracy_over_rho.png", dpi=200, bbox_inches="tight")
     if "xsam" in best:
         log = [x.reshape(seeds, epochs, -1).mean((0, 2)) for x in runs[best["xsam"]][1]]
-        axes = pd.DataFrame(log, ["alpha*", "psi"]).T.plot(subplots=True, xlabel="epoch", grid=True)
+        axes = pd.DataFrame(log, ["alpha*", "psi (radians)"]).T.plot(subplots=True, xlabel="epoch")
         axes[0].figure.savefig(out / "alpha_and_psi.png", dpi=200)
 
 

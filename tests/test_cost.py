@@ -16,10 +16,17 @@ from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
 from xsam_jax.gating import after, every, gated
 
+NETWORKS = {
+    # Activations need far more memory than parameters, as in training.
+    "resnet": (models.ResNet((16, 32, 64), blocks=1), models.random_batch(125, side=32)),
+    "vit": (models.ViT(128, blocks=2, heads=4, patch=4), models.random_batch(64, side=32)),
+    "mlp": (models.MLP((512, 512, 512)), models.random_batch(125, side=32)),
+}
+
 
 @functools.cache
 def problem(name):
-    return models.build(name)
+    return models.classification(name, *NETWORKS[name])
 
 
 @functools.cache

@@ -47,6 +47,7 @@ BAD_ARGUMENTS = [
         TypeError,
         "rho must be .* got an optimizer: it follows",
     ),
+    (lambda: xsam_jax.sam({"w": 0.1}), TypeError, "rho must be .* schedule .*got {'w': 0.1}"),
     (lambda: xsam_jax.sam((0.1, -0.2), steps=2), ValueError, r"rho\[1\] must be at least 0.*-0.2"),
     (lambda: xsam_jax.sam((0.1, 0.2)), ValueError, "rho gives one radius per .*: 1 needed, got 2"),
     (lambda: xsam_jax.sam([0.1], steps=3), ValueError, "rho gives one radius .*: 3 needed, got 1"),
@@ -256,6 +257,19 @@ def test_update_without_a_loss_raises(method):
         tx.update(GRADS, tx.init(PARAMS), PARAMS)
     with pytest.raises(TypeError, match=r"tuple of 2.*loss_fn\(params\)\[0\]"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=lambda p: (p["b"], 1))
+
+
+@gradient_kind
+def test_a_missing_value_fn_names_what_was_given(method):
+    tx = method.make()
+    with pytest.raises(ValueError, match=r"value_fn is missing \(given: loss_fn\): "):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("state", [None, optax.EmptyState(), optax.sgd(0.1).init(PARAMS)])
+def test_a_state_of_another_transformation_raises(state):
+    with pytest.raises(TypeError, match=r"opt_state is not .*opt_state = tx.init\(params\)"):
+        xsam_jax.sam(0.1).update(GRADS, state, PARAMS, value_fn=loss_fn)
 
 
 @gradient_kind

@@ -183,6 +183,8 @@ def test_nnx_has_aux_drops_the_auxiliary_output():
 
 def test_nnx_wrong_arguments_raise():
     model = Network(nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"model must be an nnx.Module, .* got Array"):
+        flax_nnx.make_value_fn(loss_fn, X, model)
     with pytest.raises(TypeError, match=r"loss_fn must be a function .* got Network"):
         flax_nnx.make_value_fn(model, loss_fn, X, Y)
     with pytest.raises(TypeError, match=r"has_aux=True loss_fn must return \(loss, aux\)"):

@@ -47,7 +47,7 @@ def real(
         return
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value.item()
-    if hasattr(value, "update"):
+    if hasattr(value, "init") and hasattr(value, "update"):
         raise TypeError(
             f"{name} must be a real number, got an optimizer: it follows in the chain, "
             "optax.chain(sam(0.05), optax.sgd(0.1))"

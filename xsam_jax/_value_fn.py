@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import jax
@@ -49,18 +49,22 @@ def check_functions(
     params: optax.Params,
     updates: optax.Updates,
     value: Any,
+    others: Iterable[str] = (),
 ) -> None:
     """Raises unless there is a scalar loss or a gradient function.
+
+    The message names the `others`, further extra arguments, one of which may be misspelt.
 
     Within `jax.shard_map`, `value_fn` and `value` must be the loss of all devices. It traces
     `value_fn(params)` without evaluating it.
     """
     if value_fn is None and grad_fn is None:
+        given = f" (given: {', '.join(others)})" if others else ""
         raise ValueError(
-            "value_fn is missing: a sharpness-aware step evaluates the loss at other parameters. "
-            "Write tx.update(grads, opt_state, params, value_fn=lambda params: loss(params, batch))"
-            "; in Flax NNX, optimizer.update(model, grads, value_fn=make_value_fn(loss_fn, model, "
-            f"batch)) with xsam_jax.flax_nnx. {DROPPED}"
+            f"value_fn is missing{given}: a sharpness-aware step evaluates the loss at other "
+            "parameters. Write tx.update(grads, opt_state, params, value_fn=lambda params: "
+            "loss(params, batch)); in Flax NNX, optimizer.update(model, grads, value_fn="
+            f"make_value_fn(loss_fn, model, batch)) with xsam_jax.flax_nnx. {DROPPED}"
         )
     if grad_fn is not None and not callable(grad_fn):
         raise TypeError(f"grad_fn must be a function of the parameters, got {grad_fn!r}")
@@ -131,7 +135,9 @@ def trace(name: str, function: Any, params: optax.Params, loss: str) -> Any:
         fix = f"{name}=lambda params: {loss}(params, batch)"
         _explain_signature(name, function, params, error, fix)
         # Such errors arise if the loss calls the parameters, or a method of them, like a model.
-        if isinstance(error, AttributeError) or re.search("not callable|NoneType", str(error)):
+        if isinstance(error, AttributeError) or re.search(
+            "not callable|NoneType|trace level", str(error)
+        ):
             error.add_note(
                 f"{name} raised this when it was called with params. For a Flax NNX model write "
                 f"{name}=make_value_fn({loss}, model, batch), with xsam_jax.flax_nnx; for an "

@@ -192,7 +192,8 @@ def sharpness_aware(
       TypeError: `ascent` or `descent` is not a gradient transformation, or `steps` is not an
         integer. In `init`, `ascent` or `descent` is a whole method. In `update`, `value_fn` does
         not return a real scalar, `grad_fn` does not return a gradient, the gradient does not have
-        the structure of `params`, or a parameter is not a real floating-point array.
+        the structure of `params`, a parameter is not a real floating-point array, or `state` is
+        not one of this transformation.
       ValueError: `steps` is less than 1. In `update`, `params`, or both `value_fn` and `grad_fn`,
         are missing, the gradient does not have the shapes of `params`, `value_fn` ignores its
         argument, or `params` was cut by `optax.masked` or `optax.partition`. In `jax.shard_map`,
@@ -241,9 +242,15 @@ def sharpness_aware(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
+        if not isinstance(state, SharpnessAwareState):
+            raise TypeError(
+                "opt_state is not a state of this transformation: a SharpnessAwareState is needed, "
+                f"got {type(state).__name__}. Write opt_state = tx.init(params), also for a state "
+                "that was saved before the method joined the chain"
+            )
         fix = "pass grads = jax.grad(loss)(params)"
         _value_fn.check_gradient_like("grads must be", updates, params, fix)
-        _value_fn.check_functions(value_fn, grad_fn, params, updates, value)
+        _value_fn.check_functions(value_fn, grad_fn, params, updates, value, extra_args)
 
         def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
             if grad_fn is None:

@@ -42,7 +42,8 @@ def make_value_fn(
       A function of a state like `nnx.state(model, wrt)`, which returns the loss.
 
     Raises:
-      TypeError: `loss_fn` is not a function, or `has_aux` is true and `loss_fn` returns no tuple.
+      TypeError: `loss_fn` is not a function, `model` is not an `nnx.Module`, or `has_aux` is true
+        and `loss_fn` returns no tuple.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -66,6 +67,11 @@ def make_value_fn(
         raise TypeError(
             "loss_fn must be a function of the model and further arguments, as in "
             f"make_value_fn(loss_fn, model, batch), got {type(loss_fn).__name__}"
+        )
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            "model must be an nnx.Module, as in make_value_fn(loss_fn, model, batch), "
+            f"got {type(model).__name__}"
         )
     selected = nnx.filterlib.to_predicate(wrt)
 

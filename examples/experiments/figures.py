@@ -11,6 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from xsam_jax.analysis.style import (
     COLORS,
@@ -128,6 +129,7 @@ def over_epochs(panels: Mapping[str, Curves]) -> Figure:
         len(values) > 1 for of_panel in panels.values() for _, values in of_panel.values()
     )
     grid[-1, 0].set_xlabel("epoch (band: all seeds)" if several else "epoch")
+    grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     add_legend(grid[0, 0])
     figure.align_ylabels()
     return figure

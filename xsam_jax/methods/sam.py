@@ -18,8 +18,9 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
 
     Args:
       rho: :math:`\rho \ge 0`, the length of one ascent step, or a schedule of it over training
-        steps, or a sequence of either, one per ascent step. Typical: 0.05 to 0.2 for image
-        classifiers. 0 is the base optimizer. With several steps, divide a total length by `steps`.
+        steps (its values are not checked), or a sequence of either, one per ascent step. Typical:
+        0.05 to 0.2 for image classifiers. 0 is the base optimizer. With several steps, divide a
+        total length by `steps`.
       steps: :math:`k \ge 1`, the number of ascent steps (default 1). Each costs a gradient. Static.
 
     Returns:
