@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from flax.errors import TraceContextError
 from methods import METHODS
 from sklearn.datasets import load_digits
 
@@ -304,6 +305,19 @@ def test_nnx_error_of_a_lambda_suggests_make_value_fn():
     grads = nnx.grad(loss_fn)(model, X, Y)
     with pytest.raises(TypeError) as raised:
         optimizer.update(model, grads, value_fn=lambda params: loss_fn(params, X, Y))
+    assert "value_fn=make_value_fn(loss, model, batch)" in "".join(raised.value.__notes__)
+
+
+def test_nnx_error_of_a_loss_that_closes_over_the_model_suggests_make_value_fn():
+    model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+    def loss_of(model):
+        return jnp.mean(model(jnp.ones((4, 3))))
+
+    optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
+    grads = nnx.grad(loss_of)(model)
+    with pytest.raises(TraceContextError) as raised:
+        optimizer.update(model, grads, value_fn=lambda params: loss_of(model))
     assert "value_fn=make_value_fn(loss, model, batch)" in "".join(raised.value.__notes__)
 
 

@@ -229,7 +229,8 @@ def check_like(name: str, given: Any, params: Any) -> None:
 
 def check_function(value_fn: Any) -> None:
     if not callable(value_fn):
-        raise TypeError(f"value_fn must be a function of the parameters, got {value_fn!r}")
+        kind = type(value_fn).__name__
+        raise TypeError(f"value_fn must be a function of the parameters, got {kind}")
 
 
 def _first_batch(batches: Any) -> Any:
