@@ -31,18 +31,6 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.set_threshold(100_000, 50, 100)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Gives each file to one worker, which shares what it has compiled, the long ones first.
-
-    The tests of the trainer share little, and most of them start processes.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and item.path.stem != "test_trainer":
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    items.sort(key=lambda item: item.path.stem in ("test_trainer", "test_devices"), reverse=True)
-
-
 @pytest.fixture
 def x64():
     """Runs the test in float64."""
