@@ -51,7 +51,7 @@ def loss_fn(params):
     for leaf in jax.tree.leaves(params):
         # In float32, as a loss is: in half precision the probes would tie.
         x = jnp.asarray(leaf, jnp.result_type(float)) - 0.3
-        curvature = jnp.geomspace(0.2, 5.0, x.size).reshape(x.shape)
+        curvature = jnp.asarray(np.geomspace(0.2, 5.0, x.size)).reshape(x.shape)
         total += jnp.sum(curvature * x**2 / (1 + 0.1 * x**2))
     return total
 

@@ -80,6 +80,7 @@ def default_settings():
 
 @pytest.fixture(autouse=True)
 def close_figures():
+    plt.close("all")  # those of other files
     yield
     plt.close("all")
 
