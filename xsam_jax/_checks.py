@@ -136,6 +136,16 @@ def transformation(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an optax.GradientTransformation, got {value!r}")
 
 
+def state(value: Any, kind: type) -> None:
+    """Raises unless `value`, the state that `update` was given, is of the type of `init`."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"opt_state is not a state of this transformation: a {kind.__name__} is needed, got "
+            f"{type(value).__name__}. Write opt_state = tx.init(params), also for a state that was "
+            "saved before the method joined the chain"
+        )
+
+
 def has_node(tree: Any, condition: Callable[[Any], bool]) -> bool:
     """Returns whether any node of `tree`, leaf or not, meets `condition`."""
     return any(condition(node) for node in jax.tree.leaves(tree, is_leaf=condition))

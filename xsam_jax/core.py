@@ -242,12 +242,7 @@ def sharpness_aware(
             params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
         )
         checks.parameters(params)
-        if not isinstance(state, SharpnessAwareState):
-            raise TypeError(
-                "opt_state is not a state of this transformation: a SharpnessAwareState is needed, "
-                f"got {type(state).__name__}. Write opt_state = tx.init(params), also for a state "
-                "that was saved before the method joined the chain"
-            )
+        checks.state(state, SharpnessAwareState)
         fix = "pass grads = jax.grad(loss)(params)"
         _value_fn.check_gradient_like("grads must be", updates, params, fix)
         _value_fn.check_functions(value_fn, grad_fn, params, updates, value, extra_args)

@@ -15,11 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
-from examples.experiments.read_runs import parse_object
 from examples.image_classification.batches import Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
-from examples.image_classification.run_folder import read_config_file, write_atomically
+from examples.image_classification.run_folder import (
+    parse_object,
+    read_config_file,
+    write_atomically,
+)
 from examples.image_classification.steps import make_program
 from xsam_jax import analysis
 

@@ -1,17 +1,15 @@
 """Reads the runs that the trainer has written: settings, metrics, and evaluations."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from examples.image_classification.config import XSAM_SETTINGS, Config, settings_ignored_by
 from examples.image_classification.methods import method_arguments, read_argument
-from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE
+from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE, parse_object
 
 # The settings that a method may be tuned by. Arguments of the method are tuned, too.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
@@ -181,24 +179,3 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """Returns the results of `examples.experiments.evaluate` for a run, if there are any."""
     file, names = path / EVALUATION, ["test_accuracy", "test_loss", "test_ece", "images"]
     return parse_object(file, file.read_bytes(), names, int | float) if file.exists() else {}
-
-
-def parse_object(
-    file: Path, text: bytes, names: Sequence[str], kind: type | UnionType = object
-) -> dict[str, Any]:
-    """Returns the JSON object in the text of a file.
-
-    Raises:
-      ValueError: the text is something else, a name is missing, or a value is of another kind.
-    """
-    try:
-        found = json.loads(text)
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict) or not found.keys() >= set(names):
-        expected = f"a JSON object with {', '.join(names)}" if names else "a JSON object"
-        raise ValueError(f"{file} cannot be read: it is not {expected}")
-    for name, value in found.items():
-        if not isinstance(value, kind):
-            raise ValueError(f"{file} cannot be read: {name} is no number but {value!r}")
-    return found

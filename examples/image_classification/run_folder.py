@@ -4,9 +4,10 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any, Self
 
 import orbax.checkpoint as ocp
@@ -48,21 +49,32 @@ def read_config_file(path: Path) -> Config:
     file = path / "config.json"
     if not file.exists():
         raise ValueError(f"{path} holds no run: there is no config.json")
-    settings = _read_settings(file)
+    settings = parse_object(file, file.read_bytes(), [])
     try:
         return Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
+def parse_object(
+    file: Path, text: bytes, names: Sequence[str], kind: type | UnionType = object
+) -> dict[str, Any]:
+    """Returns the JSON object in the text of a file.
+
+    Raises:
+      ValueError: the text is something else, a name is missing, or a value is of another kind.
+    """
     try:
-        settings = json.loads(file.read_bytes())
+        found = json.loads(text)
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} cannot be read: it is not a JSON object")
-    return settings
+    if not isinstance(found, dict) or not found.keys() >= set(names):
+        expected = f"a JSON object with {', '.join(names)}" if names else "a JSON object"
+        raise ValueError(f"{file} cannot be read: it is not {expected}")
+    for name, value in found.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{file} cannot be read: {name} is no number but {value!r}")
+    return found
 
 
 class RunFolder:
@@ -93,7 +105,7 @@ class RunFolder:
         if self._last_step is not None:
             if not path.exists():
                 raise ValueError(f"{path} is missing beside checkpoints: give another --out")
-            old = _read_settings(path)
+            old = parse_object(path, path.read_bytes(), [])
             for name in new:
                 if name not in may_change and old.get(name) != new[name]:
                     raise ValueError(

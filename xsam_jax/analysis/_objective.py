@@ -228,6 +228,7 @@ def check_like(name: str, given: Any, params: Any) -> None:
 
 
 def check_function(value_fn: Any) -> None:
+    """Raises unless `value_fn` is a function."""
     if not callable(value_fn):
         kind = type(value_fn).__name__
         raise TypeError(f"value_fn must be a function of the parameters, got {kind}")

@@ -31,7 +31,7 @@ DIGITS: dict[str, Any] = {
 
 
 def _drop_ignored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings without those that the method ignores, and rho as None if it is one."""
+    """Returns the settings without those that the method ignores. An ignored rho is None."""
     ignored = settings_ignored_by(settings["method"])
     return {"rho": None} | {name: settings[name] for name in settings if name not in ignored}
 
@@ -102,6 +102,7 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
     check_name("dataset", dataset, BASES)
     settings = {"dataset": dataset, "model": model, "method": method} | BASES[dataset]
     rho = settings["rho"]
+    # Methods without these radii ignore them.
     settings |= {"rho": round((scale or 1) * rho, 6), "rho_max": 2 * rho}
     return copy.deepcopy(_drop_ignored(settings))
 
