@@ -5,6 +5,7 @@
 Trains 16 seeds at once. Takes 90 seconds. Expect a test accuracy of 84 % (SGD) or 95 % (others).
 """
 
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,8 +77,9 @@ def main(
     out: Path = Path("runs/noisy_digits"),
 ) -> None:
     """Train all seeds with each method at each radius; rho is SAM's, and scaled for the others."""
-    if not all(number > 0 for number in (seeds - 1, epochs, *rho)):
-        raise SystemExit("seeds must be at least 2, epochs at least 1, every rho above 0")
+    if seeds < 2 or epochs < 1 or not all(0 < r < np.inf for r in rho) or out.is_file():
+        raise SystemExit("seeds must be 2 or more, epochs positive, rho positive, out a folder")
+    out.mkdir(parents=True, exist_ok=True)
     (images, labels), rng = load_digits(return_X_y=True), np.random.default_rng(0)
     parts = np.split(rng.permutation(len(labels)), [1000, 1297])
     (images, labels), *held_out = [(images[part].astype("f") / 16, labels[part]) for part in parts]
@@ -87,15 +89,12 @@ def main(
     of_seeds = labels, kernels, orders[:, 1:, : STEPS * BATCH].reshape(seeds, -1, BATCH)
     mesh = jax.sharding.Mesh(jax.devices()[: np.gcd(seeds, jax.device_count())], "seeds")
     of_seeds = jax.device_put(of_seeds, jax.NamedSharding(mesh, jax.P("seeds")))
-    train_seeds = jax.vmap(train, in_axes=(0, None, None, None, None))
-    one_thread = {"xla_cpu_multi_thread_eigen": False}  # a device: saves a seventh of the time
-    train_seeds = jax.jit(train_seeds, static_argnums=4, compiler_options=one_thread)
-    out.mkdir(parents=True, exist_ok=True)
-    names, rho = METHODS if "all" in method else dict.fromkeys(method), tuple(sorted(set(rho)))
-    runs, tables = {}, {}
-    for name, r in tqdm([(n, r) for n in names for r in rho[: 1 if n == "sgd" else None]]):
-        runs[name, r] = jax.device_get(train_seeds(of_seeds, r, images, held_out, name))
-        tables[name, r] = pd.DataFrame(runs[name, r][0], ["validation", "test"]).T  # of seeds
+    fast = {"xla_cpu_multi_thread_eigen": False}  # one thread a device saves a seventh of the time
+    train_all = jax.jit(jax.vmap(train, [0] + 4 * [None]), static_argnums=4, compiler_options=fast)
+    names, runs, tables = METHODS if "all" in method else dict.fromkeys(method), {}, {}
+    for m, r in tqdm([(m, r) for m in names for r in sorted({*rho})[: 1 if m == "sgd" else None]]):
+        runs[m, r] = jax.device_get(train_all(of_seeds, r, images, held_out, m))
+        tables[m, r] = pd.DataFrame(runs[m, r][0], ["validation", "test"]).T  # of seeds
     settings = pd.concat(tables, names=["method", "rho"]).groupby(["method", "rho"], sort=False)
     over_rho = settings.mean().unstack("method").sort_index().ffill()  # SGD has a single row
     best = settings["validation"].mean().groupby("method", sort=False).idxmax()
@@ -116,5 +115,6 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
     jax.config.update("jax_num_cpu_devices", 2)  # two cores share the seeds
     tyro.cli(main)

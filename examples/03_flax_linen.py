@@ -74,7 +74,7 @@ def main(
         rho: radius of the ascent; XSAM probes at twice this distance
         epochs: passes through the training images
     """
-    if not (rho > 0 and epochs >= 1):
+    if not (0 < rho < np.inf and epochs >= 1):
         raise SystemExit(f"rho must be above 0 and epochs at least 1, got {rho} and {epochs}")
     rng = np.random.default_rng(0)
     images, labels = load_digits(return_X_y=True)

@@ -88,14 +88,16 @@ def main(alpha_max: float = 4.0, out: Path = Path("runs/two_minima")) -> None:
         alpha_max: largest alpha that XSAM probes
         out: folder of the picture
     """
-    if not alpha_max > 0:
-        raise SystemExit(f"alpha-max must be above 0, got {alpha_max}")
+    if not 0 < alpha_max < np.inf:
+        raise SystemExit(f"alpha-max must be above 0 and finite, got {alpha_max}")
+    if any(map(Path.is_file, (out, *out.parents))):
+        raise SystemExit(f"--out {out} is no folder: there is a file")
+    out.mkdir(parents=True, exist_ok=True)
     trajectories = {name: run(tx) for name, tx in make_optimizers(alpha_max).items()}
     print("method      mu   sigma    loss")
     for name, points in trajectories.items():
         mu, sigma = points[-1]
         print(f"{name:6} {mu:7.2f} {sigma:7.2f} {loss_fn(points[-1]):7.3f}")
-    out.mkdir(parents=True, exist_ok=True)
     draw(trajectories).savefig(out / "two_minima.png", dpi=200, bbox_inches="tight")
     print("wrote", out / "two_minima.png")
 

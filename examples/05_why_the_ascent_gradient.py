@@ -99,12 +99,14 @@ def main(out: Path = Path("runs/why")) -> None:
     Args:
         out: folder of the picture
     """
+    if any(map(Path.is_file, (out, *out.parents))):
+        raise SystemExit(f"--out {out} is no folder: there is a file")
+    out.mkdir(parents=True, exist_ok=True)
     figure, grid = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
     study("a quadratic", quadratic_loss, jnp.array([1.5, 0.12]), 0.3, None, grid[:, 0])
     for column, steps in ((1, 20), (2, 800)):
         params, batch = train_network(steps)
         study(f"a network, step {steps}", network_loss, params, 0.5, [batch], grid[:, column])
-    out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "why_the_ascent_gradient.png", dpi=200, bbox_inches="tight")
     print("wrote", out / "why_the_ascent_gradient.png")
 

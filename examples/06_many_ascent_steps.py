@@ -88,12 +88,14 @@ def main(out: Path = Path("runs/many_steps")) -> None:
     Args:
         out: folder of the picture
     """
+    if any(map(Path.is_file, (out, *out.parents))):
+        raise SystemExit(f"--out {out} is no folder: there is a file")
+    out.mkdir(parents=True, exist_ok=True)
     found = {steps: study(steps) for steps in STEPS}
     print("steps  degrees from g_k to the highest  rise along g_k  highest rise over alpha")
     for steps, row in found.items():
         numbers = f"{row['off']:32.1f}  {row['along']:14.3f}  {row['rise']:.3f}"
         print(f"{steps:5}  {numbers} at alpha {row['alpha']:.2f}")
-    out.mkdir(parents=True, exist_ok=True)
     draw(found).savefig(out / "many_ascent_steps.png", dpi=200, bbox_inches="tight")
     print("wrote", out / "many_ascent_steps.png")
 

@@ -37,8 +37,11 @@ def main(rho: float = 0.3, out: Path = Path("runs/alpha")) -> None:
         rho: radius of the ascent; XSAM probes at twice this distance
         out: folder of the picture
     """
-    if not rho > 0:
-        raise SystemExit(f"rho must be above 0, got {rho}")
+    if not 0 < rho < np.inf:
+        raise SystemExit(f"rho must be above 0 and finite, got {rho}")
+    if any(map(Path.is_file, (out, *out.parents))):
+        raise SystemExit(f"--out {out} is no folder: there is a file")
+    out.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     steps = len(labels) // BATCH
@@ -73,7 +76,6 @@ def main(rho: float = 0.3, out: Path = Path("runs/alpha")) -> None:
             found = float(optax.tree.get(opt_state, "alpha"))
             print(f"{epoch:5}  {loss:.4f}  {ALPHAS[np.argmax(losses)]:16.1f}  {found:14.1f}")
     axes: Any = plots.alpha_profiles(ALPHAS, profiles)
-    out.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(out / "alpha_over_training.png", dpi=200, bbox_inches="tight")
     print("wrote", out / "alpha_over_training.png")
 

@@ -68,8 +68,11 @@ def main(rho: float = 0.3, epochs: int = 60, out: Path = Path("runs/flat_minima"
         epochs: passes through the training images
         out: folder of the picture
     """
-    if not (rho > 0 and epochs >= 1):
+    if not (0 < rho < np.inf and epochs >= 1):
         raise SystemExit(f"rho must be above 0 and epochs at least 1, got {rho} and {epochs}")
+    if any(map(Path.is_file, (out, *out.parents))):
+        raise SystemExit(f"--out {out} is no folder: there is a file")
+    out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))[:1000]
@@ -104,7 +107,6 @@ def main(rho: float = 0.3, epochs: int = 60, out: Path = Path("runs/flat_minima"
     plots.spectral_density(densities, ax=axes[0])
     plots.loss_line(places, {name: line - line[20] for name, line in lines.items()}, ax=axes[1])
     axes[1].set_ylabel("rise of the loss")
-    out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "flat_minima.png", dpi=200, bbox_inches="tight")
     print("wrote", out / "flat_minima.png")
 

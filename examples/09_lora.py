@@ -59,7 +59,7 @@ def main(rank: int = 4, rho: float = 0.05, steps: int = 300) -> None:
         rho: radius of the ascent; XSAM probes at twice this distance
         steps: steps of fine-tuning
     """
-    if not (rank >= 1 and rho > 0 and steps >= 1):
+    if not (rank >= 1 and 0 < rho < np.inf and steps >= 1):
         raise SystemExit("rank and steps must be at least 1, and rho above 0")
     rng = np.random.default_rng(0)
     images, labels = load_digits(return_X_y=True)

@@ -40,6 +40,7 @@ from examples.image_classification.batches import (
     Stream,
     check_batch_size,
 )
+from examples.image_classification.checkpoints import TrainingError
 from examples.image_classification.command_line import CHOICES, read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.data import DATASETS, load
@@ -47,7 +48,6 @@ from examples.image_classification.methods import COMBINATIONS
 from examples.image_classification.models import MODELS, make_model
 from examples.image_classification.presets import PRESETS, configure, settings_for
 from examples.image_classification.progress import Stopped, StopRequest
-from examples.image_classification.run_folder import TrainingError
 from examples.image_classification.steps import make_optimizer, make_schedule, record_norm
 from examples.image_classification.train import train
 from xsam_jax import xsam
@@ -417,7 +417,12 @@ def test_a_killed_and_stopped_run_resumes_bit_equal(whole, tmp_path):
 def stop_at(last, config, monkeypatch):
     """Trains up to a step."""
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "requested", lambda self, step: step == last)
+
+        def requested(self, step):
+            self.is_agreed = step == last
+            return self.is_agreed
+
+        patch.setattr(StopRequest, "requested", requested)
         with pytest.raises(Stopped, match=f"stopped after step {last}, which is saved"):
             train(config, show=False)
 

@@ -1,20 +1,23 @@
 """The command lines of the experiment tools and the benchmarks: dataclasses that tyro reads."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import tyro
 from absl import logging
 
+from examples.image_classification.checkpoints import TrainingError
 from examples.image_classification.distributed import cache_compilations
-from examples.image_classification.progress import Stopped
-from examples.image_classification.run_folder import TrainingError
+from examples.image_classification.progress import Stopped, lossy_output
 
 Options = TypeVar("Options")
 
@@ -35,12 +38,19 @@ def read_options(kind: type[Options], arguments: list[str] | None) -> Options:
     program, box = name_program(kind), io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, prog=program, description=module.__doc__, args=arguments)
+            options: Any = tyro.cli(kind, prog=program, description=module.__doc__, args=arguments)
     except SystemExit as end:
         if end.code:
             message = unbox(box.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
             print(f"{program}: error: {message}", file=sys.stderr)
         raise
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return dataclasses.replace(options, **jax.tree.map(expand_user, values))
+
+
+def expand_user(value: Any) -> Any:
+    """Returns a path with the home folder in place of ~, which the shell leaves in `--out=~/x`."""
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def run_command(run: Callable[[Options], None], options: Options) -> int:
@@ -52,14 +62,17 @@ def run_command(run: Callable[[Options], None], options: Options) -> int:
     program = name_program(type(options))
     logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks beside the line
     cache_compilations()
-    try:
-        run(options)
-    except (ValueError, OSError, TrainingError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
-    except Stopped as stopped:
-        print(f"{program}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
+    with lossy_output():
+        try:
+            run(options)
+        except (ValueError, OSError, TrainingError) as error:
+            print(f"{program}: error: {error}", file=sys.stderr)
+            return 1 if isinstance(error, TrainingError) else 2
+        except Stopped as stopped:
+            print(f"{program}: {stopped}", file=sys.stderr)
+            return 128 + stopped.number
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
     return 0
 
 

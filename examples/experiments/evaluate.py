@@ -12,6 +12,7 @@ The expected calibration error (ECE) is that of Guo et al., https://arxiv.org/ab
 all severities. Each corruption has the same weight in its group and in the mean of all.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -31,13 +32,12 @@ from tyro.conf import Positional
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.read_runs import Runs, read_evaluation, read_runs
 from examples.image_classification.batches import Batches, Images, Stream
+from examples.image_classification.checkpoints import Checkpoints, TrainingError
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import load
 from examples.image_classification.run_folder import (
     EVALUATION,
-    RunFolder,
-    TrainingError,
     read_config_file,
     write_atomically,
 )
@@ -110,8 +110,8 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     of_data = {name: getattr(config, name) for name in names}
     batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
     program = make_program(config, batches.spec)
-    with RunFolder(folder, config) as opened:
-        state = opened.restore(program.abstract_state)
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        state = checkpoints.restore(program.abstract_state)
     if state is program.abstract_state:
         raise ValueError(f"{folder} has no checkpoint")
     return Trained(batches, program, state._replace(opt_state=None))

@@ -38,6 +38,9 @@ from examples.image_classification.run_folder import Diverged
 from examples.image_classification.steps import make_optimizer
 from examples.image_classification.train import train
 
+# Settings that do not change the result beyond rounding, but what is measured.
+DIFFERENT_PROGRAM = ("probe_batch_size", "fsdp", "steps_per_dispatch")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -79,7 +82,8 @@ def make_point(setting: str, each: str) -> Point:
         key, *values = shlex.split(option)
         shown = "" if key in ("method", "method-args", "preset") else key.replace("-", "_")
         parts.append(shown + "-".join(values))
-    name = "-".join(parts) or "default"
+    # The name is a folder, and a value may be a path.
+    name = re.sub(r"[^\w.,=+-]", "_", "-".join(parts)) or "default"
     return Point(name, shlex.split(each) + shlex.split(setting))
 
 
@@ -94,7 +98,7 @@ def sweep(options: Options) -> None:
     """
     seeds, tune, out = options.seeds, options.tune, options.out
     points = [make_point(setting, options.each) for setting in options.settings]
-    check_points(points, seeds, tune)
+    check_points(points, seeds, tune, out)
     settings = tabulate_settings(
         [used_settings(dataclasses.asdict(point.config(0, out))) for point in points],
         range(len(points)),
@@ -127,19 +131,29 @@ def sweep(options: Options) -> None:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
 
 
-def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None) -> None:
+def check_points(
+    points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: Path
+) -> None:
     """Raises ValueError for mistakes that can be found before hours of training."""
     if not points:
         raise ValueError("give a setting: options of the trainer in one string in quotes")
     names = [point.name for point in points]
+    if out == Path():
+        raise ValueError("--out is the current folder: name another, for the folders of the runs")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the setting {repeated[0]!r} is there twice")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must differ, got {' '.join(map(str, seeds))}")
+    equal: dict[str, str] = {}
     for point in points:
-        if taken := {"--seed", "--out"}.intersection(point.options):
+        given = {option.partition("=")[0] for option in point.options}
+        if taken := {"--seed", "--out"} & given:
             raise ValueError(f"{min(taken)} is not for a setting: there are --seeds and --out")
         config = point.config(seeds[0], Path())
+        options = dataclasses.asdict(config)
+        values = used_settings(options) | {name: options[name] for name in DIFFERENT_PROGRAM}
+        if (other := equal.setdefault(str(values), point.name)) != point.name:
+            raise ValueError(f"the settings {other!r} and {point.name!r} are the same")
         for seed in (*seeds, *([] if tune is None else [tune])):
             check(dataclasses.replace(config, seed=seed))
         make_optimizer(config, 1, jax.random.key(0))

@@ -1,11 +1,11 @@
 """The entry point of `python -m examples.image_classification`."""
 
-import os
 import signal
 import sys
 
 from absl import logging
 
+from examples.image_classification.checkpoints import TrainingError
 from examples.image_classification.command_line import PROGRAM, read_config
 from examples.image_classification.config import run_folder
 from examples.image_classification.distributed import (
@@ -13,37 +13,38 @@ from examples.image_classification.distributed import (
     initialize_distributed,
     is_main,
 )
-from examples.image_classification.progress import Stopped
-from examples.image_classification.run_folder import TrainingError
+from examples.image_classification.progress import Stopped, lossy_output
 from examples.image_classification.train import prepare, train_prepared
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, prints errors in one line, and returns the exit status."""
     logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks per error
+    with lossy_output():
+        try:
+            return run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except Stopped as stopped:
+            if is_main():
+                print(f"{PROGRAM}: {stopped}", file=sys.stderr)
+            return 128 + stopped.number  # the shell's status after a signal
+
+
+def run(arguments: list[str]) -> int:
+    """Trains, prints errors in one line, and returns the exit status."""
     try:
-        config = read_config(sys.argv[1:] if arguments is None else arguments)
+        config = read_config(arguments)
         cache_compilations()
         if config.distributed:
-            initialize_distributed()
-        run = prepare(config)
-    except BrokenPipeError:  # a list piped to `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            initialize_distributed(config.distributed_timeout)
+        prepared = prepare(config)
     except (ValueError, OSError) as error:
         return _fail(2, error)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     try:
-        history = train_prepared(run)
+        history = train_prepared(prepared)
     except (TrainingError, OSError) as error:
         return _fail(1, error)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Stopped as stopped:
-        if is_main():
-            print(f"{PROGRAM}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number  # the shell's status after a signal
     if is_main() and history:
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]

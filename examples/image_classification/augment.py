@@ -40,9 +40,9 @@ def make_augmentation(names: Sequence[str]) -> Augmentation:
 
 
 def _parse(text: str) -> Augmentation:
-    name, _, number = text.partition("=")
+    name, equals, number = text.partition("=")
     check_name("augmentation", name, AUGMENTATIONS)
-    if not number:
+    if not equals:
         return AUGMENTATIONS[name]
     if name not in WITH_NUMBER:
         raise ValueError(f"augmentation {text!r}: {name} takes no number")

@@ -18,6 +18,7 @@ from PIL import Image
 from examples.image_classification.config import Config
 
 STEPS_PER_DISPATCH = 50  # where loops on the device are fast
+FORMATS = ("PNG", "JPEG")  # of the datasets; Pillow's other decoders are left alone
 EVALUATION_BATCH = 1000
 STREAMED_EVALUATION_BATCH = 250
 
@@ -44,6 +45,7 @@ class Images(NamedTuple):
 
     def shift_labels(self, shifts: np.ndarray, num_classes: int) -> "Images":
         """Adds to the labels, modulo the number of classes."""
+        check_labels(self.labels, num_classes)  # the remainder would hide a wrong one
         return self._replace(labels=(self.labels + shifts) % num_classes)
 
 
@@ -124,8 +126,9 @@ class Stream:
             if position < 0:
                 return Images(np.zeros((self.side, self.side, 3), np.uint8), np.int32(-1))
             record = self.records[int(self.indices[position])]
+            check_labels(np.array(record["label"]), self.num_classes)
             label = (record["label"] + self.shifts[position]) % self.num_classes
-            with Image.open(io.BytesIO(record["image"])) as encoded:
+            with Image.open(io.BytesIO(record["image"]), formats=FORMATS) as encoded:
                 image = encoded.convert("RGB")
             if seed is None:
                 view = center_crop(image, self.side)
@@ -187,6 +190,12 @@ class Batches:
     def __init__(self, data: Dataset, config: Config) -> None:
         splits = {"train": data.train, "validation": data.validation, "test": data.test}
         self._splits = {name: images for name, images in splits.items() if images is not None}
+        for images in self._splits.values():
+            if isinstance(images, Images):
+                check_labels(images.labels, data.num_classes)
+                check_finite(images.pixels, "pixels")
+        check_finite(data.mean, "mean")
+        check_finite(1 / np.where(data.std == 0, np.nan, data.std), "1 / std")
         check_batch_size(config.batch_size, data.train.size, jax.device_count())
         self._config = config
         mesh = device_mesh()
@@ -278,6 +287,22 @@ def _join(images: Images, sharding: NamedSharding) -> Images:
 
 def _part() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError where a label is no class. One-hot targets would silently be zero."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got {wrong.ravel()[0]} "
+            f"({wrong.size} of {labels.size} labels are wrong)"
+        )
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Raises ValueError where a value is not finite. The loss would be blamed on the settings."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{name} of the data must be finite")
 
 
 def check_batch_size(batch_size: int, images: int, devices: int) -> None:

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from examples.image_classification.methods import find_method
 
@@ -74,6 +76,8 @@ class Config:
 
     distributed: bool = False
     """Join the processes of a TPU pod slice or cluster (`jax.distributed.initialize`)."""
+    distributed_timeout: int = 100
+    """Seconds to wait for a sign of life of the other processes."""
     fsdp: bool = False
     """Shard parameters and optimizer state over the devices instead of replicating them."""
     steps_per_dispatch: int | None = None
@@ -86,12 +90,17 @@ class Config:
     """Folder of the run; None is runs/<preset, or dataset-model-method>/seed<seed>."""
 
     def __post_init__(self) -> None:
-        """Converts strings to paths, and a string of augmentations to a tuple."""
+        """Converts values to what the command line has: paths, and arguments as text."""
+        changed: dict[str, Any] = {}
         if isinstance(self.augmentation, str):
-            object.__setattr__(self, "augmentation", tuple(self.augmentation.split()))
+            changed["augmentation"] = tuple(self.augmentation.split())
+        if isinstance(self.method_args, dict):
+            changed["method_args"] = {key: str(value) for key, value in self.method_args.items()}
         for name in ("data_dir", "out"):
-            if isinstance(value := getattr(self, name), str):
-                object.__setattr__(self, name, Path(value))
+            if isinstance(value := getattr(self, name), str | Path):
+                changed[name] = Path(value).expanduser()
+        for name, value in changed.items():
+            object.__setattr__(self, name, value)
 
 
 DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(Config)}
@@ -136,9 +145,10 @@ def check(config: Config) -> None:
     """Checks the settings before anything is loaded.
 
     Raises:
-      ValueError: A setting is out of range, missing, or ignored by the method, the optimizer or
-        the dataset.
+      ValueError: A setting is of a wrong type, out of range, missing, or ignored by the method, the
+        optimizer or the dataset.
     """
+    check_types(config)
     for names, is_valid, description in RANGES:
         for name in names.split():
             value = getattr(config, name)
@@ -160,10 +170,27 @@ def check(config: Config) -> None:
         raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")
 
 
+def check_types(config: Config) -> None:
+    """Raises ValueError where a setting is of another type than the command line would give."""
+    for name, hint in get_type_hints(Config).items():
+        value = getattr(config, name)
+        try:
+            check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            is_right = hint is bool or not isinstance(value, bool)  # a bool is an int to Python
+        except TypeCheckError:
+            is_right = False
+        if not is_right:
+            choices = get_args(hint) if get_origin(hint) is Literal else ()
+            name_of_type = hint.__name__ if type(hint) is type else str(hint)
+            kind = " or ".join(map(repr, choices)) or name_of_type
+            raise ValueError(f"{name} must be {kind}, got {value!r}")
+
+
 RANGES: list[tuple[str, Any, str]] = [
     ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
     ("validation_size warmup_epochs weight_decay", lambda value: value >= 0, "at least 0"),
     ("train_size epochs batch_size ascent_steps", lambda value: value >= 1, "at least 1"),
+    ("distributed_timeout", lambda value: value >= 1, "at least 1"),
     ("probe_every probe_batch_size", lambda value: value >= 1, "at least 1"),
     ("steps_per_dispatch checkpoint_every evaluate_every", lambda value: value >= 1, "at least 1"),
     ("num_alphas", lambda value: value >= 2, "at least 2"),

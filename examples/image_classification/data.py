@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from examples.image_classification.batches import Dataset, Images, Stream
+from examples.image_classification.batches import FORMATS, Dataset, Images, Stream
 from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config
 
@@ -54,7 +55,7 @@ def load(config: Config) -> Dataset:
       config: Its `dataset`, `data_dir`, `train_size`, `validation_size`, `label_noise` and `seed`.
 
     Raises:
-      ValueError: The dataset is unknown, or a size or rate is out of range.
+      ValueError: The dataset is unknown, a size or rate is out of range, or the data are damaged.
       FileNotFoundError: The data are missing.
     """
     check_name("dataset", config.dataset, DATASETS)
@@ -128,15 +129,16 @@ def read_tfds(name: str, directory: Path) -> tuple[Images, Images]:
     files = [path for path in version.iterdir() if path.is_file()]
 
     def read(split: str) -> Images:
-        records = _tfds_records(version, split)
-        pixels = np.empty((len(records), *DATASETS[name].image_shape), np.uint8)
-        labels = np.empty(len(records), np.int32)
-        for start in range(0, len(records), 1000):
-            rows = range(start, min(start + 1000, len(records)))
-            for row, record in zip(rows, records.__getitems__(rows), strict=True):
-                pixels[row] = _decode(io.BytesIO(record["image"])).reshape(pixels.shape[1:])
-                labels[row] = record["label"]
-        return Images(pixels, labels)
+        with naming_damage(version):
+            records = _tfds_records(version, split)
+            pixels = np.empty((len(records), *DATASETS[name].image_shape), np.uint8)
+            labels = np.empty(len(records), np.int32)
+            for start in range(0, len(records), 1000):
+                rows = range(start, min(start + 1000, len(records)))
+                for row, record in zip(rows, records.__getitems__(rows), strict=True):
+                    pixels[row] = _decode(io.BytesIO(record["image"])).reshape(pixels.shape[1:])
+                    labels[row] = record["label"]
+            return Images(pixels, labels)
 
     train, test = (cached(f"{name}-{s}", files, partial(read, s)) for s in ("train", "test"))
     return train, test
@@ -147,7 +149,8 @@ def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
     version = _tfds_version(name, directory)
 
     def stream(split: str) -> Stream:
-        records = _tfds_records(version, split)
+        with naming_damage(version):
+            records = _tfds_records(version, split)
         size, classes = len(records), DATASETS[name].num_classes
         return Stream(records, np.arange(size), np.zeros(size, np.int32), classes)
 
@@ -180,13 +183,29 @@ def read_tiny_imagenet(name: str, directory: Path) -> tuple[Images, Images]:
 
 
 def _read_files(files: list[tuple[Path, int]]) -> Images:
-    pixels = np.stack([_decode(path, "RGB") for path, _ in files])
+    def decode(path: Path) -> np.ndarray:
+        with naming_damage(path):
+            return _decode(path, "RGB")
+
+    pixels = np.stack([decode(path) for path, _ in files])
     return Images(pixels, np.array([label for _, label in files], np.int32))
 
 
 def _decode(file: Any, mode: str | None = None) -> np.ndarray:
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         return np.asarray(image.convert(mode))
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Raises ValueError with the name of what was read, in place of any error in a reader."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): it may be damaged, prepare it again"
+        ) from error
 
 
 def _tfds_version(name: str, directory: Path) -> Path:
@@ -194,7 +213,7 @@ def _tfds_version(name: str, directory: Path) -> Path:
     found = [
         path.parent
         for path in (directory / name).glob("*/dataset_info.json")
-        if json.loads(path.read_text()).get("fileFormat") == "array_record"
+        if read_format(path) == "array_record"
     ]
     if not found:
         raise FileNotFoundError(
@@ -205,6 +224,12 @@ def _tfds_version(name: str, directory: Path) -> Path:
             ".download_and_prepare()'"
         )
     return max(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def read_format(path: Path) -> str | None:
+    """Returns the format of the files beside a dataset_info.json."""
+    with naming_damage(path):
+        return json.loads(path.read_text()).get("fileFormat")
 
 
 def _tfds_records(version: Path, split: str) -> Any:

@@ -1,9 +1,13 @@
 """The processes of a run, and the cache of compiled programs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 
 def cache_compilations() -> None:
@@ -14,21 +18,61 @@ def cache_compilations() -> None:
         jax.config.update(option, str(folder / "xsam_jax" / "compiled"))
 
 
-def initialize_distributed() -> None:
+def initialize_distributed(timeout: int) -> None:
     """Joins the processes of a pod slice or cluster, which JAX detects.
 
     Where JAX detects none, it reads `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`.
+
+    Args:
+      timeout: Seconds to wait for the other processes: at the start, at the end, and for a sign of
+        life in between.
+
+    Raises:
+      ValueError: The processes are not described.
+      RuntimeError: Another process did not start.
     """
 
     def read_integer(name: str) -> int | None:
         return int(os.environ[name]) if name in os.environ else None
 
     jax.distributed.initialize(
-        num_processes=read_integer("JAX_NUM_PROCESSES"), process_id=read_integer("JAX_PROCESS_ID")
+        num_processes=read_integer("JAX_NUM_PROCESSES"),
+        process_id=read_integer("JAX_PROCESS_ID"),
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=timeout,
+        shutdown_timeout_seconds=timeout,
     )
 
 
 def is_main() -> bool:
     """Returns whether this process writes and prints."""
     return jax.process_index() == 0
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns the text of every process, on every process."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(data)] = data
+    parts = multihost_utils.process_allgather(padded)
+    return [bytes(p[:n]).decode() for p, n in zip(parts, lengths, strict=True)]
+
+
+@contextmanager
+def raising_together() -> Iterator[None]:
+    """Raises ValueError on all processes where one of them raises ValueError or OSError inside."""
+    error = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        if jax.process_count() == 1:
+            raise
+        error = caught
+    messages = gather_texts("" if error is None else str(error))
+    for index, message in enumerate(messages):
+        if message:
+            raise ValueError(f"process {index}: {message}") from error

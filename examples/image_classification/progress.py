@@ -1,11 +1,15 @@
 """The progress bar of a run, and signals that stop it."""
 
+import io
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import jax
 import numpy as np
@@ -35,24 +39,85 @@ class NotFinite(Exception):
         self.step = step
 
 
+class LossyStream:
+    """Text output that never fails: after an error, all of it is dropped.
+
+    A progress bar must not end a run when its terminal, pipe or log file is gone.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()  # None if the descriptor was closed
+
+    def write(self, text: str) -> int:
+        """Writes text."""
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError):
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def _drop(self) -> None:
+        # What is still in the buffer goes there, too, or Python would fail at exit.
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except (OSError, ValueError):
+            self._stream = io.StringIO()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lossy_output() -> Iterator[None]:
+    """Makes stdout and stderr of a program `LossyStream`s."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Closed, as by `2>&-`. The next file to be opened would get its number, and the text.
+            os.open(os.devnull, os.O_RDWR)
+    out, err = LossyStream(sys.stdout), LossyStream(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+
+
+def print_line(text: str) -> None:
+    """Prints a line to stderr, on one of the processes."""
+    if is_main():
+        print(text, file=LossyStream(sys.stderr), flush=True)
+
+
 class StopRequest:
     """Records SIGTERM or Ctrl-C. A second Ctrl-C interrupts at once.
 
     With several processes JAX itself handles the SIGTERM of any process, and all agree on a step.
+    Ctrl-C in one of them becomes a SIGTERM.
 
     Attributes:
       number: The signal received.
+      is_agreed: Whether the run is to stop after the last step of which it was asked.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received = self.is_agreed = False
         self.number = int(signal.SIGTERM)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._receive) for name in SIGNALS}
+        names = SIGNALS if jax.process_count() == 1 else [signal.SIGINT]
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {name: signal.signal(name, self._receive) for name in names}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -62,14 +127,20 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        print("stopping after this call; Ctrl-C again to quit at once", file=sys.stderr)
         self._received, self.number = True, number
+        with suppress(RuntimeError):  # the signal came while something was being printed
+            text = "stopping after this call; Ctrl-C again to quit at once"
+            print(text, file=LossyStream(sys.stderr), flush=True)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Returns whether to stop after this step, the same on all processes."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        if jax.process_count() == 1:
+            self.is_agreed = self._received
+        elif not self.is_agreed:
+            self.is_agreed = multihost_utils.reached_preemption_sync_point(step)
+        return self.is_agreed
 
 
 class Progress:
@@ -83,8 +154,10 @@ class Progress:
         self._batch_size, self._done = batch_size, done
         self._pending: tuple[Any, str] | None = None
         self._last_shown = self._last_printed = 0.0
-        self._prints_lines = show and is_main() and not sys.stderr.isatty()
+        stream = LossyStream(sys.stderr)
+        self._prints_lines = show and is_main() and not stream.isatty()
         self._bar = tqdm(
+            file=stream,
             total=total * batch_size,
             initial=done * batch_size,
             unit=" images",
@@ -110,7 +183,7 @@ class Progress:
         shown = {name: record[name] for name in record if name.endswith(("_loss", "_accuracy"))}
         values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         rate = f"{record['images_per_second']:.0f} images/s"
-        print(f"epoch {epoch}: {values}, {rate}", file=sys.stderr, flush=True)
+        print_line(f"epoch {epoch}: {values}, {rate}")
 
     def update(self, metrics: dict[str, jax.Array], epoch: str) -> None:
         """Stores the metrics of a call, of one or more steps, and reads those of the previous call.

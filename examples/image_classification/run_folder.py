@@ -1,21 +1,22 @@
 """The folder of a run: configuration, metrics, TensorBoard events and checkpoints."""
 
 import dataclasses
+import errno
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self
 
-import orbax.checkpoint as ocp
+from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
-from examples.image_classification.config import Config, ignored_settings
+from examples.image_classification.checkpoints import Checkpoints, TrainingError, short_reason
+from examples.image_classification.config import Config, check_types, ignored_settings
 from examples.image_classification.distributed import is_main
-from examples.image_classification.progress import Stopped
+from examples.image_classification.progress import Stopped, print_line
 
 # A resumed run may change these, which change its results by rounding at most.
 MAY_CHANGE = (
@@ -24,16 +25,16 @@ MAY_CHANGE = (
     "out",
     "probe_batch_size",
     "distributed",
+    "distributed_timeout",
     "fsdp",
     "steps_per_dispatch",
     "checkpoint_every",
     "evaluate_every",
 )
 EVALUATION = "evaluation.json"
-
-
-class TrainingError(Exception):
-    """An error that ends a run, described in one line."""
+DAMAGED = "metrics.damaged.jsonl"
+# How the system and orbax describe that there is no room.
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 class Diverged(TrainingError):
@@ -49,11 +50,14 @@ def read_config_file(path: Path) -> Config:
     file = path / "config.json"
     if not file.exists():
         raise ValueError(f"{path} holds no run: there is no config.json")
-    settings = parse_object(file, file.read_bytes(), [])
+    # A setting that is missing is younger than the run.
+    settings = to_json(Config()) | parse_object(file, file.read_bytes(), [])
     try:
-        return Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
-    except (TypeError, KeyError) as error:
+        config = Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
+        check_types(config)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+    return config
 
 
 def parse_object(
@@ -77,43 +81,76 @@ def parse_object(
     return found
 
 
+def to_json(config: Config) -> dict[str, Any]:
+    """Returns a configuration as it is in a file."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run, which a single program at a time may train in.
 
     It has `config.json`, `metrics.jsonl` with a line per epoch, TensorBoard events, and the last
-    two checkpoints in `checkpoints/`. A checkpoint is complete or absent: it is written to a
-    temporary folder in the background, and then renamed.
+    two checkpoints in `checkpoints/`.
+
+    Attributes:
+      path: The folder.
+      checkpoints: Open from `__enter__` to `__exit__`.
     """
 
+    checkpoints: Checkpoints
+
     def __init__(self, path: Path, config: Config) -> None:
-        """Opens a new folder, or the folder of an earlier run with the same configuration."""
+        """Opens a new folder, or the folder of an earlier run with the same configuration.
+
+        Raises:
+          ValueError: The folder holds another run, or another program trains in it.
+        """
         self.path = path.absolute()
+        self._config = self.path / "config.json"
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give another --out")
+        if path == Path() and not self._config.exists():
+            raise ValueError("--out is the current folder, which holds no run: name another")
         self.path.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
-        self._last_step = self._manager.latest_step()
         self._events: SummaryWriter | None = None
-        self._check_config(config)
+        self._lock = FileLock(self.path / ".lock", blocking=False)
+        if is_main():
+            self._acquire()
+            try:
+                self._check_config(config)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another program trains in {self.path}: wait for its end, or give another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            pass
 
     def _check_config(self, config: Config) -> None:
-        """Writes the configuration of a new run, or compares it with the one of a resumed run."""
-        new = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        """Writes the configuration of a new run, or compares it with that of an earlier one."""
+        new = to_json(config)
         may_change = {*MAY_CHANGE, *ignored_settings(config)}
-        path = self.path / "config.json"
-        if self._last_step is not None:
-            if not path.exists():
-                raise ValueError(f"{path} is missing beside checkpoints: give another --out")
-            old = parse_object(path, path.read_bytes(), [])
-            for name in new:
-                if name not in may_change and old.get(name) != new[name]:
-                    raise ValueError(
-                        f"{self.path} holds a run with {name} {old.get(name)}, not {new[name]}: "
-                        f"resume with {old.get(name)}, or give this run another --out"
-                    )
-        elif is_main():
-            write_atomically(path, json.dumps(new, indent=1) + "\n")
+        if not self._config.exists():
+            if any(self.path.glob("checkpoints/*")):
+                raise ValueError(
+                    f"{self._config} is missing beside checkpoints: give another --out"
+                )
+            write_atomically(self._config, json.dumps(new, indent=1) + "\n")
+            return
+        # A setting that is missing is younger than the run.
+        old = to_json(Config()) | parse_object(self._config, self._config.read_bytes(), [])
+        for name in new:
+            if name not in may_change and old[name] != new[name]:
+                raise ValueError(
+                    f"{self.path} holds a run with {name} {old[name]}, not {new[name]}: "
+                    f"resume with {old[name]}, or give this run another --out"
+                )
 
     # --- Checkpoints ---
 
@@ -121,57 +158,60 @@ class RunFolder:
     def last_checkpoint(self) -> str:
         """A description of the last checkpoint, for error messages."""
         with suppress(Exception):  # an error message is already being made
-            self._manager.wait_until_finished()
-        self._last_step = self._manager.latest_step()
-        if self._last_step is None:
+            self.checkpoints.wait()
+        step = self.checkpoints.last_step
+        if step is None:
             return "there is no checkpoint yet"
-        return f"the last good checkpoint is that of step {self._last_step} in {self.path}"
-
-    def restore(self, state: Any) -> Any:
-        """Returns the last saved state, sharded like `state`, or `state` if there is none.
-
-        Raises:
-          TrainingError: The checkpoint cannot be read.
-        """
-        if self._last_step is None:
-            return state
-        try:
-            return self._manager.restore(self._last_step, args=ocp.args.StandardRestore(state))
-        except Exception as error:
-            path = self.path / "checkpoints" / str(self._last_step)
-            raise TrainingError(
-                f"{path} cannot be read ({_reason(error)}): delete it to resume from the one before"
-            ) from error
+        return f"the last good checkpoint is that of step {step} in {self.path}"
 
     def save(self, state: Any, step: int, wait: bool = False) -> None:
-        """Saves the state in the background, or with `wait` before this returns."""
+        """Saves the state in the background, or with `wait` before this returns.
+
+        Raises:
+          TrainingError: This checkpoint or the one before could not be written.
+        """
         with self._wrap_errors(f"no checkpoint could be written at step {step} or before"):
-            self._manager.wait_until_finished()
-            if step != self._manager.latest_step():
-                self._manager.save(step, args=ocp.args.StandardSave(state))
+            self.checkpoints.save(state, step)
             if wait:
-                self._manager.wait_until_finished()
+                self.checkpoints.wait()
 
     @contextmanager
     def _wrap_errors(self, message: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            reason = short_reason(error)
+            first = "Make room" if any(text in reason for text in FULL) else "Solve this"
             raise TrainingError(
-                f"{message} ({_reason(error)}); {self.last_checkpoint}. "
-                "Make room, then run the same command"
+                f"{message} ({reason}); {self.last_checkpoint}. {first}, then run the same command"
             ) from error
 
     # --- Metrics ---
 
     def history(self, step: int) -> list[dict[str, Any]]:
-        """Returns the metrics up to a step, and deletes later ones of an interrupted run."""
+        """Returns the metrics up to a step, and deletes later ones of an interrupted run.
+
+        Lines that cannot be read are moved to `metrics.damaged.jsonl`.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = [json.loads(line) for line in lines if line.endswith("}")]
-        kept = [record for record in records if record["step"] <= step]
+        kept, damaged = [], []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # the run was killed while it wrote this one
+        for number, line in enumerate(lines, 1):
+            try:
+                record = parse_object(path, line, ["step", "epoch"], int | float)
+            except ValueError as error:
+                damaged.append(line)
+                reason = str(error).removeprefix(f"{path} ")
+                print_line(f"{path}, line {number} {reason}: moved to {DAMAGED}")
+            else:
+                kept += [record] if record["step"] <= step else []
         if is_main():
             with self._wrap_errors("metrics could not be written"):
+                if damaged:
+                    with (self.path / DAMAGED).open("ab") as file:
+                        file.writelines(damaged)
                 write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
                 # A full disk ends the thread that writes events; a short queue would then block.
                 self._events = SummaryWriter(
@@ -192,25 +232,34 @@ class RunFolder:
             self._events.add_scalar(name, value, record["step"])
 
     def __enter__(self) -> Self:
+        try:
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+        except BaseException as error:
+            self._lock.release()
+            if not isinstance(error, OSError | ValueError | RuntimeError):
+                raise
+            reason = short_reason(error)
+            raise TrainingError(f"{self.path}/checkpoints cannot be opened ({reason})") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """Waits until everything is written."""
-        # On a full disk the thread that writes events is dead, and closing would wait for it.
-        if self._events is not None and (kind is None or issubclass(kind, Stopped)):
-            self._events.close()
-        with suppress(Exception) if kind is not None else nullcontext():
-            self._manager.close()
-
-
-def _reason(error: Exception) -> str:
-    """Returns the end of a long message of orbax, which names the cause."""
-    text = re.split(r" \[(?:os_error|tensorstore)", str(error))[0]
-    return (text.rsplit(": ", 1)[-1].splitlines() or [repr(error)])[0]
+        """Waits until everything is written, and lets others train in the folder."""
+        try:
+            # On a full disk the thread that writes events is dead, and closing would wait for it.
+            if self._events is not None and (kind is None or issubclass(kind, Stopped)):
+                self._events.close()
+            with suppress(Exception) if kind is not None else nullcontext():
+                self.checkpoints.close()
+        finally:
+            self._lock.release()
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file completely, or leaves it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

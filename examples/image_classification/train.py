@@ -4,7 +4,9 @@ All randomness is a function of the seed and the step, and `State` holds everyth
 needs. A killed run resumes from its last checkpoint and ends with the same parameters.
 """
 
-import sys
+import dataclasses
+import json
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -14,9 +16,15 @@ import optax
 from examples.image_classification.batches import Batches
 from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
-from examples.image_classification.distributed import is_main
-from examples.image_classification.progress import NotFinite, Progress, Stopped, StopRequest
-from examples.image_classification.run_folder import Diverged, RunFolder
+from examples.image_classification.distributed import gather_texts, is_main, raising_together
+from examples.image_classification.progress import (
+    NotFinite,
+    Progress,
+    Stopped,
+    StopRequest,
+    print_line,
+)
+from examples.image_classification.run_folder import Diverged, RunFolder, to_json
 from examples.image_classification.steps import (
     Program,
     State,
@@ -59,88 +67,132 @@ class Run(NamedTuple):
 
 def prepare(config: Config) -> Run:
     """Checks the settings, loads the data, and opens the folder of the run."""
-    check(config)
-    batches = Batches(load(config), config)
-    # Builds model and optimizer, so that wrong names and arguments raise before the folder exists.
-    program = make_program(config, batches.spec)
-    traced = TracedSettings.of(config)
-    return Run(config, batches, program, traced, RunFolder(run_folder(config), config))
+    with raising_together():
+        check(config)
+    check_equal_on_all_processes(config)
+    with raising_together():
+        batches = Batches(load(config), config)
+        # Builds model and optimizer, so that wrong arguments raise before the folder exists.
+        program = make_program(config, batches.spec)
+        traced = TracedSettings.of(config)
+        return Run(config, batches, program, traced, RunFolder(run_folder(config), config))
+
+
+def check_equal_on_all_processes(config: Config) -> None:
+    """Raises ValueError where processes of one run have different settings."""
+    # The data may lie elsewhere on each host.
+    texts = gather_texts(json.dumps(to_json(dataclasses.replace(config, data_dir=None))))
+    first, *others = map(json.loads, texts)
+    for index, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise ValueError(
+                    f"{name} is {other[name]} on process {index} and {value} on process 0: start "
+                    "all processes with the same options"
+                )
 
 
 def train_prepared(run: Run, show: bool = True) -> list[Record]:
     """Trains a prepared run, as `train` does."""
-    config, batches, program, traced, folder = run
-    per_epoch = batches.spec.steps_per_epoch
+    config, per_epoch = run.config, run.batches.spec.steps_per_epoch
     total = config.epochs * per_epoch
-    schedule = make_schedule(config, per_epoch)
-    state = folder.restore(program.init(traced))
-    step = int(state.step)
-    history = folder.history(step)
-    if show and is_main():
-        text = summary(run, state) if step < total else f"{folder.path} is finished"
-        print(text, file=sys.stderr, flush=True)
-
-    with folder, StopRequest() as stop, Progress(total, step, config.batch_size, show) as progress:
-        for epoch in range(step // per_epoch, config.epochs):
-            label, is_last = f"{epoch + 1}/{config.epochs}", epoch + 1 == config.epochs
-            start_time, start_step, stopping = time.perf_counter(), step, False
-            try:
-                for rows in batches.training_rows(epoch, start_step=step % per_epoch):
-                    state, metrics = program.train_steps(
-                        state, batches.arrays["train"], rows, traced
+    with run.folder as folder, StopRequest() as stop:
+        state = folder.checkpoints.restore(run.program.init(run.traced))
+        step = int(state.step)
+        history = folder.history(step)
+        if lost := step // per_epoch - len(history):
+            print_line(f"{folder.path}: the metrics of {lost} epochs before step {step} are lost")
+        if show:
+            print_line(summary(run, state) if step < total else f"{folder.path} is finished")
+        with Progress(total, step, config.batch_size, show) as progress:
+            for epoch in range(step // per_epoch, config.epochs):
+                state, record = train_epoch(run, state, epoch, progress, stop)
+                step, is_last = int(state.step), epoch + 1 == config.epochs
+                if record:
+                    # Before the checkpoint: a record without one is written again, one lost is not.
+                    folder.log(record)
+                    progress.print_epoch(record, f"{epoch + 1}/{config.epochs}")
+                    history.append(record)
+                    if is_last or (epoch + 1) % config.checkpoint_every == 0:
+                        folder.save(state, step, wait=is_last)
+                if stop.is_agreed and step < total:
+                    folder.save(state, step, wait=True)
+                    raise Stopped(
+                        f"stopped after step {step}, which is saved in {folder.path}; "
+                        "the same command resumes the run",
+                        stop.number,
                     )
-                    progress.update(metrics, label)
-                    step += len(metrics["train_loss"])
-                    stopping = stop.requested(step)
-                    if stopping and step % per_epoch:
-                        break
-                progress.read_pending()
-            except NotFinite as error:
-                raise Diverged(
-                    f"the loss or the update of step {error.step} is not finite, at learning rate "
-                    f"{float(schedule(error.step)):.4g}; {folder.last_checkpoint}. Try a lower "
-                    "--learning-rate or --rho, with another --out"
-                ) from None
-
-            if step % per_epoch == 0:
-                seconds = time.perf_counter() - start_time
-                record = {
-                    "step": step,
-                    "epoch": epoch + 1,
-                    "learning_rate": float(schedule(step - 1)),
-                    **{name: float(value) / per_epoch for name, value in state.sums.items()},
-                    "images_per_second": (step - start_step) * config.batch_size / seconds,
-                    "seconds": seconds,
-                }
-                # A running count, of which a mean over the epoch would say little.
-                sharp_steps = optax.tree.get(state.opt_state, "sharp_steps")
-                if sharp_steps is not None:
-                    record["sharp_steps"] = int(sharp_steps)
-                # Peak of the whole process so far. CPUs report none.
-                if memory := jax.local_devices()[0].memory_stats():
-                    record["peak_memory_mb"] = memory["peak_bytes_in_use"] / 1e6
-                state = state._replace(sums=jax.tree.map(jax.numpy.zeros_like, state.sums))
-                if is_last or (epoch + 1) % config.evaluate_every == 0:
-                    for split in batches.evaluated_splits(is_last):
-                        record |= evaluate(program, state, batches, split)
-                # Before the checkpoint: a record without one is written again, one lost is not.
-                folder.log(record)
-                progress.print_epoch(record, label)
-                history.append(record)
-                if is_last or (epoch + 1) % config.checkpoint_every == 0:
-                    folder.save(state, step, wait=is_last)
-            if stopping and step < total:
-                folder.save(state, step, wait=True)
-                raise Stopped(
-                    f"stopped after step {step}, which is saved in {folder.path}; "
-                    "the same command resumes the run",
-                    stop.number,
-                )
     if is_main() and history:
         from examples.image_classification import curves  # Matplotlib takes a second to import
 
         curves.save_curves(history, folder.path / "curves.png")
+    last = history[-1] if history else {}
+    if bad := [name for name in last if name.endswith("_loss") and not math.isfinite(last[name])]:
+        raise Diverged(f"{', '.join(bad)} of the last epoch is not finite, in {folder.path}")
     return history
+
+
+def train_epoch(
+    run: Run, state: State, epoch: int, progress: Progress, stop: StopRequest
+) -> tuple[State, Record]:
+    """Trains until the end of an epoch, or until a stop is requested.
+
+    Returns:
+      The new state, and the metrics of the epoch, empty if it is not complete.
+
+    Raises:
+      Diverged: The loss or an update was not finite.
+    """
+    per_epoch, label = run.batches.spec.steps_per_epoch, f"{epoch + 1}/{run.config.epochs}"
+    step = start_step = int(state.step)
+    start_time = time.perf_counter()
+    try:
+        for rows in run.batches.training_rows(epoch, start_step=step % per_epoch):
+            state, metrics = run.program.train_steps(
+                state, run.batches.arrays["train"], rows, run.traced
+            )
+            progress.update(metrics, label)
+            step += len(metrics["train_loss"])
+            if stop.requested(step) and step % per_epoch:
+                break
+        progress.read_pending()
+    except NotFinite as error:
+        rate = float(make_schedule(run.config, per_epoch)(error.step))
+        raise Diverged(
+            f"the loss or the update of step {error.step} is not finite, at learning rate "
+            f"{rate:.4g}; {run.folder.last_checkpoint}. Try a lower --learning-rate or --rho, with "
+            "another --out"
+        ) from None
+    if step % per_epoch:
+        return state, {}
+    seconds = time.perf_counter() - start_time
+    rate = (step - start_step) * run.config.batch_size / seconds
+    record = summarize_epoch(run, state) | {"images_per_second": rate, "seconds": seconds}
+    state = state._replace(sums=jax.tree.map(jax.numpy.zeros_like, state.sums))
+    is_last = epoch + 1 == run.config.epochs
+    if is_last or (epoch + 1) % run.config.evaluate_every == 0:
+        for split in run.batches.evaluated_splits(is_last):
+            record |= evaluate(run.program, state, run.batches, split)
+    return state, record
+
+
+def summarize_epoch(run: Run, state: State) -> Record:
+    """Returns the metrics of the epoch that the state has completed."""
+    step, per_epoch = int(state.step), run.batches.spec.steps_per_epoch
+    record = {
+        "step": step,
+        "epoch": step // per_epoch,
+        "learning_rate": float(make_schedule(run.config, per_epoch)(step - 1)),
+        **{name: float(value) / per_epoch for name, value in state.sums.items()},
+    }
+    # A running count, of which a mean over the epoch would say little.
+    sharp_steps = optax.tree.get(state.opt_state, "sharp_steps")
+    if sharp_steps is not None:
+        record["sharp_steps"] = int(sharp_steps)
+    # Peak of the whole process so far. CPUs report none.
+    if memory := jax.local_devices()[0].memory_stats():
+        record["peak_memory_mb"] = memory["peak_bytes_in_use"] / 1e6
+    return record
 
 
 def summary(run: Run, state: State) -> str:

@@ -1,0 +1,115 @@
+"""The checkpoints of a run, each with the digests of its files."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from examples.image_classification.distributed import is_main
+
+DIGESTS = "SHA256SUMS"
+# Orbax writes the time of the commit into this file after the digests.
+NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA")
+
+
+class TrainingError(Exception):
+    """An error that ends a run, described in one line."""
+
+
+class Checkpoints:
+    """The last two checkpoints of a run.
+
+    A checkpoint is complete or absent: it is written to a temporary folder in the background, and
+    then renamed. Orbax has no checksums of arrays, so `SHA256SUMS` in each checkpoint has the
+    digests of its files. They are verified before a checkpoint is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the folder of the checkpoints, and creates it where it is missing."""
+        self._path = path.absolute()
+        self._saving = 0
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+        )
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last complete checkpoint."""
+        return self._manager.latest_step()
+
+    def restore(self, state: Any) -> Any:
+        """Returns the last saved state, sharded like `state`, or `state` if there is none.
+
+        Raises:
+          TrainingError: The checkpoint is damaged or cannot be read.
+        """
+        if self.last_step is None:
+            return state
+        folder = self._path / str(self.last_step)
+        try:
+            verify_digests(folder)
+            return self._manager.restore(self.last_step, args=ocp.args.StandardRestore(state))
+        except Exception as error:
+            raise TrainingError(
+                f"{folder} cannot be read ({short_reason(error)}): delete it to resume from the "
+                "one before"
+            ) from error
+
+    def save(self, state: Any, step: int) -> None:
+        """Saves the state in the background."""
+        self._manager.wait_until_finished()
+        if step != self.last_step:
+            self._saving = step
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is written, and ends the threads that write."""
+        self._manager.close()
+
+    def _write_digests(self) -> None:
+        """Adds the digests to a checkpoint that is written but not renamed yet."""
+        if is_main():
+            (folder,) = self._path.glob(f"{self._saving}.*tmp*")
+            lines = [f"{digest}  {name}\n" for name, digest in digest_files(folder).items()]
+            (folder / DIGESTS).write_text("".join(lines))
+
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 digest of each file in a folder and below, by its name."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in NOT_DIGESTED:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = digest
+    return digests
+
+
+def verify_digests(folder: Path) -> None:
+    """Raises ValueError where a file in the folder is missing or has another digest.
+
+    A folder without digests passes.
+    """
+    file = folder / DIGESTS
+    if file.exists():
+        lines = [line.partition("  ") for line in file.read_text().splitlines()]
+        expected = {name: digest for digest, _, name in lines}
+        found = digest_files(folder)
+        damaged = [name for name in expected if found.get(name) != expected[name]]
+        if damaged or not expected:
+            raise ValueError(f"{(damaged or [DIGESTS])[0]} is not as it was written")
+
+
+def short_reason(error: Exception) -> str:
+    """Returns the end of a long message of orbax, which names the cause."""
+    text = re.split(r" \[(?:os_error|tensorstore)", str(error))[0]
+    return (text.rsplit(": ", 1)[-1].splitlines() or [repr(error)])[0]
