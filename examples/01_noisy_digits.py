@@ -92,7 +92,7 @@ def main(
     fast = {"xla_cpu_multi_thread_eigen": False}  # one thread a device saves a seventh of the time
     train_all = jax.jit(jax.vmap(train, [0] + 4 * [None]), static_argnums=4, compiler_options=fast)
     names, runs, tables = METHODS if "all" in method else dict.fromkeys(method), {}, {}
-    for m, r in tqdm([(m, r) for m in names for r in sorted({*rho})[: 1 if m == "sgd" else None]]):
+    for m, r in tqdm([(n, r) for n in names for r in sorted({*rho})[: 1 if n == "sgd" else None]]):
         runs[m, r] = jax.device_get(train_all(of_seeds, r, images, held_out, m))
         tables[m, r] = pd.DataFrame(runs[m, r][0], ["validation", "test"]).T  # of seeds
     settings = pd.concat(tables, names=["method", "rho"]).groupby(["method", "rho"], sort=False)

@@ -3,6 +3,7 @@
 import signal
 import sys
 
+import jax
 from absl import logging
 
 from examples.image_classification.checkpoints import TrainingError
@@ -12,8 +13,10 @@ from examples.image_classification.distributed import (
     cache_compilations,
     initialize_distributed,
     is_main,
+    leave,
 )
 from examples.image_classification.progress import Stopped, lossy_output
+from examples.image_classification.run_folder import Diverged
 from examples.image_classification.train import prepare, train_prepared
 
 
@@ -40,11 +43,20 @@ def run(arguments: list[str]) -> int:
             initialize_distributed(config.distributed_timeout)
         prepared = prepare(config)
     except (ValueError, OSError) as error:
-        return _fail(2, error)
+        if is_main():
+            _print_error(error)
+        return 2
     try:
         history = train_prepared(prepared)
+    except Diverged as error:  # on all processes
+        if is_main():
+            _print_error(error)
+        return 1
     except (TrainingError, OSError) as error:
-        return _fail(1, error)
+        _print_error(error)
+        if jax.process_count() > 1:
+            leave(1)
+        return 1
     if is_main() and history:
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
@@ -52,10 +64,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _fail(status: int, error: Exception) -> int:
-    if is_main():
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-    return status
+def _print_error(error: Exception) -> None:
+    print(f"{PROGRAM}: error: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The processes of a run, and the cache of compiled programs."""
 
+import atexit
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,15 +30,16 @@ def initialize_distributed(timeout: int) -> None:
     Args:
       timeout: Seconds to wait for the other processes: at the start, at the end, and for a sign of
         life in between.
-
-    Raises:
-      ValueError: The processes are not described.
-      RuntimeError: Another process did not start.
     """
 
     def read_integer(name: str) -> int | None:
         return int(os.environ[name]) if name in os.environ else None
 
+    Watcher.instance = Watcher(
+        "this process was killed, or another process of the run did not start or was lost; JAX "
+        f"waits {timeout} s for each other (--distributed-timeout). The same command on all hosts "
+        "resumes the run"
+    )
     jax.distributed.initialize(
         num_processes=read_integer("JAX_NUM_PROCESSES"),
         process_id=read_integer("JAX_PROCESS_ID"),
@@ -43,6 +47,40 @@ def initialize_distributed(timeout: int) -> None:
         heartbeat_timeout_seconds=timeout,
         shutdown_timeout_seconds=timeout,
     )
+
+
+class Watcher:
+    """A process that prints a line if this one ends abruptly.
+
+    When a process of the run is missing, JAX aborts the others with a C++ stack trace, which Python
+    cannot catch.
+
+    Attributes:
+      instance: The watcher of this process, if there is one.
+    """
+
+    instance: "Watcher | None" = None
+    CODE = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
+
+    def __init__(self, text: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", self.CODE, text],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # without Ctrl-C
+        )
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Ends the watcher without a line."""
+        if self._process.poll() is None:
+            self._process.communicate(b"this process ends by itself")
+
+
+def leave(status: int) -> None:
+    """Ends this process without waiting for the others, which JAX would do."""
+    if Watcher.instance is not None:
+        Watcher.instance.end()
+    os._exit(status)
 
 
 def is_main() -> bool:
