@@ -43,3 +43,12 @@ def precision(request):
     """Runs the test in float32 and in float64. Its value is the relative rounding error."""
     with x64_mode(request.param):
         yield 2.0**-52 if request.param else 2.0**-23
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts, long enough to be interrupted in the middle."""
+    from runs import digits, train_with_few_checkpoints
+
+    config = digits(tmp_path_factory.mktemp("whole") / "run", epochs=40, evaluate_every=4)
+    return config, train_with_few_checkpoints(config)

@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 
 from examples.image_classification import data
 from examples.image_classification.batches import (
+    Batches,
+    Dataset,
     Images,
     Stream,
     center_crop,
@@ -20,6 +22,7 @@ from examples.image_classification.batches import (
 )
 from examples.image_classification.config import Config
 from examples.image_classification.data import label_shifts, load, split_indices
+from examples.image_classification.train import train
 
 COUNTS = {"train": 20, "test": 6, "validation": 6}
 
@@ -258,6 +261,89 @@ def test_missing_data_raise_with_folder_and_command(tmp_path):
     assert 'file_format="array_record").download_and_prepare()' in message
     assert "--data-dir" in message
     assert "\n" not in message
+
+
+def spoil(name, change):
+    """Returns a function that changes the bytes of one file of a prepared dataset."""
+
+    def apply(folder):
+        (path,) = folder.glob(name)
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+DAMAGE = {
+    "info is cut": spoil("dataset_info.json", lambda text: text[:50]),
+    "info is a list": spoil("dataset_info.json", lambda text: b"[]"),
+    "info is no text": spoil("dataset_info.json", lambda text: b"\xff" + text),
+    "features are cut": spoil("features.json", lambda text: text[:50]),
+    "shard is empty": spoil("*train*", lambda text: b""),
+    "shard is cut": spoil("*train*", lambda text: text[: len(text) // 2]),
+    "shard is something else": spoil("*test*", lambda text: b"x" * len(text)),
+    "shard has another byte": spoil(
+        "*train*", lambda text: text[: len(text) // 3] + b"x" * 40 + text[len(text) // 3 + 40 :]
+    ),
+    "shard is gone": lambda folder: next(folder.glob("*test*")).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_datasets_raise_with_their_folder(damage, tmp_path):
+    prepare(tmp_path)
+    folder = tmp_path / "cifar10" / "3.0.2"
+    DAMAGE[damage](folder)
+    with pytest.raises(ValueError) as error:
+        load(Config(dataset="cifar10", data_dir=tmp_path))
+    message = str(error.value)
+    assert message.startswith(str(folder))
+    assert message.endswith("it may be damaged, prepare it again")
+    assert "\n" not in message
+
+
+def test_only_png_and_jpeg_are_decoded(tmp_path, monkeypatch):
+    encoded = encode
+    monkeypatch.setitem(globals(), "encode", lambda pixels: encoded(pixels, "GIF"))
+    prepare(tmp_path)
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        load(Config(dataset="cifar10", data_dir=tmp_path))
+    record = {"image": encoded(np.zeros((30, 30, 3), np.uint8), "BMP"), "label": 0}
+    images = Stream([record], np.arange(1), np.zeros(1, np.int32), 10, side=16)
+    with pytest.raises(OSError, match="cannot identify image file"):
+        next(images.batches(1))
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_are_no_classes_raise(label, split, tmp_path, monkeypatch):
+    good = np.arange(20, dtype=np.int32) % 10
+    bad = np.where(np.arange(20) == 7, label, good).astype(np.int32)
+    pixels = np.zeros((20, 8, 8, 1), np.uint8)
+    splits = [Images(pixels, bad if split == name else good) for name in ("train", "test")]
+    source = data.DATASETS["digits"]._replace(read=lambda *_: tuple(splits))
+    monkeypatch.setitem(data.DATASETS, "digits", source)
+    config = Config(batch_size=4, rho=0.1, rho_max=0.2, out=tmp_path / "run")
+    message = rf"labels must be from 0 to 9, got {label} \(1 of 20 labels are wrong\)"
+    with pytest.raises(ValueError, match=message):
+        train(config, show=False)
+    assert not (tmp_path / "run").exists()
+    record = {"image": encode(np.zeros((20, 20, 3), np.uint8)), "label": label}
+    images = Stream([record], np.arange(1), np.zeros(1, np.int32), 10, side=16)
+    with pytest.raises(ValueError, match=f"labels must be from 0 to 9, got {label} "):
+        next(images.batches(1))
+
+
+@pytest.mark.parametrize("name", ["pixels", "mean", "std"])
+def test_data_that_are_not_finite_raise(name):
+    splits = [Images(np.ones((8, 8, 8, 1), np.float32), np.zeros(8, np.int32)) for _ in range(2)]
+    constants = {"mean": np.zeros(1), "std": np.ones(1)}
+    if name == "pixels":
+        splits[1].pixels[3, 2, 1] = np.nan
+    else:
+        constants[name][:] = {"mean": np.inf, "std": 0.0}[name]
+    dataset = Dataset(*splits, **constants, num_classes=10, image_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match=rf"{name} of the data must be finite"):
+        Batches(dataset, Config(batch_size=4))
 
 
 def test_tfrecord_files_count_as_missing(tmp_path):

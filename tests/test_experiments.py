@@ -687,6 +687,17 @@ def test_a_sweep_without_tuning_trains_all(tmp_path, trained):
         (["--method vasso --rho 0.1 --method-args thetaa 1"], "vasso has no argument 'thetaa'"),
         (["--method sam --rho -1"], "rho must be above 0, got -1.0"),
         (["--method sgd", "--method  sgd"], "'sgd' is there twice"),
+        (["--method sgd --seed=3"], "--seed is not for a setting: there are --seeds"),
+        (["--method sgd --out=x"], "--out is not for a setting"),
+        (["--method 'sgd"], 'in "--method \'sgd": No closing quotation'),
+        (
+            ["--method sam --rho 0.1", "--method sam --rho 0.10"],
+            "the settings 'sam-rho0.1' and 'sam-rho0.10' are the same",
+        ),
+        (
+            ["--method gsam --method-args alpha 1", "--method gsam --method-args alpha 1.0"],
+            "the settings 'gsam-alpha-1' and 'gsam-alpha-1.0' are the same",
+        ),
         (["--method sgd", "--seeds", "1", "1"], "seeds must differ, got 1 1"),
         ([], "give a setting: options of the trainer"),
     ],
@@ -706,10 +717,23 @@ def test_mistakes_in_a_sweep_are_found_before_training(arguments, message, tmp_p
         ("--preset cifar10-resnet18-sam --bf16", "cifar10-resnet18-sam-bf16"),
         ("--augmentation crop flip", "augmentationcrop-flip"),
         ("", "default"),
+        ("--data-dir ../../etc", "data_dir.._.._etc"),
+        ("--data-dir '/a b'", "data_dir_a_b"),
     ],
 )
 def test_folders_are_named_by_the_options_of_a_setting(setting, name):
     assert sweep.make_point(setting, "--epochs 1").name == name
+
+
+def test_folders_of_a_sweep_stay_within_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for setting in ("--data-dir ../../etc", "--data-dir ..", "--model ../x"):
+        name = sweep.make_point(setting, "").name
+        assert (tmp_path / name).resolve().parent == tmp_path
+    assert sweep.main(["--out", "", "--method sgd"]) == 2
+    assert "--out is the current folder: name another" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert sweep.read_arguments(["--out=~/x", "--method sgd"]).out == tmp_path / "home" / "x"
 
 
 FEW = {"noise": {"gaussian_noise": None}, "weather": {"fog": None, "brightness": None}}

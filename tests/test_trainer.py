@@ -2,18 +2,12 @@
 
 import dataclasses
 import functools
-import io
 import json
 import math
 import os
-import random
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import chex
@@ -21,11 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from PIL import Image
 from problems import x64 as x64_mode
+from runs import (
+    ROOT,
+    arguments,
+    assert_bit_equal,
+    assert_equal_to_rounding,
+    digits,
+    environment,
+    last_state,
+    numbers,
+    records,
+    uses_whole,
+)
 from test_models import ALIKE, SMALL
 
 from examples.image_classification import __main__ as entry
@@ -34,102 +38,22 @@ from examples.image_classification import train as trainer
 from examples.image_classification.augment import AUGMENTATIONS
 from examples.image_classification.batches import (
     Batches,
-    Dataset,
     DataSpec,
     Images,
-    Stream,
     check_batch_size,
 )
-from examples.image_classification.checkpoints import TrainingError
 from examples.image_classification.command_line import CHOICES, read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.data import DATASETS, load
 from examples.image_classification.methods import COMBINATIONS
 from examples.image_classification.models import MODELS, make_model
-from examples.image_classification.presets import PRESETS, configure, settings_for
-from examples.image_classification.progress import Stopped, StopRequest
+from examples.image_classification.presets import PRESETS, configure
 from examples.image_classification.steps import make_optimizer, make_schedule, record_norm
 from examples.image_classification.train import train
 from xsam_jax import xsam
 
-ROOT = Path(__file__).parents[1]
 CIFAR = DataSpec((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-COMMAND = [sys.executable, "-m", "examples.image_classification"]
-
-
-def digits(out, **changes):
-    """A run that takes a second."""
-    method = changes.get("method", "xsam")
-    search = {"num_alphas": 5} if method == "xsam" else {}
-    settings = settings_for(None, "digits", "mlp", method) | search | {"epochs": 3}
-    return Config(**{**settings, "train_size": 320, "validation_size": 100, **changes}, out=out)
-
-
-def arguments(config):
-    """The command line that gives this configuration."""
-    default = Config(**settings_for(None, config.dataset, config.model, config.method))
-    words = ["--method", config.method]
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if value != getattr(default, field.name):
-            words.append(f"--{field.name.replace('_', '-')}")
-            if value is not True:
-                words += value if isinstance(value, tuple) else [str(value)]
-    return words
-
-
-def environment(**variables):
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    # What this process compiles has to be what a subprocess compiles, bit for bit.
-    name = "jax_disable_most_optimizations"
-    quick = {name.upper(): str(jax.config.read(name))}
-    return os.environ | cache | quick | {"PYTHONPATH": str(ROOT)} | variables
-
-
-def start(config, before=(), extra=(), **variables):
-    return subprocess.Popen(
-        [*before, *COMMAND, *arguments(config), *extra],
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def last_state(folder):
-    """The arrays of the last checkpoint."""
-    with ocp.CheckpointManager(Path(folder) / "checkpoints") as manager:
-        step = manager.latest_step()
-        return manager.restore(step, args=ocp.args.StandardRestore())
-
-
-def records(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-
-
-def numbers(records):
-    """The metrics of a run without timings."""
-    timings = ("seconds", "images_per_second")
-    return [{name: r[name] for name in r if name not in timings} for r in records]
-
-
-def assert_bit_equal(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def train_with_few_checkpoints(config):
-    return train(dataclasses.replace(config, checkpoint_every=20), show=False)
-
-
-uses_whole = pytest.mark.xdist_group("whole")  # one worker trains it for all tests
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupts, long enough to be interrupted in the middle."""
-    config = digits(tmp_path_factory.mktemp("whole") / "run", epochs=40, evaluate_every=4)
-    return config, train_with_few_checkpoints(config)
 
 
 # --- Results of a run ---
@@ -376,171 +300,6 @@ def test_bf16_computes_convolutions_and_keeps_float32_parameters():
     assert [set(kinds) for kinds in convolutions] == [{"f32"}, {"bf16"}]
 
 
-# --- Interruptions ---
-
-
-def kill_when(process, config, lines):
-    """Kills the process at a random moment after so many epochs."""
-    deadline = time.monotonic() + 120
-    while not (config.out / "metrics.jsonl").exists() or len(records(config.out)) < lines:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(random.uniform(0.0, 0.3))
-
-
-@uses_whole
-def test_a_killed_and_stopped_run_resumes_bit_equal(whole, tmp_path):
-    config, history = whole
-    config = dataclasses.replace(config, out=tmp_path / "run")
-    process = start(config)
-    kill_when(process, config, lines=3)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    killed_at = len(records(config.out))
-
-    process = start(config)
-    kill_when(process, config, lines=killed_at + 3)
-    process.terminate()
-    _, printed = process.communicate()
-    assert process.returncode == 143, printed
-    step = int(re.search(r"stopped after step (\d+), which is saved", printed)[1])
-    assert step < 200
-    assert last_state(config.out)["step"] == step
-
-    assert numbers(train_with_few_checkpoints(config)) == numbers(history)
-    assert numbers(records(config.out)) == numbers(history)
-    assert_bit_equal(last_state(config.out), last_state(whole[0].out))
-
-
-def stop_at(last, config, monkeypatch):
-    """Trains up to a step."""
-    with monkeypatch.context() as patch:
-
-        def requested(self, step):
-            self.is_agreed = step == last
-            return self.is_agreed
-
-        patch.setattr(StopRequest, "requested", requested)
-        with pytest.raises(Stopped, match=f"stopped after step {last}, which is saved"):
-            train(config, show=False)
-
-
-@uses_whole
-def test_a_stop_within_an_epoch_resumes_bit_equal(whole, tmp_path, monkeypatch):
-    config = dataclasses.replace(whole[0], out=tmp_path / "run", steps_per_dispatch=2, epochs=2)
-    stop_at(7, config, monkeypatch)
-    stopped = train(config, show=False)
-    straight = train(dataclasses.replace(config, out=tmp_path / "straight"), show=False)
-    assert numbers(stopped) == numbers(straight)
-    assert_bit_equal(last_state(config.out), last_state(tmp_path / "straight"))
-
-
-def test_streamed_images_resume_bit_equal(tmp_path, monkeypatch):
-    def png(seed):
-        pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed % 5, 24, 3), np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "png")
-        return {"image": file.getvalue(), "label": seed % 10}
-
-    splits = [
-        Stream([png(i) for i in range(n)], np.arange(n), np.zeros(n, np.int32), 10, side=16)
-        for n in (20, 10)
-    ]
-    data = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
-    monkeypatch.setattr(trainer, "load", lambda config: data)
-    config = digits(tmp_path / "straight", method="sgd", batch_size=4)
-    config = dataclasses.replace(config, epochs=2, steps_per_dispatch=2)
-    straight = train(config, show=False)
-    assert [record["step"] for record in straight] == [5, 10]
-    assert straight[0]["train_loss"] != straight[1]["train_loss"]
-    resumed = dataclasses.replace(config, out=tmp_path / "resumed")
-    stop_at(2, resumed, monkeypatch)
-    assert numbers(train(resumed, show=False)) == numbers(straight)
-    assert_bit_equal(last_state(resumed.out), last_state(config.out))
-
-
-@uses_whole
-def test_a_finished_run_is_not_trained_again(whole):
-    config, history = whole
-    assert train(config, show=False) == history
-
-
-def test_a_nonfinite_loss_raises_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    config = digits(tmp_path / "run", method="sgd")
-    stop_at(10, config, monkeypatch)
-    before = last_state(config.out)
-    # The images of the rest of the run are broken.
-    monkeypatch.setattr(
-        steps.Program, "_normalize", lambda self, pixels: pixels * jnp.float32(jnp.inf)
-    )
-    steps._shared_program.cache_clear()
-    with pytest.raises(TrainingError) as caught:
-        train(config, show=False)
-    steps._shared_program.cache_clear()
-    rate = 0.05 * (1 + math.cos(math.pi * 10 / 15)) / 2
-    assert "step 10 is not finite" in str(caught.value)
-    assert f"learning rate {rate:.4g}" in str(caught.value)
-    assert f"the last good checkpoint is that of step 10 in {config.out}" in str(caught.value)
-    assert_bit_equal(last_state(config.out), before)
-    assert len(records(config.out)) == 2
-
-
-def test_a_nonfinite_update_raises_and_is_not_saved(tmp_path, monkeypatch):
-    make = steps.make_optimizer
-    spoil = optax.scale_by_schedule(lambda count: jnp.where(count == 14, jnp.inf, 1.0))
-    monkeypatch.setattr(
-        steps, "make_optimizer", lambda *arguments: optax.chain(make(*arguments), spoil)
-    )
-    config = digits(tmp_path / "run", method="sgd", label_smoothing=0.01)
-    with pytest.raises(TrainingError, match=r"step 14 is not finite.* that of step 10 "):
-        train(config, show=False)
-    assert last_state(config.out)["step"] == 10
-    steps._shared_program.cache_clear()
-
-
-@uses_whole
-def test_an_unreadable_checkpoint_is_named_in_the_error(whole, tmp_path):
-    config = dataclasses.replace(whole[0], out=tmp_path / "run")
-    shutil.copytree(whole[0].out, config.out)
-    for path in (config.out / "checkpoints" / "200").rglob("*"):
-        if path.is_file() and "ocdbt" in str(path):
-            path.write_bytes(b"")
-    # In a process of its own: threads of orbax may outlive the loop that failed, and warn.
-    process = start(config)
-    _, printed = process.communicate(timeout=120)
-    assert process.returncode == 1, printed
-    assert re.search(r"error: .*checkpoints/200 cannot be read .*: delete it to resume", printed)
-
-
-def test_a_full_disk_at_the_metrics_ends_the_run(tmp_path):
-    config = digits(tmp_path / "run", method="sgd", epochs=40)
-    config = dataclasses.replace(config, checkpoint_every=40)
-    process = start(config, before=["bash", "-c", 'ulimit -f 2; exec "$@"', "bash"])
-    _, printed = process.communicate(timeout=120)
-    assert process.returncode == 1, printed
-    assert "error: metrics could not be written (" in printed
-
-
-@uses_whole
-def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(whole, tmp_path, monkeypatch):
-    config, history = whole
-    config = dataclasses.replace(config, out=tmp_path / "run")
-    stop_at(10, config, monkeypatch)
-    # No file may get longer than 30 kB, as if there were no room.
-    full = ["bash", "-c", 'ulimit -f 30; exec "$@"', "bash"]
-    process = start(config, before=full)
-    _, printed = process.communicate()
-    assert process.returncode == 1, printed
-    # Threads of orbax may print after this line.
-    line = next(line for line in printed.splitlines() if "error: no checkpoint" in line)
-    assert f"(File too large); the last good checkpoint is that of step 10 in {config.out}" in line
-    assert last_state(config.out)["step"] == 10
-    assert numbers(train_with_few_checkpoints(config)) == numbers(history)
-    assert_bit_equal(last_state(config.out), last_state(whole[0].out))
-
-
 # --- Devices ---
 
 DIVIDED = """
@@ -548,7 +307,8 @@ import sys
 from pathlib import Path
 import jax
 import pytest
-from test_trainer import divided, steps, stop_at, train_narrow
+from runs import stop_at
+from test_trainer import divided, steps, train_narrow
 copies, sharded = divided(Path(sys.argv[1]))
 train_narrow(copies)
 for fsdp in (False, True):
@@ -572,12 +332,6 @@ def train_narrow(config):
         return train(config, show=False)
 
 
-def assert_equal_to_rounding(actual, expected, rtol=2e-3):
-    for measured, reference in zip(numbers(actual), numbers(expected), strict=True):
-        # Sums in another order, over a few steps.
-        chex.assert_trees_all_close(measured, reference, rtol=rtol)
-
-
 def test_eight_devices_match_one(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", DIVIDED, str(tmp_path / "eight")],
@@ -596,42 +350,6 @@ def test_eight_devices_match_one(tmp_path):
     resumed = dataclasses.replace(sharded, out=tmp_path / "eight" / "sharded")
     assert records(resumed.out)[-1]["step"] == 2
     assert_equal_to_rounding(train(resumed, show=False), train(sharded, show=False))
-
-
-def start_two(config):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    return [
-        start(
-            config,
-            extra=["--distributed"],
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
-
-
-def test_two_processes_match_one_and_stop_together(tmp_path):
-    sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 30}
-    sizes["evaluate_every"] = 30
-    config = digits(tmp_path / "two", **sizes, method="xsam", fsdp=True, augmentation=("crop",))
-    processes = start_two(config)
-    kill_when(processes[0], config, lines=1)
-    processes[1].terminate()  # one is told, and both stop
-    printed = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], printed
-    saved = [int(path.name) for path in (config.out / "checkpoints").iterdir()]
-    assert 0 < max(saved) < 60
-    processes = start_two(dataclasses.replace(config, checkpoint_every=30))
-    printed = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert ["%" in out for out, _ in printed] == [True, False]  # one of them prints
-    alone = train_with_few_checkpoints(dataclasses.replace(config, out=tmp_path / "one"))
-    # Rounding grows over sixty steps.
-    assert_equal_to_rounding(records(config.out), alone, rtol=0.05)
 
 
 # --- Errors and settings ---
@@ -660,6 +378,9 @@ def error_line(capsys, *words):
         (["--method", "gsam", "--method-args", "alfa", "1"], ["'alfa'", "'alpha'"]),
         (["--method", "gsam", "--method-args", "alpha", "x"], ["alpha must be a number", "'x'"]),
         (["--augmentation", "crob"], ["'crob'", "'crop'"]),
+        (["--augmentation", "crop="], ["augmentation 'crop=': crop takes no number"]),
+        (["--augmentation", "cutout="], ["'cutout='", "the number must be above 0"]),
+        (["--distributed-timeout", "0"], ["distributed_timeout must be at least 1"]),
         (["--rho", "-1"], ["rho must be above 0, got -1"]),
         (["--epochs", "0"], ["epochs must be at least 1, got 0"]),
         (["--label-noise", "1"], ["label_noise must be at least 0 and below 1"]),
@@ -702,6 +423,49 @@ def test_wrong_options_are_errors_of_one_line(capsys, monkeypatch, tmp_path, wor
     for message in messages:
         assert message in line
     assert not list(tmp_path.iterdir())  # nothing is left of it
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be 'sgd' or 'adamw', got 'adam'"),
+        ({"bf16": "no"}, "bf16 must be bool, got 'no'"),
+        ({"bf16": 1}, "bf16 must be bool, got 1"),
+        ({"epochs": "3"}, "epochs must be int, got '3'"),
+        ({"epochs": 2.0}, "epochs must be int, got 2.0"),
+        ({"epochs": True}, "epochs must be int, got True"),
+        ({"train_size": 2.5}, r"train_size must be int \| None, got 2.5"),
+        ({"rho": "0.1"}, r"rho must be float \| None, got '0.1'"),
+        ({"learning_rate": None}, "learning_rate must be float, got None"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
+        ({"augmentation": ["crop"]}, r"augmentation must be tuple\[str, ...\], got \['crop'\]"),
+        ({"augmentation": ("crop", 3)}, r"augmentation must be tuple\[str, ...\]"),
+        ({"method_args": [1]}, r"method_args must be dict\[str, str\], got \[1\]"),
+        ({"out": 3}, "out must be .*Path"),
+    ],
+    ids=str,
+)
+def test_a_config_from_python_is_checked_as_options_are(settings, message, tmp_path):
+    config = dataclasses.replace(digits(tmp_path / "run"), **settings)
+    with pytest.raises(ValueError, match=message):
+        train(config, show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_python_are_arguments_of_a_method():
+    options = ["--method", "friendly_sam", "--method-args", "decay", "0.7"]
+    assert configure(method="friendly_sam", method_args={"decay": 0.7}) == read_config(options)
+    assert configure(epochs=3, rho=1) == read_config(["--epochs", "3", "--rho", "1"])
+
+
+def test_a_batch_of_one_with_batchnorm_warns(tmp_path, capsys, monkeypatch):
+    # Nothing is trained: the warning comes before.
+    monkeypatch.setattr(trainer, "train_epoch", lambda run, state, *_: (state, {}))
+    for model, warns in (("resnet8", True), ("mlp", False)):
+        config = digits(tmp_path / model, model=model, method="sgd", epochs=1, batch_size=1)
+        train(config)
+        printed = capsys.readouterr().err
+        assert ("BatchNorm has one image to normalize over" in printed) == warns
 
 
 def test_an_indivisible_batch_size_suggests_the_nearest():

@@ -78,13 +78,26 @@ class Point(NamedTuple):
 def make_point(setting: str, each: str) -> Point:
     """Returns a setting, named by the options that not all settings share."""
     parts = []
+    options = split(each) + split(setting)
     for option in re.split(r"(?:^|\s)--", setting)[1:]:
         key, *values = shlex.split(option)
         shown = "" if key in ("method", "method-args", "preset") else key.replace("-", "_")
         parts.append(shown + "-".join(values))
     # The name is a folder, and a value may be a path.
     name = re.sub(r"[^\w.,=+-]", "_", "-".join(parts)) or "default"
-    return Point(name, shlex.split(each) + shlex.split(setting))
+    return Point(name, options)
+
+
+def split(text: str) -> list[str]:
+    """Returns the words of a string, as a shell would.
+
+    Raises:
+      ValueError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"in {text.strip()!r}: {error}") from None
 
 
 def sweep(options: Options) -> None:

@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 from examples.image_classification.distributed import is_main
 
 DIGESTS = "SHA256SUMS"
-# Orbax writes the time of the commit into this file after the digests.
-NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA")
+# Orbax writes the time of the commit after the digests.
+NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class TrainingError(Exception):
@@ -29,6 +29,7 @@ class Checkpoints:
     def __init__(self, path: Path) -> None:
         """Opens the folder of the checkpoints, and creates it where it is missing."""
         self._path = path.absolute()
+        self._path.mkdir(parents=True, exist_ok=True)
         self._saving = 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,

@@ -52,8 +52,10 @@ def read_config_file(path: Path) -> Config:
         raise ValueError(f"{path} holds no run: there is no config.json")
     # A setting that is missing is younger than the run.
     settings = to_json(Config()) | parse_object(file, file.read_bytes(), [])
+    if isinstance(names := settings["augmentation"], list):
+        settings["augmentation"] = tuple(names)
     try:
-        config = Config(**settings | {"augmentation": tuple(settings["augmentation"]), "out": path})
+        config = Config(**settings | {"out": path})
         check_types(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error

@@ -102,6 +102,8 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
         history = folder.history(step)
         if lost := step // per_epoch - len(history):
             print_line(f"{folder.path}: the metrics of {lost} epochs before step {step} are lost")
+        if config.batch_size == 1 and state.statistics:
+            print_line("warning: BatchNorm has one image to normalize over: raise --batch-size")
         if show:
             print_line(summary(run, state) if step < total else f"{folder.path} is finished")
         with Progress(total, step, config.batch_size, show) as progress:
