@@ -415,12 +415,18 @@ BAD_FILES = {
     "config is a list": ("config.json", "[1]", "not a JSON object with dataset, model"),
     "config lacks a key": ("config.json", CONFIG.replace("seed", "sed"), "method, seed, epochs"),
     "config has text as epochs": ("config.json", CONFIG.replace("3", '"three"'), "'three'"),
-    "config has a list as method": ("config.json", CONFIG.replace('"sgd"', "[]"), "unhashable"),
+    "config has a list as method": ("config.json", CONFIG.replace('"sgd"', "[]"), "got []"),
     "config has an unknown method": ("config.json", CONFIG.replace("sgd", "sgg"), "'sgg'"),
+    "config lacks a radius": ("config.json", CONFIG.replace("sgd", "sam"), "sam needs --rho"),
+    "config has text as radius": (
+        "config.json",
+        CONFIG.replace('"sgd"', '"sam", "rho": "x"'),
+        "rho must be float | None, got 'x'",
+    ),
     "config has a list of arguments": (
         "config.json",
         CONFIG.replace('"sgd"', '"wsam", "method_args": [1], "rho": 1'),
-        "'list' object has no attribute",
+        "method_args must be dict[str, str], got [1]",
     ),
     "metrics are no JSON": ("metrics.jsonl", "{]}\n", "Expecting property name"),
     "metrics are lists": ("metrics.jsonl", f"{EPOCH}\n[{EPOCH}, {{}}]{{}}\n", "Extra data"),
@@ -471,7 +477,11 @@ BAD = {
     "no folder": (lambda f: None, ["nowhere"], "is no folder"),
     "no argument": (lambda f: None, [], "give the folder of a run"),
     "no run": (lambda f: (f / "a").mkdir(), ["a"], "holds no run: there is no config.json"),
-    "unfinished": (lambda f: fake_run(f / "a", 0, 1.0, done=1), ["a"], "none of the runs"),
+    "unfinished": (
+        lambda f: fake_run(f / "a", 0, 1.0, done=1, method="sgd"),
+        ["a"],
+        "none of the runs",
+    ),
     "twice": (
         lambda f: [fake_run(f / name, 0, 1.0, method="sgd") for name in "ab"],
         ["a", "b"],

@@ -259,16 +259,18 @@ def test_settings_that_are_younger_than_a_run_have_their_defaults(whole, tmp_pat
     ("text", "message"),
     [
         ("{", "Expecting property name"),
-        ("[]", "not a JSON object"),
-        ('{"augmentation": null}', "augmentation"),
-        ('{"augmentation": [], "epochs": "3"}', "epochs must be int, got '3'"),
-        ('{"augmentation": [], "sead": 3}', "sead"),
+        ("[]", "not a JSON object with dataset, model, method, seed, epochs"),
+        ('"augmentation": null', r"augmentation must be tuple\[str, ...\], got None"),
+        ('"epochs": "3"', "epochs must be int, got '3'"),
+        ('"sead": 3', "sead"),
         ("\xff", "invalid start byte"),
     ],
 )
 def test_a_broken_configuration_is_named(text, message, whole, tmp_path, capsys):
     config = copy_of(whole, tmp_path / "run")
     file = config.out / "config.json"
+    if text.startswith('"'):  # a setting
+        text = json.dumps(json.loads(file.read_text()) | json.loads(f"{{{text}}}"))
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=f"{file} cannot be read: .*{message}"):
         read_config_file(config.out)

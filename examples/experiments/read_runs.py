@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from examples.image_classification.config import XSAM_SETTINGS, Config, settings_ignored_by
+from examples.image_classification.config import XSAM_SETTINGS, settings_ignored_by
 from examples.image_classification.methods import method_arguments, read_argument
-from examples.image_classification.run_folder import EVALUATION, MAY_CHANGE, parse_object
+from examples.image_classification.run_folder import (
+    EVALUATION,
+    MAY_CHANGE,
+    parse_object,
+    read_config_file,
+)
 
 # The settings that a method may be tuned by. Arguments of the method are tuned, too.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
@@ -155,14 +160,11 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns the settings of the run in a folder, by `used_settings`."""
-    file = path / "config.json"
-    defaults = {f.name: f.default for f in dataclasses.fields(Config)} | {"method_args": {}}
-    names = ["dataset", "model", "method", "seed", "epochs"]
-    config: dict[str, Any] = defaults | parse_object(file, file.read_bytes(), names)
+    config = read_config_file(path)
     try:
-        return used_settings(config) | {name: int(config[name]) for name in ("seed", "epochs")}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        return used_settings(dataclasses.asdict(config))
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from error
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

@@ -148,6 +148,16 @@ def check(config: Config) -> None:
       ValueError: A setting is of a wrong type, out of range, missing, or ignored by the method, the
         optimizer or the dataset.
     """
+    check_values(config)
+    # An ignored setting would hide a mistake.
+    for name, (user, reason) in ignored_settings(config).items():
+        if getattr(config, name) != DEFAULTS[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{user} does not use {option}: leave it out ({reason})")
+
+
+def check_values(config: Config) -> None:
+    """Raises ValueError where a setting is of a wrong type, out of range, or missing."""
     check_types(config)
     for names, is_valid, description in RANGES:
         for name in names.split():
@@ -158,12 +168,7 @@ def check(config: Config) -> None:
         raise ValueError(
             f"warmup_epochs {config.warmup_epochs} must be fewer than the {config.epochs} epochs"
         )
-    # An ignored setting would hide a mistake.
     ignored = ignored_settings(config)
-    for name, (user, reason) in ignored.items():
-        if getattr(config, name) != DEFAULTS[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{user} does not use {option}: leave it out ({reason})")
     if "rho" not in ignored and config.rho is None:
         raise ValueError(f"{config.method} needs --rho, the length of its ascent")
     if "rho_max" not in ignored and config.rho_max is None:

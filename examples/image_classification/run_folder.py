@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
 from examples.image_classification.checkpoints import Checkpoints, TrainingError, short_reason
-from examples.image_classification.config import Config, check_types, ignored_settings
+from examples.image_classification.config import Config, check_values, ignored_settings
 from examples.image_classification.distributed import is_main
 from examples.image_classification.progress import Stopped, print_line
 
@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "evaluate_every",
 )
+IDENTITY = ("dataset", "model", "method", "seed", "epochs")  # in every config.json
 EVALUATION = "evaluation.json"
 DAMAGED = "metrics.damaged.jsonl"
 # How the system and orbax describe that there is no room.
@@ -51,12 +52,12 @@ def read_config_file(path: Path) -> Config:
     if not file.exists():
         raise ValueError(f"{path} holds no run: there is no config.json")
     # A setting that is missing is younger than the run.
-    settings = to_json(Config()) | parse_object(file, file.read_bytes(), [])
+    settings = to_json(Config()) | parse_object(file, file.read_bytes(), IDENTITY)
     if isinstance(names := settings["augmentation"], list):
         settings["augmentation"] = tuple(names)
     try:
         config = Config(**settings | {"out": path})
-        check_types(config)
+        check_values(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     return config
@@ -145,8 +146,7 @@ class RunFolder:
                 )
             write_atomically(self._config, json.dumps(new, indent=1) + "\n")
             return
-        # A setting that is missing is younger than the run.
-        old = to_json(Config()) | parse_object(self._config, self._config.read_bytes(), [])
+        old = to_json(read_config_file(self.path))
         for name in new:
             if name not in may_change and old[name] != new[name]:
                 raise ValueError(
