@@ -32,10 +32,16 @@ def on_eight_devices(test):
 
 
 def test_on_eight_devices():
-    """Runs the other tests of this file, and the recipe, in a process with eight devices."""
-    recipe = pathlib.Path(__file__).parent / "test_pages.py"
-    tests = [__file__, f"{recipe}::test_several_devices_compute_the_step_of_one"]
-    command = [sys.executable, "-m", "pytest", *tests, "-q", "--tb=short", "-n", "0"]
+    """Runs the other tests of this file, the recipe and Optax's suite in one process with eight."""
+    tests = [
+        "test_devices.py",
+        "test_pages.py::test_several_devices_compute_the_step_of_one",
+        "test_augment.py::test_an_image_does_not_depend_on_the_number_of_devices",
+        "test_optax_suites.py::test_optax_suite",
+    ]
+    folder = pathlib.Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", *(f"{folder}/{test}" for test in tests)]
+    command += ["-k", "not test_optax_suite or sharding_test", "-q", "--tb=short", "-n", "0"]
     done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

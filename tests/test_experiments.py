@@ -431,6 +431,11 @@ BAD_FILES = {
     "metrics are no JSON": ("metrics.jsonl", "{]}\n", "Expecting property name"),
     "metrics are lists": ("metrics.jsonl", f"{EPOCH}\n[{EPOCH}, {{}}]{{}}\n", "Extra data"),
     "metrics lack a key": ("metrics.jsonl", EPOCH.replace("step", "steps"), "epoch, step, seconds"),
+    "metrics have nan": (
+        "metrics.jsonl",
+        EPOCH.replace("1.0", "NaN") + "\n",
+        "seconds is not a num",
+    ),
     "metrics have text": ("metrics.jsonl", EPOCH.replace("15", '"15"'), "step is no number"),
     "evaluation is a list": (EVALUATION, "[1, 2]", "not a JSON object with test_accuracy"),
     "evaluation is no text": (EVALUATION, "\xff", "invalid start byte"),

@@ -160,13 +160,11 @@ def test_optax_suite(case):
         jax.config.update("jax_enable_x64", False)  # a failed case of float64_test leaves it on
 
 
-@pytest.mark.parametrize(
-    "marker", ["not optax_full", pytest.param("optax_full", marks=pytest.mark.optax_full)]
-)
-def test_sharding_suite(marker):
-    """Runs the sharding suite in a process with eight devices."""
+@pytest.mark.optax_full
+def test_sharding_suite():
+    """Runs the sharding suite in a process with eight devices, as test_devices.py does in part."""
     test = f"{__file__}::test_optax_suite"
-    command = [sys.executable, "-m", "pytest", test, "-k", "sharding_test", "-m", marker]
+    command = [sys.executable, "-m", "pytest", test, "-k", "sharding_test", "-m", "optax_full"]
     command += ["-q", "--tb=short", "-n", "0"]
     done = subprocess.run(command, env=os.environ | EIGHT_DEVICES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -174,6 +174,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
     whole = [line for line in lines if line.endswith(b"}")]  # the last one may be cut off
     records = [parse_object(file, line, names, int | float) for line in whole]
     metrics = pd.DataFrame(records, columns=None if records else names)
+    if metrics[names].isna().any(axis=None):
+        raise ValueError(f"{file} cannot be read: one of {', '.join(names)} is not a number")
     return metrics.drop_duplicates("epoch", keep="last")
 
 
