@@ -44,7 +44,7 @@ from examples.image_classification import steps
 from examples.image_classification import train as trainer
 from examples.image_classification.batches import Dataset, Stream
 from examples.image_classification.checkpoints import NOT_DIGESTED, TrainingError, verify_digests
-from examples.image_classification.progress import LossyStream
+from examples.image_classification.output import LossyStream
 from examples.image_classification.run_folder import Diverged, RunFolder, read_config_file
 from examples.image_classification.train import train
 
@@ -459,7 +459,7 @@ def test_files_do_not_get_the_number_of_a_closed_stream(tmp_path):
 import os, sys
 os.close(2)
 sys.stderr = None
-from examples.image_classification.progress import lossy_output
+from examples.image_classification.output import lossy_output
 with lossy_output():
     print("lost", file=sys.stderr)
     file = open({str(tmp_path / "file")!r}, "w")

@@ -17,7 +17,8 @@ from absl import logging
 
 from examples.image_classification.checkpoints import TrainingError
 from examples.image_classification.distributed import cache_compilations
-from examples.image_classification.progress import Stopped, lossy_output
+from examples.image_classification.output import lossy_output
+from examples.image_classification.progress import Stopped
 
 Options = TypeVar("Options")
 

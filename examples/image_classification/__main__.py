@@ -15,7 +15,8 @@ from examples.image_classification.distributed import (
     is_main,
     leave,
 )
-from examples.image_classification.progress import Stopped, lossy_output
+from examples.image_classification.output import lossy_output
+from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged
 from examples.image_classification.train import prepare, train_prepared
 

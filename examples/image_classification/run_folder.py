@@ -16,7 +16,8 @@ from tensorboardX import SummaryWriter
 from examples.image_classification.checkpoints import Checkpoints, TrainingError, short_reason
 from examples.image_classification.config import Config, check_values, ignored_settings
 from examples.image_classification.distributed import is_main
-from examples.image_classification.progress import Stopped, print_line
+from examples.image_classification.output import print_line
+from examples.image_classification.progress import Stopped
 
 # A resumed run may change these, which change its results by rounding at most.
 MAY_CHANGE = (

@@ -17,13 +17,8 @@ from examples.image_classification.batches import Batches
 from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
 from examples.image_classification.distributed import gather_texts, is_main, raising_together
-from examples.image_classification.progress import (
-    NotFinite,
-    Progress,
-    Stopped,
-    StopRequest,
-    print_line,
-)
+from examples.image_classification.output import print_line
+from examples.image_classification.progress import NotFinite, Progress, Stopped, StopRequest
 from examples.image_classification.run_folder import Diverged, RunFolder, to_json
 from examples.image_classification.steps import (
     Program,
