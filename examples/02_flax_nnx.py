@@ -1,6 +1,6 @@
 """XSAM in Flax NNX, with BatchNorm and Dropout: digits with 40 % wrong training labels.
 
-    python examples/02_flax_nnx.py        (or: make nnx; --method sgd or sam to compare)
+    python -m examples.02_flax_nnx        (or: make nnx; --method sgd or sam to compare)
 
 `make_value_fn` turns the loss of a model into a function of its parameters. BatchNorm's statistics
 advance once per step, and both passes of a step share one dropout mask. Takes 15 seconds.

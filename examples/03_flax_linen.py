@@ -1,6 +1,6 @@
 """XSAM in Flax linen, with BatchNorm and Dropout: digits with 40 % wrong training labels.
 
-    python examples/03_flax_linen.py        (or: make linen; --method sgd or sam to compare)
+    python -m examples.03_flax_linen        (or: make linen; --method sgd or sam to compare)
 
 The `TrainState` of `xsam_jax.flax_linen` passes `value_fn` to the optimizer. BatchNorm's statistics
 advance once per step, and both passes of a step share one dropout mask.

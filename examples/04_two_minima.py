@@ -1,6 +1,6 @@
 """SGD, SAM and XSAM on the two-dimensional function of the XSAM paper.
 
-    python examples/04_two_minima.py        (or: make two-minima)
+    python -m examples.04_two_minima        (or: make two-minima)
 
 Takes five seconds and draws the trajectories. SGD and SAM end in the sharp minimum near
 (-16.8, 12.8), loss 0.275. XSAM ends in the flat one near (19.8, 29.9), loss 0.356. The function,
@@ -90,9 +90,11 @@ def main(alpha_max: float = 4.0, out: Path = Path("runs/two_minima")) -> None:
     """
     if not 0 < alpha_max < np.inf:
         raise SystemExit(f"alpha-max must be above 0 and finite, got {alpha_max}")
-    if any(map(Path.is_file, (out, *out.parents))):
-        raise SystemExit(f"--out {out} is no folder: there is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out is no folder: {error}") from None
     trajectories = {name: run(tx) for name, tx in make_optimizers(alpha_max).items()}
     print("method      mu   sigma    loss")
     for name, points in trajectories.items():

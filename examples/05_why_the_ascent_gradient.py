@@ -1,6 +1,6 @@
 """Why SAM applies the gradient of the ascent at its start (figure 1 of the XSAM paper).
 
-    python examples/05_why_the_ascent_gradient.py        (or: make why)
+    python -m examples.05_why_the_ascent_gradient        (or: make why)
 
 g_0 is the gradient, and g_1 the gradient after an ascent of length rho along g_0. On a quadratic,
 from some rho_max on, the loss at that distance is higher along g_1 than along g_0. Taylor's formula
@@ -99,9 +99,11 @@ def main(out: Path = Path("runs/why")) -> None:
     Args:
         out: folder of the picture
     """
-    if any(map(Path.is_file, (out, *out.parents))):
-        raise SystemExit(f"--out {out} is no folder: there is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out is no folder: {error}") from None
     figure, grid = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
     study("a quadratic", quadratic_loss, jnp.array([1.5, 0.12]), 0.3, None, grid[:, 0])
     for column, steps in ((1, 20), (2, 800)):

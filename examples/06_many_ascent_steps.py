@@ -1,6 +1,6 @@
 """Why more ascent steps may make SAM worse, and not XSAM (figure 10b of the XSAM paper).
 
-    python examples/06_many_ascent_steps.py        (or: make many-steps)
+    python -m examples.06_many_ascent_steps        (or: make many-steps)
 
 The loss is a ridge that bends. After k ascent steps, SAM applies the last gradient g_k at
 the start. Its angle to the direction of the highest loss at distance rho_max is 4 degrees for k = 1
@@ -88,9 +88,11 @@ def main(out: Path = Path("runs/many_steps")) -> None:
     Args:
         out: folder of the picture
     """
-    if any(map(Path.is_file, (out, *out.parents))):
-        raise SystemExit(f"--out {out} is no folder: there is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out is no folder: {error}") from None
     found = {steps: study(steps) for steps in STEPS}
     print("steps  degrees from g_k to the highest  rise along g_k  highest rise over alpha")
     for steps, row in found.items():

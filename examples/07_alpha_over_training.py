@@ -1,6 +1,6 @@
 """The loss over XSAM's alpha, and how its maximum moves during training (figures 2 and 13).
 
-    python examples/07_alpha_over_training.py        (or: make alpha)
+    python -m examples.07_alpha_over_training        (or: make alpha)
 
 Trains a small network on scikit-learn's digits with XSAM, which probes once an epoch. Before the
 first step of some epochs, evaluates the loss over alpha on that step's batch. Expect its maximum
@@ -39,9 +39,11 @@ def main(rho: float = 0.3, out: Path = Path("runs/alpha")) -> None:
     """
     if not 0 < rho < np.inf:
         raise SystemExit(f"rho must be above 0 and finite, got {rho}")
-    if any(map(Path.is_file, (out, *out.parents))):
-        raise SystemExit(f"--out {out} is no folder: there is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out is no folder: {error}") from None
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     steps = len(labels) // BATCH

@@ -1,6 +1,6 @@
 """How flat the minima of SGD, SAM and XSAM are: curvature, sharpness and the loss around them.
 
-    python examples/08_flat_minima.py        (or: make flat-minima)
+    python -m examples.08_flat_minima        (or: make flat-minima)
 
 Trains a small network with each method on digits with 40 % wrong labels. Measures the Hessian of
 the training loss and its average rise in random directions. Expect a top eigenvalue of 13 with SGD,
@@ -70,9 +70,11 @@ def main(rho: float = 0.3, epochs: int = 60, out: Path = Path("runs/flat_minima"
     """
     if not (0 < rho < np.inf and epochs >= 1):
         raise SystemExit(f"rho must be above 0 and epochs at least 1, got {rho} and {epochs}")
-    if any(map(Path.is_file, (out, *out.parents))):
-        raise SystemExit(f"--out {out} is no folder: there is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out is no folder: {error}") from None
     rng = np.random.default_rng(0)
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))[:1000]

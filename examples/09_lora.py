@@ -1,6 +1,6 @@
 """LoRA fine-tuning in Flax NNX: SAM and XSAM perturb and update the adapters alone.
 
-    python examples/09_lora.py        (or: make lora)
+    python -m examples.09_lora        (or: make lora)
 
 Pretrains a network on the digits 0 to 4. Then trains LoRA adapters on 500 images of all ten digits
 and freezes all other parameters. `wrt=nnx.LoRAParam` selects the adapters for the gradient, the
@@ -59,8 +59,8 @@ def main(rank: int = 4, rho: float = 0.05, steps: int = 300) -> None:
         rho: radius of the ascent; XSAM probes at twice this distance
         steps: steps of fine-tuning
     """
-    if not (rank >= 1 and 0 < rho < np.inf and steps >= 1):
-        raise SystemExit("rank and steps must be at least 1, and rho above 0")
+    if not (1 <= rank <= 256 and 0 < rho < np.inf and steps >= 1):
+        raise SystemExit("rank must be from 1 to 256, steps at least 1, and rho above 0 and finite")
     rng = np.random.default_rng(0)
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from examples.image_classification import __main__ as entry
 from examples.image_classification import data
 from examples.image_classification.batches import (
     Batches,
@@ -293,7 +294,7 @@ def test_damaged_datasets_raise_with_their_folder(damage, tmp_path):
     prepare(tmp_path)
     folder = tmp_path / "cifar10" / "3.0.2"
     DAMAGE[damage](folder)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(OSError) as error:
         load(Config(dataset="cifar10", data_dir=tmp_path))
     message = str(error.value)
     assert message.startswith(str(folder))
@@ -305,7 +306,7 @@ def test_only_png_and_jpeg_are_decoded(tmp_path, monkeypatch):
     encoded = encode
     monkeypatch.setitem(globals(), "encode", lambda pixels: encoded(pixels, "GIF"))
     prepare(tmp_path)
-    with pytest.raises(ValueError, match="cannot identify image file"):
+    with pytest.raises(OSError, match="cannot identify image file"):
         load(Config(dataset="cifar10", data_dir=tmp_path))
     record = {"image": encoded(np.zeros((30, 30, 3), np.uint8), "BMP"), "label": 0}
     images = Stream([record], np.arange(1), np.zeros(1, np.int32), 10, side=16)
@@ -323,13 +324,16 @@ def test_labels_that_are_no_classes_raise(label, split, tmp_path, monkeypatch):
     source = data.DATASETS["digits"]._replace(read=lambda *_: tuple(splits))
     monkeypatch.setitem(data.DATASETS, "digits", source)
     config = Config(batch_size=4, rho=0.1, rho_max=0.2, out=tmp_path / "run")
-    message = rf"labels must be from 0 to 9, got {label} \(1 of 20 labels are wrong\)"
+    of_digits = f"{'training' if split == 'train' else 'test'} labels of digits"
+    message = rf"{of_digits} must be from 0 to 9, got {label} \(1 of 20 are wrong\)"
     with pytest.raises(ValueError, match=message):
         train(config, show=False)
     assert not (tmp_path / "run").exists()
     record = {"image": encode(np.zeros((20, 20, 3), np.uint8)), "label": label}
-    images = Stream([record], np.arange(1), np.zeros(1, np.int32), 10, side=16)
-    with pytest.raises(ValueError, match=f"labels must be from 0 to 9, got {label} "):
+    images = Stream([record], np.arange(1), np.zeros(1, np.int32), 10, side=16, name="x, train")
+    with pytest.raises(
+        OSError, match=f"x, train, record 0 .*label must be from 0 to 9, got {label}"
+    ):
         next(images.batches(1))
 
 
@@ -344,6 +348,24 @@ def test_data_that_are_not_finite_raise(name):
     dataset = Dataset(*splits, **constants, num_classes=10, image_shape=(8, 8, 1))
     with pytest.raises(ValueError, match=rf"{name} of the data must be finite"):
         Batches(dataset, Config(batch_size=4))
+
+
+def test_a_damaged_record_of_a_stream_ends_the_run_with_its_name(tmp_path, monkeypatch, capsys):
+    good = {"image": encode(np.zeros((20, 20, 3), np.uint8)), "label": 3}
+    bad = [{"image": good["image"][:40], "label": 3}, {"label": 3}, good | {"label": 10}]
+
+    def stream(name, *records):
+        records = [*records, *[good] * 5]
+        return Stream(records, np.arange(8), np.zeros(8, np.int32), 10, side=16, name=name)
+
+    for record in bad:
+        splits = stream("a, train", good, record, good), stream("a, test", good, good, good)
+        dataset = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
+        monkeypatch.setattr("examples.image_classification.train.load", lambda _, d=dataset: d)
+        words = ["--method", "sgd", "--batch-size", "8", "--out", str(tmp_path / "run")]
+        assert entry.main(words) == 1
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert "error: a, train, record 1 cannot be read (" in line
 
 
 def test_tfrecord_files_count_as_missing(tmp_path):

@@ -745,8 +745,13 @@ def test_folders_of_a_sweep_stay_within_out(tmp_path, monkeypatch, capsys):
     for setting in ("--data-dir ../../etc", "--data-dir ..", "--model ../x"):
         name = sweep.make_point(setting, "").name
         assert (tmp_path / name).resolve().parent == tmp_path
-    assert sweep.main(["--out", "", "--method sgd"]) == 2
-    assert "--out is the current folder: name another" in capsys.readouterr().err
+    for program, words in ((sweep, ["--method sgd"]), (compare, ["runs"])):
+        for out in (["--out", ""], ["--out="]):
+            with pytest.raises(SystemExit) as end:
+                program.main([*out, *words])
+            assert end.value.code == 2
+            assert capsys.readouterr().err.endswith(": error: --out names no folder\n")
+    assert not list(tmp_path.iterdir())
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert sweep.read_arguments(["--out=~/x", "--method sgd"]).out == tmp_path / "home" / "x"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from filelock import FileLock
 from PIL import Image
 from runs import (
     arguments,
@@ -38,7 +40,7 @@ from runs import (
     wait_for,
 )
 
-from examples.experiments import compare, sweep
+from examples.experiments import compare, evaluate, sweep
 from examples.image_classification import __main__ as entry
 from examples.image_classification import steps
 from examples.image_classification import train as trainer
@@ -216,6 +218,17 @@ def test_a_second_program_in_a_folder_is_refused(tmp_path, capsys):
     assert train(config, show=False)  # now it is free
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_a_file_system_without_locks_is_used_with_a_warning(error, tmp_path, monkeypatch, capsys):
+    def acquire(self):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    status, printed = run(digits(tmp_path / "run", method="sgd", epochs=1), capsys)
+    assert status == 0
+    assert f"warning: {tmp_path / 'run'} is on a file system without locks" in printed
+
+
 def test_the_lock_ends_with_a_failed_run(tmp_path):
     config = digits(tmp_path / "run", method="sgd", epochs=1)
     (tmp_path / "run").mkdir()
@@ -327,6 +340,30 @@ def test_damage_of_any_file_of_a_checkpoint_is_found(whole, tmp_path, capsys):
 
 
 @uses_whole
+def test_damage_of_the_only_checkpoint_does_not_point_to_another(whole, tmp_path, capsys):
+    config = copy_of(whole, tmp_path / "run")
+    folder = config.out / "checkpoints" / "200"
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+    sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (folder / "SHA256SUMS").write_text("".join(sums[1:]))
+    status, printed = run(config, capsys)
+    assert status == 1
+    assert only_error(printed).endswith("is not as it was written): delete it to start again")
+
+
+@uses_whole
+def test_reading_a_checkpoint_leaves_one_that_is_being_written(whole, tmp_path):
+    config = copy_of(whole, tmp_path / "run")
+    writing = config.out / "checkpoints" / "205.orbax-checkpoint-tmp"
+    writing.mkdir()
+    before = sorted(config.out.rglob("*"))
+    evaluate.restore(config.out)
+    assert sorted(config.out.rglob("*")) == before
+
+
+@uses_whole
 def test_a_checkpoint_without_digests_is_read(whole, tmp_path):
     config = copy_of(whole, tmp_path / "run")
     (config.out / "checkpoints" / "200" / "SHA256SUMS").unlink()
@@ -348,9 +385,19 @@ def test_damaged_metrics_are_moved_aside_and_the_run_goes_on(whole, tmp_path, ca
     config = copy_of(whole, tmp_path / "run")
     file = config.out / "metrics.jsonl"
     lines = file.read_bytes().splitlines()
-    bad = [b"{]}", b"[1]", b'{"epoch": 2}', b'{"step": "x", "epoch": 1}', b"\xff}", b"", b"null"]
+    bad = [
+        b'{"step": NaN, "epoch": 3}',
+        b"{]}",
+        b"[1]",
+        b'{"epoch": 2}',
+        b'{"step": "x", "epoch": 1}',
+        b"\xff}",
+        b"",
+        b"null",
+    ]
     expected = [record for i, record in enumerate(whole[1]) if i != 4]
-    file.write_bytes(b"\n".join([*lines[:4], *bad, *lines[5:]]) + b'\n{"epoch": 41, "st')
+    cut = b'{"epoch": 41, "st'
+    file.write_bytes(b"\n".join([*lines[:4], *bad, *lines[5:], cut]))
     status, printed = run(config, capsys)
     assert status == 0
     for number in range(5, 5 + len(bad)):
@@ -358,10 +405,19 @@ def test_damaged_metrics_are_moved_aside_and_the_run_goes_on(whole, tmp_path, ca
             rf"{re.escape(str(file))}, line {number} cannot be read: .*moved to metrics.damaged.js",
             printed,
         )
-    assert "line 12" not in printed
+    # The run was killed while it wrote the last line.
+    assert re.search("line 48 cannot be read: .*moved to metrics.damaged", printed)
     assert "the metrics of 1 epochs before step 200 are lost" in printed
     assert records(config.out) == expected
-    assert (config.out / "metrics.damaged.jsonl").read_bytes().splitlines() == bad
+    assert (config.out / "metrics.damaged.jsonl").read_bytes().splitlines() == [*bad, cut]
+    # A last line without its end, and one that is there twice.
+    file.write_bytes(b"\n".join([lines[0], *lines]))
+    status, printed = run(config, capsys)
+    assert (status, "damaged" in printed, "are lost" in printed) == (0, False, False)
+    assert records(config.out) == whole[1]
+    file.write_text('{"step": 200, "epoch": 40}\n')
+    status, printed = run(config, capsys)
+    assert (status, "the metrics of 39 epochs" in printed) == (0, True)
     (config.out / "metrics.jsonl").unlink()
     status, printed = run(config, capsys)
     assert status == 0
@@ -517,17 +573,28 @@ def ends(processes):
 
 
 def test_two_processes_match_one_and_stop_together(tmp_path):
-    sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 12}
-    sizes["evaluate_every"] = 12
+    sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 16}
+    sizes |= {"evaluate_every": 16, "distributed_timeout": 10}
     config = digits(tmp_path / "two", **sizes, method="xsam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     wait_for(1, config, processes[0])
+    processes[1].kill()  # one is lost, and the other ends
+    statuses, printed = ends(processes)
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] in (1, -signal.SIGABRT), printed
+    # What is first: a collective fails, a checkpoint, or JAX aborts.
+    lost = "another process of the run (was lost|did not start or was lost)|error: no checkpoint"
+    assert re.search(lost, printed[0][1])
+    assert "Traceback" not in printed[0][1]
+
+    processes = start_two(config)
+    wait_for(len(records(config.out)) + 1, config, processes[0])
     processes[1].send_signal(signal.SIGINT)  # one is told, and both stop
     statuses, printed = ends(processes)
     assert statuses == [143, 130], printed
     saved = [int(path.name) for path in (config.out / "checkpoints").iterdir()]
-    assert 0 < max(saved) < 24
-    statuses, printed = ends(start_two(dataclasses.replace(config, checkpoint_every=12)))
+    assert 0 < max(saved) < 32
+    statuses, printed = ends(start_two(dataclasses.replace(config, checkpoint_every=16)))
     assert statuses == [0, 0], printed
     assert ["%" in out for out, _ in printed] == [True, False]  # one of them prints
     alone = train_with_few_checkpoints(dataclasses.replace(config, out=tmp_path / "one"))

@@ -38,6 +38,10 @@ def read_options(kind: type[Options], arguments: list[str] | None) -> Options:
     module = sys.modules[kind.__module__]
     program, box = name_program(kind), io.StringIO()
     try:
+        given = sys.argv[1:] if arguments is None else arguments
+        if "--out=" in given or ("--out", "") in itertools.pairwise(given):
+            print("\n--out names no folder", file=box)  # below a title, as tyro's messages
+            raise SystemExit(2)
         with contextlib.redirect_stderr(box):
             options: Any = tyro.cli(kind, prog=program, description=module.__doc__, args=arguments)
     except SystemExit as end:
@@ -63,9 +67,10 @@ def run_command(run: Callable[[Options], None], options: Options) -> int:
     program = name_program(type(options))
     logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks beside the line
     cache_compilations()
-    with lossy_output():
+    with lossy_output(BrokenPipeError):  # lost results are an error, but for `| head`
         try:
             run(options)
+            sys.stdout.flush()
         except (ValueError, OSError, TrainingError) as error:
             print(f"{program}: error: {error}", file=sys.stderr)
             return 1 if isinstance(error, TrainingError) else 2

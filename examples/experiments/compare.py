@@ -97,7 +97,7 @@ def markdown(table: pd.DataFrame, digits: int | None = 1) -> str:
     def cell(value: Any) -> str:
         if isinstance(value, np.ndarray):
             size = abs(value.mean())
-            decimals = max(0, 2 - int(np.floor(np.log10(size)))) if size else 1
+            decimals = max(0, 2 - int(np.floor(np.log10(size)))) if 0 < size < np.inf else 1
             return spread(value, decimals if digits is None else digits).strip()
         if isinstance(value, float):
             return "" if np.isnan(value) else f"{value:{',.0f' if value >= 1000 else '.3g'}}"

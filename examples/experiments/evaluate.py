@@ -110,7 +110,7 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     of_data = {name: getattr(config, name) for name in names}
     batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
     program = make_program(config, batches.spec)
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
         state = checkpoints.restore(program.abstract_state)
     if state is program.abstract_state:
         raise ValueError(f"{folder} has no checkpoint")

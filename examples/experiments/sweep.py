@@ -80,7 +80,7 @@ def make_point(setting: str, each: str) -> Point:
     parts = []
     options = split(each) + split(setting)
     for option in re.split(r"(?:^|\s)--", setting)[1:]:
-        key, *values = shlex.split(option)
+        key, *values = split(option)
         shown = "" if key in ("method", "method-args", "preset") else key.replace("-", "_")
         parts.append(shown + "-".join(values))
     # The name is a folder, and a value may be a path.
@@ -111,7 +111,7 @@ def sweep(options: Options) -> None:
     """
     seeds, tune, out = options.seeds, options.tune, options.out
     points = [make_point(setting, options.each) for setting in options.settings]
-    check_points(points, seeds, tune, out)
+    check_points(points, seeds, tune)
     settings = tabulate_settings(
         [used_settings(dataclasses.asdict(point.config(0, out))) for point in points],
         range(len(points)),
@@ -144,15 +144,11 @@ def sweep(options: Options) -> None:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
 
 
-def check_points(
-    points: Sequence[Point], seeds: Sequence[int], tune: int | None, out: Path
-) -> None:
+def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None) -> None:
     """Raises ValueError for mistakes that can be found before hours of training."""
     if not points:
         raise ValueError("give a setting: options of the trainer in one string in quotes")
     names = [point.name for point in points]
-    if out == Path():
-        raise ValueError("--out is the current folder: name another, for the folders of the runs")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the setting {repeated[0]!r} is there twice")
     if len(set(seeds)) < len(seeds):

@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
+            if jax.process_count() > 1:
+                leave(128 + signal.SIGINT)
             return 128 + signal.SIGINT
         except Stopped as stopped:
             if is_main():
@@ -53,7 +55,15 @@ def run(arguments: list[str]) -> int:
         if is_main():
             _print_error(error)
         return 1
-    except (TrainingError, OSError) as error:
+    except (TrainingError, OSError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            if jax.process_count() == 1:
+                raise
+            reason = str(error).splitlines()[0]
+            error = TrainingError(
+                f"another process of the run was lost ({reason}): the same command on all hosts "
+                "resumes the run"
+            )
         _print_error(error)
         if jax.process_count() > 1:
             leave(1)

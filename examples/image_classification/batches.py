@@ -5,7 +5,9 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +47,6 @@ class Images(NamedTuple):
 
     def shift_labels(self, shifts: np.ndarray, num_classes: int) -> "Images":
         """Adds to the labels, modulo the number of classes."""
-        check_labels(self.labels, num_classes)  # the remainder would hide a wrong one
         return self._replace(labels=(self.labels + shifts) % num_classes)
 
 
@@ -61,6 +62,7 @@ class Stream:
       shifts: Added to the labels, modulo the number of classes.
       num_classes: Number of classes.
       side: Height and width of the decoded images.
+      name: The records, for error messages.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -68,6 +70,7 @@ class Stream:
     shifts: np.ndarray
     num_classes: int
     side: int = 224
+    name: str = "stream"
 
     @property
     def size(self) -> int:
@@ -125,11 +128,13 @@ class Stream:
         def read(position: int) -> Images:
             if position < 0:
                 return Images(np.zeros((self.side, self.side, 3), np.uint8), np.int32(-1))
-            record = self.records[int(self.indices[position])]
-            check_labels(np.array(record["label"]), self.num_classes)
+            index = int(self.indices[position])
+            with naming_damage(f"{self.name}, record {index}"):
+                record = self.records[index]
+                check_labels(np.array(record["label"]), self.num_classes, "label")
+                with Image.open(io.BytesIO(record["image"]), formats=FORMATS) as encoded:
+                    image = encoded.convert("RGB")
             label = (record["label"] + self.shifts[position]) % self.num_classes
-            with Image.open(io.BytesIO(record["image"]), formats=FORMATS) as encoded:
-                image = encoded.convert("RGB")
             if seed is None:
                 view = center_crop(image, self.side)
             else:
@@ -190,10 +195,10 @@ class Batches:
     def __init__(self, data: Dataset, config: Config) -> None:
         splits = {"train": data.train, "validation": data.validation, "test": data.test}
         self._splits = {name: images for name, images in splits.items() if images is not None}
-        for images in self._splits.values():
+        for split, images in self._splits.items():
             if isinstance(images, Images):
-                check_labels(images.labels, data.num_classes)
-                check_finite(images.pixels, "pixels")
+                check_labels(images.labels, data.num_classes, f"{split} labels")
+                check_finite(images.pixels, f"{split} pixels")
         check_finite(data.mean, "mean")
         check_finite(1 / np.where(data.std == 0, np.nan, data.std), "1 / std")
         check_batch_size(config.batch_size, data.train.size, jax.device_count())
@@ -289,13 +294,25 @@ def _part() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
+@contextmanager
+def naming_damage(name: str | Path) -> Iterator[None]:
+    """Raises OSError with the name of what was read, in place of any error in a reader."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise OSError(
+            f"{name} cannot be read ({reason}): it may be damaged, prepare it again"
+        ) from error
+
+
+def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
     """Raises ValueError where a label is no class. One-hot targets would silently be zero."""
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if wrong.size:
         raise ValueError(
-            f"labels must be from 0 to {num_classes - 1}, got {wrong.ravel()[0]} "
-            f"({wrong.size} of {labels.size} labels are wrong)"
+            f"{name} must be from 0 to {num_classes - 1}, got {wrong.ravel()[0]} "
+            f"({wrong.size} of {labels.size} are wrong)"
         )
 
 

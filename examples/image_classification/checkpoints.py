@@ -26,16 +26,24 @@ class Checkpoints:
     digests of its files. They are verified before a checkpoint is read.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the folder of the checkpoints, and creates it where it is missing."""
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        """Opens the folder of the checkpoints.
+
+        Args:
+          path: The folder. It is created where it is missing.
+          read_only: Whether to leave the folder as it is. Another program may be writing into it.
+        """
         self._path = path.absolute()
-        self._path.mkdir(parents=True, exist_ok=True)
         self._saving = 0
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
-            cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
-        )
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            self._path.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            )
         self._manager = ocp.CheckpointManager(self._path, options=options)
 
     @property
@@ -52,14 +60,18 @@ class Checkpoints:
         if self.last_step is None:
             return state
         folder = self._path / str(self.last_step)
+        is_whole = False
         try:
-            verify_digests(folder)
+            is_whole = verify_digests(folder)
             return self._manager.restore(self.last_step, args=ocp.args.StandardRestore(state))
         except Exception as error:
-            raise TrainingError(
-                f"{folder} cannot be read ({short_reason(error)}): delete it to resume from the "
-                "one before"
-            ) from error
+            message = f"{folder} cannot be read ({short_reason(error)})"
+            if not is_whole:
+                steps = self._manager.all_steps()
+                message += ": delete it to " + (
+                    "resume from the one before" if len(steps) > 1 else "start again"
+                )
+            raise TrainingError(message) from error
 
     def save(self, state: Any, step: int) -> None:
         """Saves the state in the background."""
@@ -95,19 +107,24 @@ def digest_files(folder: Path) -> dict[str, str]:
     return digests
 
 
-def verify_digests(folder: Path) -> None:
-    """Raises ValueError where a file in the folder is missing or has another digest.
+def verify_digests(folder: Path) -> bool:
+    """Compares the files in a folder with their digests.
 
-    A folder without digests passes.
+    Returns:
+      Whether there are digests.
+
+    Raises:
+      ValueError: A file is missing, has another digest, or has none.
     """
     file = folder / DIGESTS
-    if file.exists():
-        lines = [line.partition("  ") for line in file.read_text().splitlines()]
-        expected = {name: digest for digest, _, name in lines}
-        found = digest_files(folder)
-        damaged = [name for name in expected if found.get(name) != expected[name]]
-        if damaged or not expected:
-            raise ValueError(f"{(damaged or [DIGESTS])[0]} is not as it was written")
+    if not file.exists():
+        return False
+    lines = [line.partition("  ") for line in file.read_text().splitlines()]
+    expected, found = {name: digest for digest, _, name in lines}, digest_files(folder)
+    damaged = [name for name in found | expected if found.get(name) != expected.get(name)]
+    if damaged:
+        raise ValueError(f"{damaged[0] or DIGESTS} is not as it was written")
+    return True
 
 
 def short_reason(error: Exception) -> str:

@@ -193,7 +193,8 @@ def check_types(config: Config) -> None:
 
 RANGES: list[tuple[str, Any, str]] = [
     ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
-    ("validation_size warmup_epochs weight_decay", lambda value: value >= 0, "at least 0"),
+    ("validation_size warmup_epochs", lambda value: value >= 0, "at least 0"),
+    ("weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
     ("train_size epochs batch_size ascent_steps", lambda value: value >= 1, "at least 1"),
     ("distributed_timeout", lambda value: value >= 1, "at least 1"),
     ("probe_every probe_batch_size", lambda value: value >= 1, "at least 1"),

@@ -38,7 +38,8 @@ def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         degrees = axes.twinx()
         degrees.plot(epochs, np.degrees(psis), color=COLORS["sam"], linestyle="--", **marker)
         degrees.set_ylabel("$\\psi$ (°), dashed")
-    add_legend(grid[0])
+    if grid[0].has_data():  # damaged metrics may lack the losses
+        add_legend(grid[0])
     grid[-1].set_xlabel("epoch")
     if len(history) == 1:
         grid[-1].set_xticks([history[0]["epoch"]])

@@ -10,8 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from examples.image_classification.batches import FORMATS, Dataset, Images, Stream
+from examples.image_classification.batches import (
+    FORMATS,
+    Dataset,
+    Images,
+    Stream,
+    check_labels,
+    naming_damage,
+)
 from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config
 
@@ -62,6 +68,10 @@ def load(config: Config) -> Dataset:
     source = DATASETS[config.dataset]
     folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     train, test = source.read(config.dataset, Path(folder).expanduser().resolve())
+    for split, images in (("training", train), ("test", test)):
+        if isinstance(images, Images):
+            # Label noise takes a remainder, which would hide a wrong label.
+            check_labels(images.labels, source.num_classes, f"{split} labels of {config.dataset}")
     chosen, held_out = split_indices(train.size, config.train_size, config.validation_size)
     shifts = label_shifts(len(chosen), config.label_noise, source.num_classes, config.seed)
     return Dataset(
@@ -152,7 +162,8 @@ def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
         with naming_damage(version):
             records = _tfds_records(version, split)
         size, classes = len(records), DATASETS[name].num_classes
-        return Stream(records, np.arange(size), np.zeros(size, np.int32), classes)
+        shifts = np.zeros(size, np.int32)
+        return Stream(records, np.arange(size), shifts, classes, name=f"{version}, {split}")
 
     return stream("train"), stream("validation")
 
@@ -174,9 +185,11 @@ def read_tiny_imagenet(name: str, directory: Path) -> tuple[Images, Images]:
         return _read_files([(path, classes[path.parent.parent.name]) for path in paths])
 
     def validation() -> Images:
-        rows = (line.split("\t") for line in annotations.read_text().splitlines())
         images = folder / "val" / "images"
-        return _read_files([(images / row[0], classes[row[1]]) for row in rows])
+        with naming_damage(annotations):
+            rows = [line.split("\t") for line in annotations.read_text().splitlines()]
+            files = [(images / row[0], classes[row[1]]) for row in rows]
+        return _read_files(files)
 
     files = [annotations, *(path / "images" for path in folders)]
     return cached(f"{name}-train", files, train), cached(f"{name}-test", files, validation)
@@ -194,18 +207,6 @@ def _read_files(files: list[tuple[Path, int]]) -> Images:
 def _decode(file: Any, mode: str | None = None) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as image:
         return np.asarray(image.convert(mode))
-
-
-@contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Raises ValueError with the name of what was read, in place of any error in a reader."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read ({reason}): it may be damaged, prepare it again"
-        ) from error
 
 
 def _tfds_version(name: str, directory: Path) -> Path:

@@ -33,16 +33,20 @@ def initialize_distributed(timeout: int) -> None:
     """
 
     def read_integer(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
+        text = os.environ.get(name)
+        if text is not None and not text.isdigit():
+            raise ValueError(f"{name} must be a number, got {text!r}")
+        return None if text is None else int(text)
 
+    count, index = read_integer("JAX_NUM_PROCESSES"), read_integer("JAX_PROCESS_ID")
     Watcher.instance = Watcher(
         "this process was killed, or another process of the run did not start or was lost; JAX "
         f"waits {timeout} s for each other (--distributed-timeout). The same command on all hosts "
         "resumes the run"
     )
     jax.distributed.initialize(
-        num_processes=read_integer("JAX_NUM_PROCESSES"),
-        process_id=read_integer("JAX_PROCESS_ID"),
+        num_processes=count,
+        process_id=index,
         initialization_timeout=timeout,
         heartbeat_timeout_seconds=timeout,
         shutdown_timeout_seconds=timeout,
@@ -102,15 +106,15 @@ def gather_texts(text: str) -> list[str]:
 
 @contextmanager
 def raising_together() -> Iterator[None]:
-    """Raises ValueError on all processes where one of them raises ValueError or OSError inside."""
+    """Raises ValueError on all processes where one of them raises an error inside."""
     error = None
     try:
         yield
-    except (ValueError, OSError) as caught:
+    except Exception as caught:
         if jax.process_count() == 1:
             raise
         error = caught
-    messages = gather_texts("" if error is None else str(error))
+    messages = gather_texts("" if error is None else str(error) or repr(error))
     for index, message in enumerate(messages):
         if message:
             raise ValueError(f"process {index}: {message}") from error

@@ -35,6 +35,7 @@ MAY_CHANGE = (
 IDENTITY = ("dataset", "model", "method", "seed", "epochs")  # in every config.json
 EVALUATION = "evaluation.json"
 DAMAGED = "metrics.damaged.jsonl"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of a file system without them
 # How the system and orbax describe that there is no room.
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
@@ -80,7 +81,7 @@ def parse_object(
         expected = f"a JSON object with {', '.join(names)}" if names else "a JSON object"
         raise ValueError(f"{file} cannot be read: it is not {expected}")
     for name, value in found.items():
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is not object and isinstance(value, bool)):
             raise ValueError(f"{file} cannot be read: {name} is no number but {value!r}")
     return found
 
@@ -133,8 +134,10 @@ class RunFolder:
             raise ValueError(
                 f"another program trains in {self.path}: wait for its end, or give another --out"
             ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            print_line(f"warning: {self.path} is on a file system without locks")
 
     def _check_config(self, config: Config) -> None:
         """Writes the configuration of a new run, or compares it with that of an earlier one."""
@@ -198,18 +201,19 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         kept, damaged = [], []
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # the run was killed while it wrote this one
+        lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 record = parse_object(path, line, ["step", "epoch"], int | float)
+                if not isinstance(record["step"], int):
+                    raise ValueError(f"{path} cannot be read: step is {record['step']}")
             except ValueError as error:
-                damaged.append(line)
+                damaged.append(line + b"\n")
                 reason = str(error).removeprefix(f"{path} ")
                 print_line(f"{path}, line {number} {reason}: moved to {DAMAGED}")
             else:
-                kept += [record] if record["step"] <= step else []
+                if record["step"] <= step and record not in kept:
+                    kept.append(record)
         if is_main():
             with self._wrap_errors("metrics could not be written"):
                 if damaged:

@@ -14,10 +14,12 @@ import jax
 import optax
 
 from examples.image_classification.batches import Batches
+from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config, check, run_folder
 from examples.image_classification.data import load
 from examples.image_classification.distributed import gather_texts, is_main, raising_together
 from examples.image_classification.output import print_line
+from examples.image_classification.presets import PRESETS
 from examples.image_classification.progress import NotFinite, Progress, Stopped, StopRequest
 from examples.image_classification.run_folder import Diverged, RunFolder, to_json
 from examples.image_classification.steps import (
@@ -64,6 +66,8 @@ def prepare(config: Config) -> Run:
     """Checks the settings, loads the data, and opens the folder of the run."""
     with raising_together():
         check(config)
+        if config.preset is not None:  # it is part of the name of the folder
+            check_name("preset", config.preset, PRESETS, " (--preset list)")
     check_equal_on_all_processes(config)
     with raising_together():
         batches = Batches(load(config), config)
@@ -95,7 +99,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
         state = folder.checkpoints.restore(run.program.init(run.traced))
         step = int(state.step)
         history = folder.history(step)
-        if lost := step // per_epoch - len(history):
+        if (lost := step // per_epoch - len(history)) > 0:
             print_line(f"{folder.path}: the metrics of {lost} epochs before step {step} are lost")
         if config.batch_size == 1 and state.statistics:
             print_line("warning: BatchNorm has one image to normalize over: raise --batch-size")
