@@ -255,7 +255,7 @@ def test_two_runs_of_sam_with_equal_settings_are_no_base(tmp_path, capsys):
         fake_run(tmp_path / str(rho), 0, 80.0, method="sam", rho=rho)  # nothing to choose by
     fake_run(tmp_path / "sgd", 0, 80.0, method="sgd")
     cells, lines = compared(capsys, tmp_path)
-    assert "* sgd: no single sam was trained alike" in lines
+    assert "* sgd: not compared, as no or several rows of sam fit" in lines
     assert cells[0][-1] == "epoch / sam's"
     assert [line[-1] for line in cells[2:]] == ["", "", ""]
 
@@ -466,6 +466,14 @@ def test_a_line_of_metrics_that_was_cut_off_is_skipped(tmp_path):
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "ste')
     assert list(read_runs([tmp_path]).epochs.loc[path].index) == [1, 2, 3]
+
+
+def test_a_run_without_its_configuration_is_named(tmp_path, capsys):
+    for seed in (0, 1):
+        path = fake_run(tmp_path, seed, 80.0, method="sgd")
+    (path / "config.json").unlink()
+    assert compare.main([str(tmp_path)]) == 0
+    assert f"left out: {path} has no config.json" in capsys.readouterr().out
 
 
 def test_metrics_of_older_runs_are_read(tmp_path, capsys):

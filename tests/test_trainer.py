@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -357,7 +358,11 @@ def test_eight_devices_match_one(tmp_path):
 
 def error_line(capsys, *words):
     """Returns the error of a wrong command line, a single line."""
-    assert entry.main(list(words)) == 2
+    try:
+        status = entry.main(list(words))
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
 
@@ -378,6 +383,9 @@ def error_line(capsys, *words):
         (["--method", "gsam", "--method-args", "alfa", "1"], ["'alfa'", "'alpha'"]),
         (["--method", "gsam", "--method-args", "alpha", "x"], ["alpha must be a number", "'x'"]),
         (["--augmentation", "crob"], ["'crob'", "'crop'"]),
+        (["--rho", "0,1"], ["--rho", "0,1"]),
+        (["--epocs", "3"], ["--epocs"]),
+        (["--method-args", "decay"], ["--method-args"]),
         (["--augmentation", "crop="], ["augmentation 'crop=': crop takes no number"]),
         (["--augmentation", "cutout="], ["'cutout='", "the number must be above 0"]),
         (["--distributed-timeout", "0"], ["distributed_timeout must be at least 1"]),
@@ -438,7 +446,8 @@ def test_wrong_options_are_errors_of_one_line(capsys, monkeypatch, tmp_path, wor
         ({"rho": "0.1"}, r"rho must be float \| None, got '0.1'"),
         ({"learning_rate": None}, "learning_rate must be float, got None"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
-        ({"augmentation": ["crop"]}, r"augmentation must be tuple\[str, ...\], got \['crop'\]"),
+        ({"preset": "../x"}, "unknown preset '../x'"),
+        ({"weight_decay": math.inf}, "weight_decay must be at least 0 and finite, got inf"),
         ({"augmentation": ("crop", 3)}, r"augmentation must be tuple\[str, ...\]"),
         ({"method_args": [1]}, r"method_args must be dict\[str, str\], got \[1\]"),
         ({"out": 3}, "out must be .*Path"),
@@ -544,6 +553,39 @@ def test_python_has_the_defaults_of_the_command_line():
     assert configure(method="gsam", epochs=3) == read_config(options)
     changed = read_config(["--preset", "cifar10-resnet18-sam", "--model", "vgg11"])
     assert changed.preset is None  # it is another run
+
+
+def test_python_overrides_a_preset_as_the_command_line_does(capsys):
+    presets = ("demo-sam", "cifar10-resnet18-xsam", "fsam-cifar10-resnet18-friendly_sam")
+    changes = [
+        {"method": "sgd"},
+        {"method": "asam", "epochs": 3},
+        {"model": "resnet8"},
+        {"dataset": "cifar100"},
+        {"dataset": "digits", "model": "mlp", "method": "xsam", "rho": 0.2, "rho_max": 0.3},
+        {"method_args": {"decay": "0.7"}},
+    ]
+    for preset, change in itertools.product(presets, changes):
+        words = ["--preset", preset]
+        for name, value in change.items():
+            words.append(f"--{name.replace('_', '-')}")
+            words += ["decay", "0.7"] if name == "method_args" else [str(value)]
+        assert configure(preset, **change) == read_config(words), (preset, change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metod": "sam"}, "unknown setting 'metod'; did you mean 'method' or"),
+        ({"method": 5}, "unknown method 5"),
+        ({"preset": {"method": "sam"}}, "unknown preset {'method': 'sam'}"),
+        ({"preset": "demo-san"}, "unknown preset 'demo-san'; did you mean 'demo-sam'"),
+    ],
+    ids=str,
+)
+def test_configure_names_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configure(**arguments)
 
 
 def test_strings_become_paths(tmp_path):

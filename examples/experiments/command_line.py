@@ -1,10 +1,6 @@
 """The command lines of the experiment tools and the benchmarks: dataclasses that tyro reads."""
 
-import contextlib
 import dataclasses
-import io
-import itertools
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import tyro
 from absl import logging
 
 from examples.image_classification.checkpoints import TrainingError
+from examples.image_classification.command_line import parse
 from examples.image_classification.distributed import cache_compilations
 from examples.image_classification.output import lossy_output
 from examples.image_classification.progress import Stopped
@@ -35,20 +31,9 @@ def read_options(kind: type[Options], arguments: list[str] | None) -> Options:
       SystemExit: the help was requested (status 0), or the command line is wrong (status 2, after
         one line on stderr).
     """
-    module = sys.modules[kind.__module__]
-    program, box = name_program(kind), io.StringIO()
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        if "--out=" in given or ("--out", "") in itertools.pairwise(given):
-            print("\n--out names no folder", file=box)  # below a title, as tyro's messages
-            raise SystemExit(2)
-        with contextlib.redirect_stderr(box):
-            options: Any = tyro.cli(kind, prog=program, description=module.__doc__, args=arguments)
-    except SystemExit as end:
-        if end.code:
-            message = unbox(box.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
-            print(f"{program}: error: {message}", file=sys.stderr)
-        raise
+    description = sys.modules[kind.__module__].__doc__
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parse(kind, name_program(kind), given, description=description)
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return dataclasses.replace(options, **jax.tree.map(expand_user, values))
 
@@ -85,15 +70,3 @@ def run_command(run: Callable[[Options], None], options: Options) -> int:
 def name_program(kind: type) -> str:
     """Returns the name of the file that a class stands in."""
     return Path(sys.modules[kind.__module__].__file__ or "").stem
-
-
-def unbox(text: str) -> str:
-    """Returns the first section of a message of tyro, which has a title and rules, as one line."""
-
-    def is_rule(line: str) -> bool:
-        return re.fullmatch("[─╰╯-]*", line) is not None
-
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    after_title = [line.strip(" │") for line in plain.splitlines()][1:]
-    section = itertools.dropwhile(is_rule, after_title)
-    return " ".join(itertools.takewhile(lambda line: not is_rule(line), section))

@@ -140,7 +140,7 @@ def differences(comparison: Comparison) -> list[str]:
     for group in comparison.chosen:
         base = comparison.base(group)
         if base is None:
-            lines.append(f"{label(group)}: no single {against} was trained alike")
+            lines.append(f"{label(group)}: not compared, as no or several rows of {against} fit")
         elif base != group and tests[[group, base]].notna().all():
             by = difference(tests[group], tests[base])
             lines.append(f"{label(group)} - {label(base)}: {by}")

@@ -1,6 +1,7 @@
 """Reads the runs that the trainer has written: settings, metrics, and evaluations."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +116,9 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     """
     settings, last, epochs, unfinished = {}, {}, {}, []
     for path in find_runs(folders):
+        if not (path / "config.json").exists():
+            unfinished.append(f"{path} has no config.json")
+            continue
         of_run, metrics = read_settings(path), read_metrics(path)
         done = metrics["epoch"].iloc[-1] if len(metrics) else 0
         if done < of_run["epochs"]:
@@ -149,7 +153,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder")
-        paths = sorted(path.parent for path in folder.rglob("config.json"))
+        files = itertools.chain(folder.rglob("config.json"), folder.rglob("metrics.jsonl"))
+        paths = sorted({file.parent for file in files})
         if not paths:
             raise ValueError(f"{folder} holds no run: there is no config.json in it or below it")
         for path in paths:

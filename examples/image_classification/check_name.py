@@ -8,8 +8,8 @@ MAX_LISTED = 30  # names in one message
 
 def check_name(kind: str, name: str, names: Iterable[str], suffix: str = "") -> None:
     """Raises ValueError for an unknown name, with the nearest valid names."""
-    if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}; {hint(name, names)}{suffix}")
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(f"unknown {kind} {name!r}; {hint(str(name), names)}{suffix}")
 
 
 def hint(name: str, names: Iterable[str]) -> str:

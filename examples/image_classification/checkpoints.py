@@ -8,6 +8,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from examples.image_classification.distributed import is_main
+from examples.image_classification.output import print_line
 
 DIGESTS = "SHA256SUMS"
 # Orbax writes the time of the commit after the digests.
@@ -63,6 +64,8 @@ class Checkpoints:
         is_whole = False
         try:
             is_whole = verify_digests(folder)
+            if not is_whole:
+                print_line(f"warning: {folder} has no {DIGESTS} to verify it by")
             return self._manager.restore(self.last_step, args=ocp.args.StandardRestore(state))
         except Exception as error:
             message = f"{folder} cannot be read ({short_reason(error)})"
@@ -119,7 +122,7 @@ def verify_digests(folder: Path) -> bool:
     file = folder / DIGESTS
     if not file.exists():
         return False
-    lines = [line.partition("  ") for line in file.read_text().splitlines()]
+    lines = [line.partition("  ") for line in file.read_text(errors="replace").splitlines()]
     expected, found = {name: digest for digest, _, name in lines}, digest_files(folder)
     damaged = [name for name in found | expected if found.get(name) != expected.get(name)]
     if damaged:

@@ -1,17 +1,21 @@
 """The command line of the trainer: an option for each field of `Config`."""
 
-import dataclasses
+import contextlib
+import io
+import itertools
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tyro
 
 from examples.image_classification.check_name import check_name
-from examples.image_classification.config import DEFAULTS, Config, ignored_settings
+from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS
 from examples.image_classification.methods import METHODS, method_arguments
 from examples.image_classification.models import MODELS
-from examples.image_classification.presets import PRESETS, settings_for
+from examples.image_classification.presets import PRESETS, adapt, settings_for
 
 PROGRAM = "image_classification"
 CHOICES: dict[str, Iterable[str]] = {
@@ -41,17 +45,9 @@ def read_config(arguments: list[str]) -> Config:
             check_name(option, name, names, f" (--{option} list)")
     settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)
     # tyro would make an option of each key of a non-empty dictionary.
-    published = settings.pop("method_args", {})
-    default = Config(**{**settings, "preset": chosen.preset})
-    config = _parse(arguments, default)
-    if config.method == settings["method"]:
-        config = dataclasses.replace(config, method_args={**published, **config.method_args})
-    # A preset of another method may set what this one ignores.
-    inherited = [n for n in ignored_settings(config) if getattr(config, n) == getattr(default, n)]
-    config = dataclasses.replace(config, **{name: DEFAULTS[name] for name in inherited})
-    if any(getattr(config, name) != settings[name] for name in ("dataset", "model", "method")):
-        config = dataclasses.replace(config, preset=None)  # another run, in another folder
-    return config
+    defaults = {name: settings[name] for name in settings if name != "method_args"}
+    config = _parse(arguments, Config(**{**defaults, "preset": chosen.preset}))
+    return adapt(config, settings)
 
 
 def describe(kind: str, name: str) -> str:
@@ -65,4 +61,42 @@ def describe(kind: str, name: str) -> str:
 
 
 def _parse(arguments: list[str], default: Config) -> Config:
-    return tyro.cli(Config, prog=PROGRAM, args=arguments, default=default)
+    return parse(Config, PROGRAM, arguments, default=default)
+
+
+def parse(kind: Any, program: str, arguments: Sequence[str], **options: Any) -> Any:
+    """Reads a command line with `tyro.cli`, which prints an error in a box. This prints a line.
+
+    Args:
+      kind: A dataclass.
+      program: The name of the program.
+      arguments: The command line.
+      **options: Other options of `tyro.cli`.
+
+    Raises:
+      SystemExit: The help was requested (status 0), or the command line is wrong (status 2).
+    """
+    box = io.StringIO()
+    try:
+        if "--out=" in arguments or ("--out", "") in itertools.pairwise(arguments):
+            print("\n--out names no folder", file=box)  # below a title, as tyro prints it
+            raise SystemExit(2)
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, prog=program, args=arguments, **options)
+    except SystemExit as end:
+        if end.code:
+            message = unbox(box.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
+            print(f"{program}: error: {message}", file=sys.stderr)
+        raise
+
+
+def unbox(text: str) -> str:
+    """Returns the first section of a message of tyro, which has a title and rules, as one line."""
+
+    def is_rule(line: str) -> bool:
+        return re.fullmatch("[─╰╯-]*", line) is not None
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    after_title = [line.strip(" │") for line in plain.splitlines()][1:]
+    section = itertools.dropwhile(is_rule, after_title)
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), section))

@@ -94,6 +94,8 @@ class Config:
         changed: dict[str, Any] = {}
         if isinstance(self.augmentation, str):
             changed["augmentation"] = tuple(self.augmentation.split())
+        elif isinstance(self.augmentation, list):
+            changed["augmentation"] = tuple(self.augmentation)
         if isinstance(self.method_args, dict):
             changed["method_args"] = {key: str(value) for key, value in self.method_args.items()}
         for name in ("data_dir", "out"):

@@ -40,9 +40,8 @@ def initialize_distributed(timeout: int) -> None:
 
     count, index = read_integer("JAX_NUM_PROCESSES"), read_integer("JAX_PROCESS_ID")
     Watcher.instance = Watcher(
-        "this process was killed, or another process of the run did not start or was lost; JAX "
-        f"waits {timeout} s for each other (--distributed-timeout). The same command on all hosts "
-        "resumes the run"
+        "this process was killed, or another process of the run did not start or was lost for "
+        f"{timeout} s (--distributed-timeout). The same command on all hosts resumes the run"
     )
     jax.distributed.initialize(
         num_processes=count,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from examples.image_classification.distributed import is_main
 from examples.image_classification.output import LossyStream, print_line
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal was closed
 REFRESH = 0.5  # seconds
 LINE_EVERY = 10.0
 
@@ -39,10 +39,10 @@ class NotFinite(Exception):
 
 
 class StopRequest:
-    """Records SIGTERM or Ctrl-C. A second Ctrl-C interrupts at once.
+    """Records SIGTERM, SIGHUP or Ctrl-C. A second Ctrl-C interrupts at once.
 
     With several processes JAX itself handles the SIGTERM of any process, and all agree on a step.
-    Ctrl-C in one of them becomes a SIGTERM.
+    Other signals in one of them become a SIGTERM.
 
     Attributes:
       number: The signal received.
@@ -55,9 +55,11 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        names = SIGNALS if jax.process_count() == 1 else [signal.SIGINT]
+        names = SIGNALS if jax.process_count() == 1 else SIGNALS[1:]
         if threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._receive) for name in names}
+            for name in names:
+                if signal.getsignal(name) is not signal.SIG_IGN:  # as nohup sets SIGHUP
+                    self._previous[name] = signal.signal(name, self._receive)
         return self
 
     def __exit__(self, *exception: Any) -> None:

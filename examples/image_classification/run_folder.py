@@ -10,11 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Self
 
+import jax
 from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
 from examples.image_classification.checkpoints import Checkpoints, TrainingError, short_reason
-from examples.image_classification.config import Config, check_values, ignored_settings
+from examples.image_classification.config import DEFAULTS, Config, check_values, ignored_settings
 from examples.image_classification.distributed import is_main
 from examples.image_classification.output import print_line
 from examples.image_classification.progress import Stopped
@@ -55,8 +56,8 @@ def read_config_file(path: Path) -> Config:
         raise ValueError(f"{path} holds no run: there is no config.json")
     # A setting that is missing is younger than the run.
     settings = to_json(Config()) | parse_object(file, file.read_bytes(), IDENTITY)
-    if isinstance(names := settings["augmentation"], list):
-        settings["augmentation"] = tuple(names)
+    if unknown := settings.keys() - DEFAULTS.keys():
+        raise ValueError(f"{file} cannot be read: unknown setting {min(unknown)!r}")
     try:
         config = Config(**settings | {"out": path})
         check_values(config)
@@ -146,7 +147,8 @@ class RunFolder:
         if not self._config.exists():
             if any(self.path.glob("checkpoints/*")):
                 raise ValueError(
-                    f"{self._config} is missing beside checkpoints: give another --out"
+                    f"{self._config} is missing beside checkpoints: put it back, or give another "
+                    "--out"
                 )
             write_atomically(self._config, json.dumps(new, indent=1) + "\n")
             return
@@ -187,9 +189,13 @@ class RunFolder:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             reason = short_reason(error)
-            first = "Make room" if any(text in reason for text in FULL) else "Solve this"
+            advice = "The same command resumes the run"
+            if any(text in reason for text in FULL):
+                advice = "Make room, then run the same command"
+            elif jax.process_count() > 1:
+                advice = "Another process of the run may be lost. The same command resumes it"
             raise TrainingError(
-                f"{message} ({reason}); {self.last_checkpoint}. {first}, then run the same command"
+                f"{message} ({reason}); {self.last_checkpoint}. {advice}"
             ) from error
 
     # --- Metrics ---
@@ -212,19 +218,21 @@ class RunFolder:
                 reason = str(error).removeprefix(f"{path} ")
                 print_line(f"{path}, line {number} {reason}: moved to {DAMAGED}")
             else:
-                if record["step"] <= step and record not in kept:
-                    kept.append(record)
+                kept += [record] if record not in kept else []
+        known = [record for record in kept if record["step"] <= step]
+        if later := len(kept) - len(known):
+            print_line(f"{self.path}: {later} epochs after step {step} are trained again")
         if is_main():
             with self._wrap_errors("metrics could not be written"):
                 if damaged:
                     with (self.path / DAMAGED).open("ab") as file:
                         file.writelines(damaged)
-                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+                write_atomically(path, "".join(json.dumps(record) + "\n" for record in known))
                 # A full disk ends the thread that writes events; a short queue would then block.
                 self._events = SummaryWriter(
                     str(self.path), purge_step=step + 1, max_queue=10**9, flush_secs=10
                 )
-        return kept
+        return known
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line of metrics."""

@@ -47,7 +47,7 @@ def train(config: Config, show: bool = True) -> list[Record]:
       ValueError: A setting is wrong, or the folder holds another run.
       OSError: The data are missing, or the folder cannot be written.
       TrainingError: The loss was not finite (`Diverged`), or a checkpoint could not be written.
-      Stopped: SIGTERM or Ctrl-C arrived. The state is saved.
+      Stopped: SIGTERM, SIGHUP or Ctrl-C arrived. The state is saved.
     """
     return train_prepared(prepare(config), show)
 
@@ -100,7 +100,10 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
         step = int(state.step)
         history = folder.history(step)
         if (lost := step // per_epoch - len(history)) > 0:
-            print_line(f"{folder.path}: the metrics of {lost} epochs before step {step} are lost")
+            text = f"{folder.path}: the metrics of {lost} epochs before step {step} are lost"
+            if step == total and (not history or history[-1]["step"] < total):
+                text += f". To train the last ones again, delete {folder.path}/checkpoints/{step}"
+            print_line(text)
         if config.batch_size == 1 and state.statistics:
             print_line("warning: BatchNorm has one image to normalize over: raise --batch-size")
         if show:

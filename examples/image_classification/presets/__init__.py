@@ -1,15 +1,21 @@
 """Published settings by name, and defaults for all other combinations."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from examples.image_classification.check_name import check_name
-from examples.image_classification.config import Config, settings_ignored_by
+from examples.image_classification.config import (
+    DEFAULTS,
+    Config,
+    ignored_settings,
+    settings_ignored_by,
+)
 from examples.image_classification.methods import find_method
 from examples.image_classification.presets import friendly_sam, xsam
 from examples.image_classification.presets.preset import Preset
 
-__all__ = ["BASES", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
+__all__ = ["BASES", "PRESETS", "Preset", "adapt", "configure", "find_preset", "settings_for"]
 
 # As in examples/01_noisy_digits.py, without its wrong labels, and with a network of width 256.
 DIGITS: dict[str, Any] = {
@@ -110,19 +116,22 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
 def configure(
     preset: str | None = None,
     *,
-    dataset: str = "digits",
-    model: str = "mlp",
-    method: str = "xsam",
+    dataset: str | None = None,
+    model: str | None = None,
+    method: str | None = None,
     **changes: Any,
 ) -> Config:
     """Returns a configuration with the defaults of the command line.
 
     Args:
       preset: A name of `PRESETS`. Without one, the settings are those of `settings_for`.
-      dataset: The dataset without a preset.
-      model: The model without a preset.
-      method: The method without a preset.
+      dataset: The dataset. None is that of the preset, or "digits".
+      model: The model. None is that of the preset, or "mlp".
+      method: The method. None is that of the preset, or "xsam".
       **changes: Fields of `Config` to change.
+
+    Raises:
+      ValueError: A name is unknown.
 
     Example:
       >>> configure("cifar10-resnet18-sam", epochs=10).rho
@@ -130,4 +139,34 @@ def configure(
       >>> configure(method="gsam", seed=3).epochs
       60
     """
-    return Config(**settings_for(preset, dataset, model, method) | {"preset": preset} | changes)
+    for name in changes:
+        check_name("setting", name, DEFAULTS)
+    choices = {"dataset": dataset, "model": model, "method": method}
+    chosen = {name: choice for name, choice in choices.items() if choice is not None}
+    settings = settings_for(
+        preset, **{"dataset": "digits", "model": "mlp", "method": "xsam"} | chosen
+    )
+    published = {name: settings[name] for name in settings if name != "method_args"}
+    return adapt(Config(**published | {"preset": preset} | chosen | changes), settings)
+
+
+def adapt(config: Config, settings: dict[str, Any]) -> Config:
+    """Completes a configuration that was derived from the settings of a preset, and may differ.
+
+    Args:
+      config: The configuration, with only those arguments of the method that are not the preset's.
+      settings: The settings of the preset.
+
+    Returns:
+      The configuration with the preset's arguments of the method, if the method is the same, and
+      without those settings of the preset that another method ignores.
+    """
+    changes: dict[str, Any] = {}
+    if config.method == settings["method"] and isinstance(config.method_args, dict):
+        changes["method_args"] = {**settings.get("method_args", {}), **config.method_args}
+    for name in ignored_settings(config):
+        if getattr(config, name) == settings.get(name, DEFAULTS[name]):
+            changes[name] = DEFAULTS[name]
+    if any(getattr(config, name) != settings[name] for name in ("dataset", "model", "method")):
+        changes["preset"] = None  # another run, in another folder
+    return replace(config, **changes)
