@@ -293,11 +293,14 @@ def test_the_demo_draws_labels_weights_and_batches_for_each_seed(tmp_path, monke
         assert np.any(leaves[0] != leaves[1])
 
 
-def test_the_demo_learns(tmp_path, capsys):
-    digits.main(rho=(0.1,), seeds=2, epochs=2, out=tmp_path)
-    validation, _ = read_tables(capsys.readouterr().out)
+def test_the_demo_learns_and_a_diverging_setting_does_not_end_the_others(tmp_path, capsys):
+    digits.main(rho=(1e30, 0.1), seeds=2, epochs=2, out=tmp_path)
+    validation, test = read_tables(capsys.readouterr().out)
     for name in ("sgd", "sam", "xsam"):
         assert 30 < validation[name][0] <= 100  # a guess is right in ten percent
+    assert validation["sam"][1] < 20
+    assert validation["xsam"][1] < 20
+    assert all(float(row[0]) == 0.1 for row in test.values())
 
 
 # --- Flax and LoRA ---
