@@ -247,9 +247,10 @@ def test_the_configuration_is_compared_before_there_is_a_checkpoint(tmp_path, ca
     config = digits(tmp_path / "run", epochs=1)
     with RunFolder(config.out, config):
         pass
-    status, printed = run(dataclasses.replace(config, rho=0.4), capsys)
+    status, printed = run(dataclasses.replace(config, rho=0.4, seed=1), capsys)
     assert status == 2
-    assert f"{config.out} holds a run with rho 0.3, not 0.4" in only_error(printed)
+    text = f"{config.out} holds a run with seed 0, not 1; rho 0.3, not 0.4: repeat its settings to"
+    assert text in only_error(printed)
     assert json.loads((config.out / "config.json").read_text())["rho"] == 0.3
 
 

@@ -153,12 +153,13 @@ class RunFolder:
             write_atomically(self._config, json.dumps(new, indent=1) + "\n")
             return
         old = to_json(read_config_file(self.path))
-        for name in new:
-            if name not in may_change and old[name] != new[name]:
-                raise ValueError(
-                    f"{self.path} holds a run with {name} {old[name]}, not {new[name]}: "
-                    f"resume with {old[name]}, or give this run another --out"
-                )
+        changed = [name for name in new if name not in may_change and old[name] != new[name]]
+        if changed:
+            settings = "; ".join(f"{name} {old[name]}, not {new[name]}" for name in changed)
+            raise ValueError(
+                f"{self.path} holds a run with {settings}: repeat its settings to resume it, or "
+                "give this run another --out"
+            )
 
     # --- Checkpoints ---
 
