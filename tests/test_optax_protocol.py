@@ -296,6 +296,19 @@ def test_grad_fn_replaces_the_gradient_of_the_loss(method):
     assert not np.allclose(updates["bias"], ignored["bias"], rtol=1e-3) or factor != 1.0
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.sample_losses])
+def test_obj_fn_is_another_name_of_value_fn(name):
+    tx, params = METHODS[name].make(), make_params()
+    grads, state = jax.grad(loss_fn)(params), tx.init(params)
+
+    def program(**loss):
+        return str(jax.make_jaxpr(lambda g, s, p: tx.update(g, s, p, **loss))(grads, state, params))
+
+    assert program(obj_fn=loss_fn) == program(value_fn=loss_fn)
+    with pytest.raises(ValueError, match="value_fn and obj_fn are two names of the loss"):
+        program(obj_fn=loss_fn, value_fn=loss_fn)
+
+
 # --- Hyperparameters ---
 
 

@@ -368,6 +368,18 @@ def test_three_lines_turn_sgd_into_xsam_without_repeated_passes(heading):
     assert passes.counts() == [2]
 
 
+@recipe("Levanter, MaxText and Kauldron")
+def test_obj_fn_makes_the_step_that_value_fn_makes(heading):
+    ns = run(heading)
+    same = run(heading, replace={"obj_fn=obj_fn, loss=loss": "value_fn=obj_fn"})
+    chex.assert_trees_all_equal(ns.params, same.params)
+    plain = optax.adamw(1e-3)
+    grads = jax.grad(ns.loss_fn)(ns.initial, ns.batch)
+    updates, _ = plain.update(grads, plain.init(ns.initial), ns.initial)
+    without = optax.apply_updates(ns.initial, updates)
+    assert norm(sub(ns.params, without)) > 0.01 * norm(sub(ns.initial, without))
+
+
 @recipe("Flax NNX")
 @pytest.mark.parametrize("masks", ["same", "fresh"])
 def test_nnx_statistics_advance_once_with_same_or_fresh_masks(heading, masks):

@@ -34,6 +34,13 @@ def value_at(value_fn: ValueFn, params: optax.Params, displacement: Any) -> jax.
     return jnp.asarray(value_fn(point), tree.accumulation_dtype())
 
 
+def either(value_fn: ValueFn | None, obj_fn: ValueFn | None) -> ValueFn | None:
+    """Returns the loss by whichever of its two names it was given."""
+    if value_fn is not None and obj_fn is not None:
+        raise ValueError("value_fn and obj_fn are two names of the loss: pass one of them")
+    return obj_fn if value_fn is None else value_fn
+
+
 def require_value_fn(reason: str, value_fn: ValueFn | None) -> ValueFn:
     """Returns `value_fn`, or raises a `ValueError` with the reason why `grad_fn` is not enough."""
     return checks.present(

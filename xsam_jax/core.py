@@ -163,6 +163,7 @@ def sharpness_aware(
     * On several devices, `value_fn` and `grad_fn` return means over all devices. In
       `jax.shard_map`, `value_fn` returns the `jax.lax.pmean` of the loss. In `jax.pmap`, also pass
       the `pmean` of the gradient as `grad_fn`. There a missing `grad_fn` raises no error.
+    * `obj_fn` is another name of `value_fn`, the one that Levanter and `optax.contrib.sophia` use.
     * `value` is the loss at `params`. It saves a forward pass in a descent that needs it.
     * Other extra arguments are passed on to the ascent and the descent.
 
@@ -196,9 +197,9 @@ def sharpness_aware(
         not one of this transformation.
       ValueError: `steps` is less than 1. In `update`, `params`, or both `value_fn` and `grad_fn`,
         are missing, the gradient does not have the shapes of `params`, `value_fn` ignores its
-        argument, or `params` was cut by `optax.masked` or `optax.partition`. In `jax.shard_map`,
-        `value_fn` is the loss of one device or of shards of the parameters, or `grad_fn` is the
-        gradient of one device but the incoming one is a mean.
+        argument, `obj_fn` is given, too, or `params` was cut by `optax.masked` or
+        `optax.partition`. In `jax.shard_map`, `value_fn` is the loss of one device or of shards of
+        the parameters, or `grad_fn` is the gradient of one device but the incoming one is a mean.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -236,6 +237,7 @@ def sharpness_aware(
         value_fn: ValueFn | None = None,
         grad_fn: GradFn | None = None,
         value: jax.Array | None = None,
+        obj_fn: ValueFn | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.present(
@@ -245,6 +247,7 @@ def sharpness_aware(
         checks.state(state, SharpnessAwareState)
         fix = "pass grads = jax.grad(loss)(params)"
         _value_fn.check_gradient_like("grads must be", updates, params, fix)
+        value_fn = _value_fn.either(value_fn, obj_fn)
         _value_fn.check_functions(value_fn, grad_fn, params, updates, value, extra_args)
 
         def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:

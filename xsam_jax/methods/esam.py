@@ -100,7 +100,7 @@ def esam(
             weights = _sample_weights(after - before, gamma)
             return pullback(weights.astype(after.dtype))[0]
 
-        extra_args |= {"value_fn": None, "grad_fn": gradient_of_selected}
+        extra_args |= {"value_fn": None, "obj_fn": None, "grad_fn": gradient_of_selected}
         return perturbed.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(perturbed.init, update_fn)
