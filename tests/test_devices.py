@@ -3,8 +3,10 @@
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import chex
 import jax
@@ -591,35 +593,91 @@ def has_state_of_parameters(method):
     return bool(state_of_parameters(jax.eval_shape(method.make().init, params), params))
 
 
-STATEFUL = {
-    name: method
-    for name, method in {**REPRESENTATIVES, "vasso": METHODS["vasso"]}.items()
-    if has_state_of_parameters(method)
-}
+def make_step_of(method, gather=False):
+    """A step of any method. `gather` for parameters that are sharded on an explicit mesh."""
+    make, loss = (make_esam_step, sample_losses) if method.sample_losses else (make_step, loss_fn)
+    if not gather:
+        return make(method.make(), loss)
+    return make(method.make(), lambda params, batch: loss(jax.sharding.reshard(params, P()), batch))
 
 
 @functools.cache
-def two_steps_on_one_device(method):
-    tx, params = method.make(), make_params()
-    return train(make_step(tx), params, tx.init(params), make_batch(), steps=2)
+def two_steps_on_one_device(name):
+    method, params = METHODS[name], make_params()
+    return train(make_step_of(method), params, method.make().init(params), make_batch(), steps=2)
 
 
 @on_eight_devices
 @every_mesh
-@pytest.mark.parametrize("method", STATEFUL.values(), ids=STATEFUL)
-def test_state_and_updates_are_sharded_like_parameters(method, axis_type):
-    tx, mesh = method.make(), make_mesh(axis_type)
-    value_fn = gathered_loss_fn if axis_type == AxisType.Explicit else loss_fn
+@pytest.mark.parametrize("name", METHODS)
+def test_state_and_updates_are_sharded_like_parameters(name, axis_type):
+    method, mesh = METHODS[name], make_mesh(axis_type)
     with jax.set_mesh(mesh):
         params, batch = place(make_params(), mesh, P("data")), place(make_batch(), mesh, P("data"))
         expected = {leaf.shape: sharding(leaf) for leaf in jax.tree.leaves(params)}
-        state = tx.init(params)
+        state = method.make().init(params)
         for leaf in state_of_parameters(state, params):
             assert sharding(leaf) == expected[leaf.shape]
-        params, state = train(make_step(tx, value_fn), params, state, batch, steps=2)
+        step = make_step_of(method, gather=axis_type == AxisType.Explicit)
+        params, state = train(step, params, state, batch, steps=2)
         for leaf in [*jax.tree.leaves(params), *state_of_parameters(state, params)]:
             assert sharding(leaf) == expected[leaf.shape]
-    assert_close((params, state), two_steps_on_one_device(method))
+    assert_close((params, state), two_steps_on_one_device(name))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("name", [n for n in METHODS if has_state_of_parameters(METHODS[n])])
+def test_state_may_be_sharded_where_parameters_are_not(name):
+    """As in ZeRO-1, which shards the state of the optimizer alone."""
+    method, mesh = METHODS[name], make_mesh()
+    params, batch = place(make_params(), mesh, P()), place(make_batch(), mesh, P("data"))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+
+    def spec(leaf):
+        return P("data") if getattr(leaf, "shape", None) in shapes else P()
+
+    state = jax.tree.map(lambda leaf: place(leaf, mesh, spec(leaf)), method.make().init(params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
+    step = jax.jit(make_step_of(method), out_shardings=shardings)
+    for _ in range(2):
+        params, state = step(params, state, batch)
+    assert state_of_parameters(state, params)
+    assert_close((params, state), two_steps_on_one_device(name))
+
+
+def collectives(step, tx, spec):
+    """The number of collectives of each kind in a compiled step."""
+    mesh = make_mesh()
+    params, batch = place(make_params(), mesh, spec), place(make_batch(), mesh, P("data"))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params), None
+    compiled = jax.jit(step, out_shardings=shardings).lower(params, tx.init(params), batch)
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", compiled.compile().as_text()))
+
+
+@on_eight_devices
+@pytest.mark.parametrize("spec", [P(), P("data")], ids=["replicated", "sharded"])
+def test_sam_has_the_collectives_of_sam_by_hand(spec):
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def by_hand(params, state, batch):
+        grads = jax.grad(loss_fn)(params, batch)
+        scale = 0.3 / optax.tree.norm(grads)
+        there = jax.tree.map(lambda param, grad: param + scale * grad, params, grads)
+        updates, state = optimizer.update(jax.grad(loss_fn)(there, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    expected = collectives(by_hand, optimizer, spec)
+    sam, xsam = (
+        optax.chain(method, optimizer) for method in (xsam_jax.sam(0.3), xsam_jax.xsam(0.3, 0.6))
+    )
+    assert expected["all-reduce"] >= 2
+    assert collectives(make_step(sam), sam, spec) == expected
+    # The probe adds the mean of a loss, and of sharded parameters the scalars of its geometry.
+    more = collectives(make_step(xsam), xsam, spec) - expected
+    leaves = len(make_params())
+    sharded = {"all-gather": leaves, "all-reduce": 5}
+    assert more == ({"all-reduce": 1} if spec == P() else sharded)
 
 
 @on_eight_devices

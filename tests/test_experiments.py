@@ -441,6 +441,16 @@ BAD_FILES = {
     "evaluation is no text": (EVALUATION, "\xff", "invalid start byte"),
     "evaluation is a number": (EVALUATION, "3", "not a JSON object with test_accuracy"),
     "evaluation lacks a key": (EVALUATION, '{"corrupted": 3.0}', "test_loss, test_ece, images"),
+    "evaluation has a long number": (
+        EVALUATION,
+        '{"test_accuracy": 1' + 400 * "0" + ', "test_loss": 1, "test_ece": 1, "images": 1}',
+        "test_accuracy is no number but 1000",
+    ),
+    "evaluation has a bool": (
+        EVALUATION,
+        '{"test_accuracy": true, "test_loss": 1, "test_ece": 1, "images": 1}',
+        "test_accuracy is no number but True",
+    ),
     "evaluation has text": (
         EVALUATION,
         '{"test_accuracy": "3", "test_loss": 1, "test_ece": 1, "images": 1}',

@@ -82,7 +82,9 @@ def parse_object(
         expected = f"a JSON object with {', '.join(names)}" if names else "a JSON object"
         raise ValueError(f"{file} cannot be read: it is not {expected}")
     for name, value in found.items():
-        if not isinstance(value, kind) or (kind is not object and isinstance(value, bool)):
+        # A bool is an int to Python, and an int of any length is JSON.
+        odd = isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63)
+        if not isinstance(value, kind) or (kind is not object and odd):
             raise ValueError(f"{file} cannot be read: {name} is no number but {value!r}")
     return found
 
