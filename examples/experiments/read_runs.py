@@ -1,7 +1,6 @@
 """Reads the runs that the trainer has written: settings, metrics, and evaluations."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,8 +152,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder")
-        files = itertools.chain(folder.rglob("config.json"), folder.rglob("metrics.jsonl"))
-        paths = sorted({file.parent for file in files})
+        files = folder.rglob("*.json*")
+        paths = sorted({f.parent for f in files if f.name in ("config.json", "metrics.jsonl")})
         if not paths:
             raise ValueError(f"{folder} holds no run: there is no config.json in it or below it")
         for path in paths:

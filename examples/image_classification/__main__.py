@@ -46,28 +46,21 @@ def run(arguments: list[str]) -> int:
             initialize_distributed(config.distributed_timeout)
         prepared = prepare(config)
     except (ValueError, OSError) as error:
-        if is_main():
-            _print_error(error)
-        return 2
+        return _fail(2, error)
     try:
         history = train_prepared(prepared)
     except Diverged as error:  # on all processes
-        if is_main():
-            _print_error(error)
-        return 1
-    except (TrainingError, OSError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            if jax.process_count() == 1:
-                raise
-            reason = str(error).splitlines()[0]
-            error = TrainingError(
-                f"another process of the run was lost ({reason}): the same command on all hosts "
-                "resumes the run"
-            )
-        _print_error(error)
-        if jax.process_count() > 1:
-            leave(1)
-        return 1
+        return _fail(1, error)
+    except (TrainingError, OSError) as error:
+        return _fail_alone(error)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        return _fail_alone(
+            f"another process of the run was lost ({reason}): the same command on all hosts "
+            "resumes the run"
+        )
     if is_main() and history:
         last = history[-1]
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
@@ -75,8 +68,19 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _print_error(error: Exception) -> None:
+def _fail(status: int, error: Exception) -> int:
+    """Ends with an error that all processes have."""
+    if is_main():
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    return status
+
+
+def _fail_alone(error: Exception | str) -> int:
+    """Ends with an error that other processes need not have."""
     print(f"{PROGRAM}: error: {error}", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        leave(1)
+    return 1
 
 
 if __name__ == "__main__":

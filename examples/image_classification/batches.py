@@ -5,9 +5,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+from examples.image_classification.check_data import check_finite, check_labels, naming_damage
 from examples.image_classification.config import Config
 
 STEPS_PER_DISPATCH = 50  # where loops on the device are fast
@@ -292,34 +291,6 @@ def _join(images: Images, sharding: NamedSharding) -> Images:
 
 def _part() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-@contextmanager
-def naming_damage(name: str | Path) -> Iterator[None]:
-    """Raises OSError with the name of what was read, in place of any error in a reader."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise OSError(
-            f"{name} cannot be read ({reason}): it may be damaged, prepare it again"
-        ) from error
-
-
-def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
-    """Raises ValueError where a label is no class. One-hot targets would silently be zero."""
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.size:
-        raise ValueError(
-            f"{name} must be from 0 to {num_classes - 1}, got {wrong.ravel()[0]} "
-            f"({wrong.size} of {labels.size} are wrong)"
-        )
-
-
-def check_finite(values: np.ndarray, name: str) -> None:
-    """Raises ValueError where a value is not finite. The loss would be blamed on the settings."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"{name} of the data must be finite")
 
 
 def check_batch_size(batch_size: int, images: int, devices: int) -> None:

@@ -15,7 +15,7 @@ from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS
 from examples.image_classification.methods import METHODS, method_arguments
 from examples.image_classification.models import MODELS
-from examples.image_classification.presets import PRESETS, adapt, settings_for
+from examples.image_classification.presets import PRESETS, adapt, settings_for, without_arguments
 
 PROGRAM = "image_classification"
 CHOICES: dict[str, Iterable[str]] = {
@@ -35,7 +35,7 @@ def read_config(arguments: list[str]) -> Config:
     """
     # Parsed twice: the choices of the first pass give the defaults of all other options.
     without_help = [argument for argument in arguments if argument not in ("-h", "--help")]
-    chosen = _parse(without_help, Config())
+    chosen = parse(Config, PROGRAM, without_help, default=Config())
     for option, names in CHOICES.items():
         name = getattr(chosen, option)
         if name == "list":
@@ -44,10 +44,9 @@ def read_config(arguments: list[str]) -> Config:
         if name is not None:
             check_name(option, name, names, f" (--{option} list)")
     settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)
-    # tyro would make an option of each key of a non-empty dictionary.
-    defaults = {name: settings[name] for name in settings if name != "method_args"}
-    config = _parse(arguments, Config(**{**defaults, "preset": chosen.preset}))
-    return adapt(config, settings)
+    # tyro would make an option of each key of the published arguments of the method.
+    default = without_arguments(chosen.preset, settings)
+    return adapt(parse(Config, PROGRAM, arguments, default=default), settings)
 
 
 def describe(kind: str, name: str) -> str:
@@ -58,10 +57,6 @@ def describe(kind: str, name: str) -> str:
         takes = " ".join(f"{key} {value}" for key, value in method_arguments(name).items())
         return f"{name:24} {f'--method-args {takes}' if takes else ''}".rstrip()
     return name
-
-
-def _parse(arguments: list[str], default: Config) -> Config:
-    return parse(Config, PROGRAM, arguments, default=default)
 
 
 def parse(kind: Any, program: str, arguments: Sequence[str], **options: Any) -> Any:

@@ -18,14 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from examples.image_classification.batches import (
-    FORMATS,
-    Dataset,
-    Images,
-    Stream,
-    check_labels,
-    naming_damage,
-)
+from examples.image_classification.batches import FORMATS, Dataset, Images, Stream
+from examples.image_classification.check_data import check_labels, naming_damage
 from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config
 
@@ -61,8 +55,8 @@ def load(config: Config) -> Dataset:
       config: Its `dataset`, `data_dir`, `train_size`, `validation_size`, `label_noise` and `seed`.
 
     Raises:
-      ValueError: The dataset is unknown, a size or rate is out of range, or the data are damaged.
-      FileNotFoundError: The data are missing.
+      ValueError: The dataset is unknown, a size or rate is out of range, or a label is no class.
+      OSError: The data are missing or damaged.
     """
     check_name("dataset", config.dataset, DATASETS)
     source = DATASETS[config.dataset]

@@ -209,7 +209,7 @@ class RunFolder:
         Lines that cannot be read are moved to `metrics.damaged.jsonl`.
         """
         path = self.path / "metrics.jsonl"
-        kept, damaged = [], []
+        kept, damaged = {}, []  # an equal line counts once
         lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
@@ -221,8 +221,8 @@ class RunFolder:
                 reason = str(error).removeprefix(f"{path} ")
                 print_line(f"{path}, line {number} {reason}: moved to {DAMAGED}")
             else:
-                kept += [record] if record not in kept else []
-        known = [record for record in kept if record["step"] <= step]
+                kept[line] = record
+        known = [record for record in kept.values() if record["step"] <= step]
         if later := len(kept) - len(known):
             print_line(f"{self.path}: {later} epochs after step {step} are trained again")
         if is_main():

@@ -146,8 +146,13 @@ def configure(
     settings = settings_for(
         preset, **{"dataset": "digits", "model": "mlp", "method": "xsam"} | chosen
     )
-    published = {name: settings[name] for name in settings if name != "method_args"}
-    return adapt(Config(**published | {"preset": preset} | chosen | changes), settings)
+    config = replace(without_arguments(preset, settings), **chosen | changes)
+    return adapt(config, settings)
+
+
+def without_arguments(preset: str | None, settings: dict[str, Any]) -> Config:
+    """Returns the configuration of a preset's settings, but for the arguments of the method."""
+    return Config(**settings | {"preset": preset, "method_args": {}})
 
 
 def adapt(config: Config, settings: dict[str, Any]) -> Config:
