@@ -140,6 +140,66 @@ class Xsam:
         return v * scale_of(self.scale, theta, theta_k, gradients, loss, self.rho_max, v)
 
 
+# m-sharpness (Foret et al. 2021, section 4.1): one perturbation per group of examples.
+# `losses` and `grads` are lists of functions, one for each group.
+
+
+def mean_over_groups(
+    step: Callable[..., Vector], theta: Vector, losses: Sequence[Loss], grads: Sequence[Grad]
+) -> Vector:
+    """The mean of the results of a method without state on each group."""
+    return np.mean([step(theta, *group) for group in zip(losses, grads, strict=True)], axis=0)
+
+
+class FriendlySamOfGroups:
+    """F-SAM, each group with its own direction, and the average of the mean gradient."""
+
+    def __init__(self, rho: float, decay: float = 0.9, sigma: float = 1.0) -> None:
+        self.rho, self.decay, self.sigma, self.m = rho, decay, sigma, 0.0
+
+    def step(self, theta: Vector, losses: Sequence[Loss], grads: Sequence[Grad]) -> Vector:
+        """Algorithm 1, lines 4-9, for each group."""
+        results = []
+        for grad in grads:
+            g = grad(theta)
+            d = g - self.sigma * (self.decay * self.m + (1 - self.decay) * g)
+            results.append(grad(theta + self.rho * unit(d)))
+        mean_gradient = np.mean([grad(theta) for grad in grads], axis=0)
+        self.m = self.decay * self.m + (1 - self.decay) * mean_gradient
+        return np.mean(results, axis=0)
+
+
+class XsamOfGroups:
+    """XSAM with a plane for each group, and one alpha: the maximum of the mean of their losses."""
+
+    def __init__(self, rhos: Route, rho_max: float, probe_every: int, num_alphas: int) -> None:
+        self.rhos, self.rho_max, self.probe_every = rhos, rho_max, probe_every
+        self.alphas = np.linspace(0.0, 2.0, num_alphas)
+        self.t, self.alpha, self.psi = 0, 1.0, 0.0
+
+    def step(self, theta: Vector, losses: Sequence[Loss], grads: Sequence[Grad]) -> Vector:
+        """Algorithm 1, lines 2-16, for each group."""
+        planes = []
+        for grad in grads:
+            theta_k, gradients = ascent(theta, grad, self.rhos)
+            planes.append((unit(theta_k - theta), unit(gradients[-1]), gradients[-1]))
+        if self.t % self.probe_every == 0:
+            means = [
+                np.mean(
+                    [
+                        loss(theta + self.rho_max * slerp(alpha, v0, v1))
+                        for loss, (v0, v1, _) in zip(losses, planes, strict=True)
+                    ]
+                )
+                for alpha in self.alphas
+            ]
+            self.alpha = float(self.alphas[np.argmax(means)])
+        self.t += 1
+        self.psi = float(np.mean([angle(v0, v1) for v0, v1, _ in planes]))
+        results = [slerp(self.alpha, v0, v1) * np.linalg.norm(g) for v0, v1, g in planes]
+        return np.mean(results, axis=0)
+
+
 def momentum_sgd(
     theta0: Vector, gradient_of_step: Grad, learning_rate: float, momentum: float, num_steps: int
 ) -> Vector:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import EIGHT_DEVICES, STARTED, on_eight_devices
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from methods import METHODS, REPRESENTATIVES
@@ -23,20 +24,12 @@ from xsam_jax.analysis._objective import Objective
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import record
 
-# The number of devices is fixed when JAX starts, so most tests here run in a process of their own.
-EIGHT_DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-STARTED = os.environ.items() >= EIGHT_DEVICES.items()
-
-
-def on_eight_devices(test):
-    """Collects a test in the process with eight devices only."""
-    return test if STARTED else None
-
 
 def test_on_eight_devices():
-    """Runs the other tests of this file, the recipe and Optax's suite in one process with eight."""
+    """Runs the other tests of this file, and others of several devices, in one process."""
     tests = [
         "test_devices.py",
+        "test_groups.py::TestOnEightDevices",
         "test_pages.py::test_several_devices_compute_the_step_of_one",
         "test_augment.py::test_an_image_does_not_depend_on_the_number_of_devices",
         "test_optax_suites.py::test_optax_suite",

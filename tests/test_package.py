@@ -25,9 +25,10 @@ ARROWS = {
     "_checks": set(),
     "_value_fn": {"_checks", "_devices", "_tree"},
     "core": {"_checks", "_value_fn", "_tree"},
-    "ascent": {"_checks", "_schedules", "_tree", "ascent"},
+    "ascent": {"_checks", "_devices", "_schedules", "_tree", "ascent"},
     "descent": {"_checks", "_devices", "_value_fn", "_schedules", "_tree", "core", "descent"},
     "gating": {"_checks", "_devices", "_tree", "gating"},
+    "groups": {"_checks", "_devices", "_value_fn", "_tree", "groups"},
     "methods": {
         *("_checks", "_devices", "_value_fn", "_schedules", "_tree"),
         *("core", "ascent", "descent", "gating", "methods"),

@@ -15,11 +15,12 @@ These rules hold for all methods:
 * The state is a pytree of arrays.
 """
 
-from xsam_jax import ascent, descent, gating, methods
+from xsam_jax import ascent, descent, gating, groups, methods
 from xsam_jax._schedules import Radius
 from xsam_jax._value_fn import GradFn, ValueFn
 from xsam_jax.core import AscentPath, SharpnessAwareState, sharpness_aware
 from xsam_jax.gating.gated import gated
+from xsam_jax.groups import per_group, split_into_groups
 from xsam_jax.methods.asam import asam
 from xsam_jax.methods.cr_sam import cr_sam
 from xsam_jax.methods.esam import esam
@@ -63,6 +64,9 @@ __all__ = [
     "look_sam",
     "esam",
     "decoupled_wsam",
+    # One perturbation per group of examples
+    "per_group",
+    "split_into_groups",
     # Which steps are sharpness-aware, and how the radius changes
     "gated",
     "lr_coupled_rho",
@@ -70,6 +74,7 @@ __all__ = [
     "ascent",
     "descent",
     "gating",
+    "groups",
     "methods",
     # Types
     "AscentPath",

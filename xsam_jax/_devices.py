@@ -1,10 +1,18 @@
-"""Values that differ between the devices of `jax.shard_map`."""
+"""Values that differ between the devices of `jax.shard_map`, or between groups of examples."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+
+MeanOverGroups = Callable[[Any], Any]
+"""A mean over the groups of `per_group`, leaf by leaf. Slots average what their state keeps."""
+
+
+def one_group(values: Any) -> Any:
+    """Returns `values`, their mean over the only group, where there is no `per_group`."""
+    return values
 
 
 def varying_axes(*trees: Any) -> frozenset[Any]:
@@ -49,7 +57,7 @@ def check_common(name: str, values: Any, inputs: Any, fix: str) -> None:
     # If the inputs vary, each device has its own ascent, and its own loss is right.
     axes = varying_axes(values) - varying_axes(inputs)
     if axes:
-        names = _names(axes)
+        names = axis_names(axes)
         fix = fix.format(names if len(axes) == 1 else f"({names})")
         raise ValueError(f"{name} differs between the devices of mesh axis {names}: {fix}")
 
@@ -65,23 +73,24 @@ def check_inputs_agree(
     # A grad_fn may return a mean, whatever the loss is.
     if grad_fn is None and params_axes - axes:
         raise ValueError(
-            f"params differ between the devices of mesh axis {_names(params_axes - axes)}, but "
+            f"params differ between the devices of mesh axis {axis_names(params_axes - axes)}, but "
             "grads do not, and further gradients would be those of one device: pass params with "
             "in_specs=P(), or the mean gradient as grad_fn"
         )
     axes -= varying_axes(losses)
     if axes & params_axes:
         raise ValueError(
-            f"params differ between the devices of mesh axis {_names(axes & params_axes)}, but "
+            f"params differ between the devices of mesh axis {axis_names(axes & params_axes)}, but "
             "their loss does not, so each device has a shard of them, and would take the norm of "
             "its shard alone. Shard parameters (FSDP) under jax.jit, outside jax.shard_map"
         )
     if grad_fn is None and axes:
         raise ValueError(
-            f"grads differ between the devices of mesh axis {_names(axes)}, but params and their "
-            "loss do not: pass grads = jax.grad(value_fn)(params), or the mean, jax.lax.pmean"
+            f"grads differ between the devices of mesh axis {axis_names(axes)}, but params and "
+            "their loss do not: pass grads = jax.grad(value_fn)(params), or the mean, jax.lax.pmean"
         )
 
 
-def _names(axes: frozenset[Any]) -> str:
+def axis_names(axes: frozenset[Any]) -> str:
+    """Returns the names of the axes, for a message."""
     return ", ".join(map(repr, sorted(axes, key=str)))

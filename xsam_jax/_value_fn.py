@@ -66,6 +66,7 @@ def check_functions(
     `value_fn(params)` without evaluating it.
     """
     if value_fn is None and grad_fn is None:
+        others = [name for name in others if name != "mean_over_groups"]
         given = f" (given: {', '.join(others)})" if others else ""
         raise ValueError(
             f"value_fn is missing{given}: a sharpness-aware step evaluates the loss at other "

@@ -8,6 +8,7 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
+from xsam_jax._devices import MeanOverGroups, one_group
 
 
 class GradientAverageState(NamedTuple):
@@ -24,7 +25,7 @@ class GradientAverageState(NamedTuple):
 
 def subtract_ema(
     decay: float | jax.Array = 0.9, sigma: float | jax.Array = 1.0, *, convention: str = "paper"
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Subtracts the moving average of gradients, which leaves the noise of the batch (F-SAM).
 
     With :math:`m_{-1} = 0` and, in each training step,
@@ -67,9 +68,14 @@ def subtract_ema(
     checks.convention(convention)
 
     def update_fn(
-        updates: optax.Updates, state: GradientAverageState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: GradientAverageState,
+        params: optax.Params | None = None,
+        *,
+        mean_over_groups: MeanOverGroups = one_group,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, GradientAverageState]:
-        del params
+        del params, extra_args
         average = tree.combine(decay, state.average, 1.0 - decay, updates)
         if convention == "official":
             # Before the first step the average is zero, so that the direction is the gradient.
@@ -77,12 +83,14 @@ def subtract_ema(
             average = _where(state.count == 0, tree.scale(1.0, updates), average)
         else:
             direction = tree.combine(1.0, updates, -sigma, average)
-        return tree.cast_like(direction, updates), _advance(state, average, updates)
+        return tree.cast_like(direction, updates), _advance(
+            state, average, updates, mean_over_groups
+        )
 
-    return optax.GradientTransformation(_init, update_fn)
+    return optax.GradientTransformationExtraArgs(_init, update_fn)
 
 
-def ema_of_gradients(theta: float | jax.Array) -> optax.GradientTransformation:
+def ema_of_gradients(theta: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by its moving average over training steps (VaSSO).
 
     With :math:`d_0 = g_0`, the weight :math:`\beta` (`theta`) and, in each later training step,
@@ -119,14 +127,19 @@ def ema_of_gradients(theta: float | jax.Array) -> optax.GradientTransformation:
     checks.real("theta", theta, minimum=0.0, maximum=1.0)
 
     def update_fn(
-        updates: optax.Updates, state: GradientAverageState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: GradientAverageState,
+        params: optax.Params | None = None,
+        *,
+        mean_over_groups: MeanOverGroups = one_group,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, GradientAverageState]:
-        del params
+        del params, extra_args
         weight = jnp.where(state.count == 0, 1.0, theta)
         average = tree.combine(1.0 - weight, state.average, weight, updates)
-        return tree.cast_like(average, updates), _advance(state, average, updates)
+        return tree.cast_like(average, updates), _advance(state, average, updates, mean_over_groups)
 
-    return optax.GradientTransformation(_init, update_fn)
+    return optax.GradientTransformationExtraArgs(_init, update_fn)
 
 
 def _init(params: optax.Params) -> GradientAverageState:
@@ -136,10 +149,14 @@ def _init(params: optax.Params) -> GradientAverageState:
 
 
 def _advance(
-    state: GradientAverageState, average: Any, updates: optax.Updates
+    state: GradientAverageState,
+    average: Any,
+    updates: optax.Updates,
+    mean_over_groups: MeanOverGroups,
 ) -> GradientAverageState:
+    average, norm = mean_over_groups((average, tree.norm(updates)))
     # A NaN would stay in the average forever, out of reach of apply_if_finite.
-    finite = jnp.isfinite(tree.norm(updates))
+    finite = jnp.isfinite(norm)
     # Count all steps, also those that are not finite: under vmap all seeds share one count.
     count = optax.safe_increment(state.count)
     return GradientAverageState(count, _where(finite, average, state.average))

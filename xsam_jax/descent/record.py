@@ -10,7 +10,7 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._devices import varying_like
+from xsam_jax._devices import MeanOverGroups, one_group, varying_like
 from xsam_jax.core import AscentPath
 
 Diagnostic = Callable[[optax.Updates, AscentPath, optax.Params], Any]
@@ -107,6 +107,7 @@ def record(
         params: optax.Params | None = None,
         *,
         path: AscentPath | None = None,
+        mean_over_groups: MeanOverGroups = one_group,
         **extra_args: Any,
     ) -> tuple[optax.Updates, RecordState]:
         del state, extra_args
@@ -118,6 +119,8 @@ def record(
             # All diagnostics need one type, but loss_rise is a constant if value is not given.
             return varying_like(jnp.asarray(result, tree.accumulation_dtype()), updates)
 
-        return updates, RecordState({name: evaluate(name) for name in diagnostics})
+        return updates, RecordState(
+            mean_over_groups({name: evaluate(name) for name in diagnostics})
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,7 +9,7 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
-from xsam_jax._devices import varying_like
+from xsam_jax._devices import MeanOverGroups, one_group, varying_like
 from xsam_jax._schedules import at_count
 from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
@@ -115,16 +115,20 @@ def slerp_to_maximum(
         *,
         path: AscentPath | None = None,
         value_fn: ValueFn | None = None,
+        mean_over_groups: MeanOverGroups = one_group,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SlerpToMaximumState]:
         del extra_args
         path = checks.ascent_path("slerp_to_maximum", path, params)
         value_fn = _value_fn.require_value_fn("slerp_to_maximum probes losses", value_fn)
         plane = Plane.spanned_by(path.displacement, updates)
+        # A group without a plane has the same loss at all alphas.
+        probed, psi = mean_over_groups((plane.can_be_probed.astype(plane.psi.dtype), plane.psi))
         radius = jnp.asarray(at_count(rho_max, state))
 
         def loss_at(alpha: jax.Array) -> jax.Array:
-            return _value_fn.value_at(value_fn, params, plane.direction(alpha, radius))
+            loss = _value_fn.value_at(value_fn, params, plane.direction(alpha, radius))
+            return mean_over_groups(loss)
 
         def probe(alpha: jax.Array) -> jax.Array:
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
@@ -136,7 +140,7 @@ def slerp_to_maximum(
             return jnp.where(jnp.isfinite(loss), alphas[index], alpha)
 
         def due(alpha: jax.Array) -> tuple[jax.Array, Any]:
-            return directed(jax.lax.cond(plane.can_be_probed, probe, lambda alpha: alpha, alpha))
+            return directed(jax.lax.cond(probed > 0, probe, lambda alpha: alpha, alpha))
 
         def directed(alpha: jax.Array) -> tuple[jax.Array, Any]:
             return alpha, plane.direction(alpha)
@@ -145,9 +149,9 @@ def slerp_to_maximum(
         # depends on the counter alone and stays a conditional. It returns the direction, so that
         # the arrays that the direction is made of need not outlive the probe.
         is_due = state.count % jnp.asarray(probe_every) == 0
-        last_alpha = varying_like(state.alpha, plane.psi)
+        last_alpha = varying_like(state.alpha, psi)
         alpha, direction = jax.lax.cond(is_due, due, directed, last_alpha)
         count = optax.safe_increment(state.count)
-        return direction, SlerpToMaximumState(count, alpha, plane.psi)
+        return direction, SlerpToMaximumState(count, alpha, psi)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -10,7 +10,7 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._devices import varying_like
+from xsam_jax._devices import MeanOverGroups, one_group, varying_like
 
 GateFn = Callable[[Any], Any]
 
@@ -78,6 +78,7 @@ def gated(
     Raises:
       TypeError: `transform` is not a gradient transformation, or, in `init`, is a chain or
         `decoupled_wsam`. `gate` is not a gate. In `update`, `sharp` is not a bool.
+      ValueError: in `update`, `transform` is a `per_group`, inside which the gate belongs.
 
     Example:
       >>> from xsam_jax import sam
@@ -115,17 +116,24 @@ def gated(
         params: optax.Params | None = None,
         *,
         sharp: bool | jax.Array | None = None,
+        mean_over_groups: MeanOverGroups = one_group,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GatedState]:
-        decision, gate_state = rule.decide(updates, state.gate, state.count)
+        # All groups make one decision.
+        mean = mean_over_groups(updates)
+        decision, gate_state = rule.decide(mean, state.gate, state.count)
+        extra_args["mean_over_groups"] = mean_over_groups
+
+        def branch(result: Any, inner: optax.OptState) -> tuple[Any, optax.OptState]:
+            # Both branches must return the same types. State that follows the mean has its type.
+            result = tree.cast_like(result, updates)
+            return varying_like(result, updates), varying_like(inner, mean)
 
         def sharp_step(inner: optax.OptState) -> tuple[Any, optax.OptState]:
-            result, inner = transform.update(updates, inner, params, **extra_args)
-            # Both branches must return the same types.
-            return varying_like((tree.cast_like(result, updates), inner), updates)
+            return branch(*transform.update(updates, inner, params, **extra_args))
 
         def plain_step(inner: optax.OptState) -> tuple[Any, optax.OptState]:
-            return varying_like((updates, inner), updates)
+            return branch(updates, inner)
 
         sharp = decision if sharp is None else sharp
         result, inner = switch(sharp, sharp_step, plain_step, state.inner)

@@ -1,0 +1,615 @@
+"""One perturbation per group of examples: values against NumPy, state, cost, devices and errors."""
+
+import functools
+import re
+from collections import Counter
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from devices import on_eight_devices
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from methods import METHODS, REPRESENTATIVES
+from problems import x64
+
+import xsam_jax
+from xsam_jax import gated, per_group, split_into_groups
+from xsam_jax.descent import record
+from xsam_jax.gating import every, gradient_norm
+
+GROUPS, INPUTS, HIDDEN = 8, 3, 4
+RATE, STEPS = 0.1, 5
+
+# --------------------------------------------------------------------------------------------------
+# A network in JAX, and the same with its gradient in NumPy
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(INPUTS, HIDDEN)))
+    return {"hidden": hidden, "output": jnp.asarray(rng.normal(size=HIDDEN))}
+
+
+def make_batch():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(48, INPUTS))
+    # Later samples are harder: the groups differ.
+    return jnp.asarray(x), jnp.asarray(np.sin(3 * x[:, 0]) * np.linspace(0.5, 2.0, 48))
+
+
+def sample_losses(params, batch):
+    x, y = batch
+    return jnp.square(jnp.tanh(x @ params["hidden"]) @ params["output"] - y)
+
+
+def loss_fn(params, batch):
+    return sample_losses(params, batch).mean()
+
+
+def flat(params):
+    return np.concatenate([np.ravel(params["hidden"]), params["output"]]).astype(np.float64)
+
+
+def numpy_loss_and_grad(x, y):
+    """The loss and the gradient of one group, as functions of a flat vector."""
+
+    def forward(theta):
+        w, v = theta[: INPUTS * HIDDEN].reshape(INPUTS, HIDDEN), theta[INPUTS * HIDDEN :]
+        h = np.tanh(x @ w)
+        return v, h, h @ v - y
+
+    def loss(theta):
+        return float(np.mean(forward(theta)[2] ** 2))
+
+    def grad(theta):
+        v, h, error = forward(theta)
+        d = 2 * error / len(y)
+        return np.concatenate([(x.T @ (d[:, None] * v * (1 - h**2))).ravel(), h.T @ d])
+
+    return loss, grad
+
+
+CASES = {
+    "sam": (xsam_jax.sam(0.3), functools.partial(reference.sam, rho=0.3)),
+    "sam, two steps": (
+        xsam_jax.sam(0.3, steps=2),
+        lambda theta, loss, grad: reference.sam_gradient(theta, grad, [0.3, 0.3]),
+    ),
+    "asam": (xsam_jax.asam(0.3, 0.1), functools.partial(reference.asam, rho=0.3, eta=0.1)),
+    "gsam": (xsam_jax.gsam(0.3, 0.4), functools.partial(reference.gsam, rho=0.3, alpha=0.4)),
+    "friendly_sam": (
+        xsam_jax.friendly_sam(0.3, decay=0.6, sigma=0.7),
+        functools.partial(reference.FriendlySamOfGroups, 0.3, 0.6, 0.7),
+    ),
+    "xsam": (
+        xsam_jax.xsam(0.3, 0.6, probe_every=2),
+        functools.partial(reference.XsamOfGroups, [0.3], 0.6, 2, 21),
+    ),
+    "xsam, two steps": (
+        xsam_jax.xsam(0.2, 0.6, steps=2, probe_every=3, search="section"),
+        functools.partial(reference.XsamOfGroups, [0.2, 0.2], 0.6, 3, 21),
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@functools.cache
+def in_numpy(name, groups=GROUPS):
+    """The parameters after some steps of gradient descent, and the last alpha and psi."""
+    with x64(True):
+        theta, (x, y) = flat(make_params()), map(np.asarray, make_batch())
+    parts = zip(np.split(x, groups), np.split(y, groups), strict=True)
+    losses, grads = zip(*(numpy_loss_and_grad(*part) for part in parts), strict=True)
+    make = CASES[name][1]
+    if isinstance(getattr(make, "func", None), type):  # it has a state
+        method = make()
+        step = method.step
+    else:
+        method, step = None, functools.partial(reference.mean_over_groups, make)
+    for _ in range(STEPS):
+        theta = theta - RATE * step(theta, losses, grads)
+    return theta, getattr(method, "alpha", None), getattr(method, "psi", None)
+
+
+def assert_like_numpy(name, params, state, groups=GROUPS):
+    theta, alpha, psi = in_numpy(name, groups)
+    np.testing.assert_allclose(flat(params), theta, rtol=0, atol=1e-9)
+    if alpha is not None:
+        np.testing.assert_allclose(optax.tree.get(state, "alpha"), alpha, rtol=1e-12)
+        np.testing.assert_allclose(optax.tree.get(state, "psi"), psi, rtol=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps
+
+
+def optimizer(method):
+    return optax.chain(method, optax.sgd(RATE))
+
+
+def stacked_step(method, groups=GROUPS, **kwargs):
+    tx = optimizer(per_group(method, **kwargs))
+
+    def step(params, state, batch):
+        parts = split_into_groups(batch, groups)
+        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+        updates, state = tx.update(grads, state, params, value_fn=loss_fn, groups=parts)
+        return optax.apply_updates(params, updates), state
+
+    return step, tx
+
+
+def own_step(tx, mean=lambda value: value, varying=True):
+    """The step of one group. `mean` is that of the members of a group."""
+
+    def step(params, state, batch):
+        def value_fn(params):
+            return mean(loss_fn(params, batch))
+
+        own = jax.lax.pcast(params, "data", to="varying") if varying else params
+        grads = jax.grad(value_fn)(own)
+        updates, state = tx.update(grads, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(step, tx, params=None, batch=None, steps=STEPS):
+    params, batch = params or make_params(), batch or make_batch()
+    state, step = tx.init(params), jax.jit(step)
+    for _ in range(steps):
+        params, state = step(params, state, batch)
+    return params, state
+
+
+# --------------------------------------------------------------------------------------------------
+# Values
+
+
+@pytest.mark.usefixtures("x64")
+@every_case
+@pytest.mark.parametrize("evaluation", ["vmap", "map", "unrolled"])
+def test_stacked_groups_equal_numpy(name, evaluation):
+    assert_like_numpy(name, *train(*stacked_step(CASES[name][0], evaluation=evaluation)))
+
+
+@pytest.mark.usefixtures("x64")
+@every_case
+def test_groups_of_a_named_axis_equal_numpy(name):
+    tx = optimizer(per_group(CASES[name][0], "data"))
+
+    def step(params, state, batch):
+        own = functools.partial(own_step(tx, varying=False), params, state)
+        return jax.vmap(own, axis_name="data", out_axes=None)(split_into_groups(batch, GROUPS))
+
+    assert_like_numpy(name, *train(step, tx))
+
+
+@every_case
+def test_groups_differ_from_the_whole_batch(name):
+    """Or the comparisons above could not see whether there are groups."""
+    assert np.max(np.abs(in_numpy(name)[0] - in_numpy(name, groups=1)[0])) > 1e-2
+
+
+REFUSED = ("look_sam", "decoupled_wsam")
+every_accepted = pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n not in REFUSED])
+
+
+@pytest.mark.usefixtures("x64")
+@every_accepted
+def test_one_group_is_the_method(name):
+    """And in a loop, the method of the whole batch evaluated in parts."""
+    method = METHODS[name]
+    # Losses of samples, or the loss.
+    argument, loss = ("losses_fn", sample_losses) if method.sample_losses else ("value_fn", loss_fn)
+    tx, params, batch = method.make(), make_params(), make_batch()
+    parts = split_into_groups(batch, 1)
+
+    @jax.jit
+    def two_steps(params):
+        grads = jax.grad(loss_fn)(params, batch)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params, **{argument: lambda p: loss(p, batch)})
+        return updates, state
+
+    def two_steps_of_groups(evaluation):
+        grouped = per_group(tx, evaluation=evaluation)
+        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+        state = grouped.init(params)
+        for _ in range(2):
+            updates, state = grouped.update(grads, state, params, groups=parts, **{argument: loss})
+        return updates, state
+
+    for evaluation in ("vmap", "map"):
+        result = jax.jit(functools.partial(two_steps_of_groups, evaluation))()
+        chex.assert_trees_all_close(result, two_steps(params), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_result_is_the_mean_of_gradient_and_state_of_the_groups():
+    """Of parts that the table of values does not have: records, gates, gradient functions."""
+    tx = gated(xsam_jax.sharpness_aware(optax.scale(0.1), record()), every(2))
+    params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
+    values, grads = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, parts)
+    grouped = per_group(tx)
+    functions = {"value_fn": loss_fn, "grad_fn": jax.grad(loss_fn)}
+    result, state = grouped.update(
+        grads, grouped.init(params), params, groups=parts, value=values, **functions
+    )
+    skipped, _ = grouped.update(grads, state, params, groups=parts, **functions)
+    mean = functools.partial(jax.tree.map, lambda leaf: leaf.mean(0))
+    chex.assert_trees_all_close(skipped, mean(grads), rtol=1e-12)
+
+    def of_group(grads, value, part):
+        own = {"value_fn": lambda p: loss_fn(p, part), "value": value}
+        return tx.update(grads, tx.init(params), params, **own)
+
+    expected, states = mean(jax.vmap(of_group)(grads, values, parts))
+    chex.assert_trees_all_close(result, expected, rtol=1e-12)
+    cosine = optax.tree.get(states, "gradient_cosine")
+    np.testing.assert_allclose(optax.tree.get(state, "gradient_cosine"), cosine, rtol=1e-12)
+    # A gradient function does not tell losses.
+    assert np.isnan(optax.tree.get(state, "loss_rise"))
+
+
+@pytest.mark.parametrize("evaluation", ["vmap", "map", "unrolled"])
+def test_losses_of_the_ascent_are_known_in_every_evaluation(evaluation):
+    tx = per_group(xsam_jax.sharpness_aware(optax.scale(0.1), record()), evaluation=evaluation)
+    params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
+    values, grads = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, parts)
+    update = jax.jit(
+        lambda state: tx.update(grads, state, params, groups=parts, value=values, value_fn=loss_fn)
+    )
+    _, state = update(tx.init(params))
+    moved = jax.vmap(
+        lambda g, part: loss_fn(optax.apply_updates(params, optax.tree.scale(0.1, g)), part)
+    )
+    rise = float((moved(grads, parts) - values).mean())
+    assert rise > 0.01
+    np.testing.assert_allclose(optax.tree.get(state, "loss_rise"), rise, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_gate_reads_the_mean_gradient():
+    gate = gradient_norm(0.0, decay=0.5)
+    step, tx = stacked_step(gated(xsam_jax.sam(0.3), gate))
+    _, state = train(step, tx, steps=1)
+    mean = jax.grad(loss_fn)(make_params(), make_batch())
+    np.testing.assert_allclose(
+        optax.tree.get(state, "mean"), optax.tree.norm(mean, squared=True), rtol=1e-12
+    )
+
+
+def test_a_group_without_a_plane_does_not_keep_the_others_from_probing():
+    """The group's gradient is zero, and its losses are the same at all alphas."""
+    step, tx = stacked_step(xsam_jax.xsam(0.3, 0.6))
+    x, y = make_batch()
+    with_zero = jnp.where(jnp.arange(48) < 6, 0.0, 1.0)  # inputs of the first group
+    batch = x * with_zero[:, None], jnp.where(with_zero == 0.0, 0.0, y)
+    parts = split_into_groups(batch, GROUPS)
+    first = jax.grad(loss_fn)(make_params(), jax.tree.map(lambda leaf: leaf[0], parts))
+    assert optax.tree.norm(first) == 0
+    _, state = train(step, tx, batch=batch, steps=1)
+    assert optax.tree.get(state, "alpha") != 1
+
+
+@pytest.mark.parametrize("name", ["friendly_sam", "xsam"])
+def test_a_gradient_that_is_not_finite_does_not_stay_in_the_state(name):
+    tx = per_group(CASES[name][0])
+    params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
+    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+    grads["output"] = grads["output"].at[3].set(jnp.nan)
+    result, state = tx.update(grads, tx.init(params), params, groups=parts, value_fn=loss_fn)
+    assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(result))
+    kept = state.ascent if name == "friendly_sam" else optax.tree.get(state, "alpha")
+    chex.assert_tree_all_finite(kept)
+
+
+def test_the_mean_of_float16_gradients_does_not_overflow():
+    params = jnp.ones(3, jnp.float16)
+    tx = per_group(xsam_jax.sam(0.1))
+    scale = jnp.array([3e4, 5e4, 6e4])[:, None]
+    updates, _ = tx.update(
+        (scale * jnp.ones(3)).astype(jnp.float16),
+        tx.init(params),
+        params,
+        groups=scale,
+        value_fn=lambda p, scale: jnp.sum(scale * p.astype(jnp.float32)),
+    )
+    assert updates.dtype == jnp.float16
+    np.testing.assert_allclose(updates, 14e4 / 3, rtol=1e-3)
+
+
+# --------------------------------------------------------------------------------------------------
+# State rules
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_with_a_rule_for_their_state_are_accepted(name):
+    tx = per_group(METHODS[name].make())
+    if name not in REFUSED:
+        state = tx.init(make_params())
+        chex.assert_trees_all_equal(state, METHODS[name].make().init(make_params()))
+        return
+    part = {"look_sam": ".orthogonal", "decoupled_wsam": ".inner[0].trace"}[name]
+    with pytest.raises(TypeError, match=rf"no rule .* state{re.escape(part)}"):
+        tx.init(make_params())
+
+
+def test_an_optimizer_inside_is_refused():
+    tx = per_group(optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1, momentum=0.9)))
+    with pytest.raises(TypeError, match=r"state\[1\].*An optimizer comes after: optax.chain"):
+        tx.init(make_params())
+
+
+# --------------------------------------------------------------------------------------------------
+# Cost
+
+
+def wide_step(grouped, evaluation="vmap", groups=4):
+    """A compiled step of a network whose activations need more memory than its parameters."""
+    params = {"hidden": jnp.ones((64, 256)), "output": jnp.ones(256)}
+    batch = jnp.ones((1024, 64)), jnp.ones(1024)
+    if grouped:
+        step, tx = stacked_step(xsam_jax.sam(0.1), groups, evaluation=evaluation)
+    else:
+        tx = optimizer(xsam_jax.sam(0.1))
+
+        def step(params, state, batch):
+            grads = jax.grad(loss_fn)(params, batch)
+            updates, state = tx.update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))
+            return optax.apply_updates(params, updates), state
+
+    return jax.jit(step).lower(params, tx.init(params), batch).compile()
+
+
+def test_groups_take_the_gradients_of_the_whole_batch_once():
+    flops = wide_step(False).cost_analysis()["flops"]
+    # The rest is the geometry of four trees in place of one.
+    assert 0.99 * flops < wide_step(True).cost_analysis()["flops"] < 1.03 * flops
+
+
+def test_a_loop_holds_the_activations_of_one_group():
+    def memory(evaluation):
+        tx = per_group(xsam_jax.sam(0.1, steps=2), evaluation=evaluation)
+        params = {"hidden": jnp.ones((8, 64)), "output": jnp.ones(64)}
+
+        # Without the gradient of the caller, which needs its activations, too.
+        def update(grads, params, parts):
+            return tx.update(grads, tx.init(params), params, groups=parts, value_fn=loss_fn)
+
+        parts = jnp.ones((16, 256, 8)), jnp.ones((16, 256))
+        grads = jax.tree.map(lambda leaf: jnp.ones((16, *leaf.shape)), params)
+        compiled = jax.jit(update).lower(grads, params, parts).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    activations = 4 * 16 * 256 * 64
+    assert memory("vmap") - memory("map") > 0.8 * 15 / 16 * activations
+
+
+# --------------------------------------------------------------------------------------------------
+# Several devices
+
+
+def make_mesh(*sizes, axis_type=AxisType.Auto):
+    names = ("data", "member")[: len(sizes)]
+    return jax.make_mesh(sizes, names, axis_types=(axis_type,) * len(sizes))
+
+
+def place(values, mesh, spec):
+    return jax.device_put(values, NamedSharding(mesh, spec))
+
+
+def in_shard_map(step, mesh, **kwargs):
+    specs = {"in_specs": (P(), P(), P(mesh.axis_names)), "out_specs": P()}
+    return jax.shard_map(step, mesh=mesh, **specs, **kwargs)
+
+
+def count_collectives(step, *args):
+    text = jax.jit(step).lower(*args).compile().as_text()
+    return Counter(re.findall(r" (all-reduce|all-gather|all-to-all)(?:-start)?\(", text))
+
+
+@on_eight_devices
+class TestOnEightDevices:
+    """Groups on devices equal groups on one, and NumPy."""
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    @pytest.mark.parametrize("groups", [4, 8, 16])
+    def test_a_sharded_batch(self, name, groups):
+        step, tx = stacked_step(CASES[name][0], groups)
+        result = train(step, tx, batch=place(make_batch(), make_mesh(8), P("data")))
+        assert_like_numpy(name, *result, groups)
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    @pytest.mark.parametrize("groups", [8, 16])
+    def test_an_explicit_mesh(self, name, groups):
+        mesh = make_mesh(8, axis_type=AxisType.Explicit)
+        with jax.set_mesh(mesh):
+            step, tx = stacked_step(CASES[name][0], groups)
+            params = place(make_params(), mesh, P())
+            params, state = train(step, tx, params, place(make_batch(), mesh, P("data")))
+        assert_like_numpy(name, params, state, groups)
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    @pytest.mark.parametrize("check_vma", [True, False])
+    def test_a_group_on_each_device(self, name, check_vma):
+        tx = optimizer(per_group(CASES[name][0], "data"))
+        step = in_shard_map(own_step(tx, varying=check_vma), make_mesh(8), check_vma=check_vma)
+        assert_like_numpy(name, *train(step, tx))
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    def test_pmap(self, name):
+        tx = optimizer(per_group(CASES[name][0], "data"))
+        step = own_step(tx, varying=False)
+        mapped = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)
+        result = train(lambda p, s, batch: mapped(p, s, split_into_groups(batch, 8)), tx)
+        assert_like_numpy(name, *result)
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    def test_groups_of_two_devices(self, name):
+        tx = optimizer(per_group(CASES[name][0], "data"))
+        step = own_step(tx, lambda loss: jax.lax.pmean(loss, "member"))
+        assert_like_numpy(name, *train(in_shard_map(step, make_mesh(4, 2)), tx), groups=4)
+
+    @every_accepted
+    def test_every_method_is_accepted_in_shard_map(self, name):
+        """Traced only. State that varied between devices would raise."""
+        method = METHODS[name]
+        tx = per_group(method.make(), "data")
+
+        def update(params, state, batch):
+            own = jax.lax.pcast(params, "data", to="varying")
+            arguments = method.arguments(lambda p: loss_fn(p, batch))
+            return tx.update(jax.grad(loss_fn)(own, batch), state, params, **arguments)
+
+        params = make_params()
+        mapped = in_shard_map(update, make_mesh(8))
+        updates, state = jax.eval_shape(mapped, params, tx.init(params), make_batch())
+        chex.assert_trees_all_equal_shapes_and_dtypes((updates, state), (params, tx.init(params)))
+
+    @pytest.mark.parametrize("name", ["friendly_sam", "xsam"])
+    def test_sharded_parameters(self, name):
+        step, tx = stacked_step(CASES[name][0])
+        mesh = make_mesh(8)
+        x, y = make_batch()
+        batch = jnp.concatenate([x, jnp.ones((48, 5))], axis=1), y
+        params = {"hidden": jnp.ones((8, HIDDEN)) / 4, "output": jnp.ones(HIDDEN)}
+        expected = train(step, tx, params, batch)
+        spec = {"hidden": P("data"), "output": P()}
+        sharded = {key: place(params[key], mesh, spec[key]) for key in spec}
+        result = train(step, tx, sharded, place(batch, mesh, P("data")))
+        chex.assert_trees_all_close(result, expected, rtol=2e-5, atol=2e-6)
+
+    def test_groups_do_not_communicate_during_the_ascent(self):
+        """Without groups, the means of both gradients and of the losses are taken."""
+        tx = optimizer(xsam_jax.sam(0.3))
+
+        def whole(params, state, batch):
+            grads = jax.grad(loss_fn)(params, batch)
+            updates, state = tx.update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))
+            return optax.apply_updates(params, updates), state
+
+        arguments = make_params(), tx.init(make_params())
+        batch = place(make_batch(), make_mesh(8), P("data"))
+        step, _ = stacked_step(xsam_jax.sam(0.3))
+        assert count_collectives(whole, *arguments, batch) == {"all-reduce": 2}
+        assert count_collectives(step, *arguments, batch) == {"all-reduce": 1}
+
+    def test_the_summed_gradient_of_shared_parameters_raises(self):
+        """It would be eight times as long, and the same in all groups."""
+        tx = per_group(xsam_jax.sam(0.3), "data")
+        step = in_shard_map(own_step(tx, varying=False), make_mesh(8))
+        message = r"^grads do not differ .* 'data', .* Write .*pcast\(params, \('data',\), to="
+        with pytest.raises(ValueError, match=message):
+            train(step, tx)
+
+    def test_an_unknown_axis_raises(self):
+        tx = per_group(xsam_jax.sam(0.3), "devices")
+        with pytest.raises(ValueError, match=r"^axis_name 'devices' is not an axis here: "):
+            train(in_shard_map(own_step(tx), make_mesh(8)), tx)
+
+
+# --------------------------------------------------------------------------------------------------
+# Errors
+
+
+def update_of_groups(tx=None, grads=None, groups=None, **arguments):
+    params, tx = make_params(), tx or per_group(xsam_jax.sam(0.1))
+    parts = split_into_groups(make_batch(), GROUPS) if groups is None else groups
+    if grads is None:
+        grads = jax.tree.map(lambda leaf: jnp.ones((GROUPS, *leaf.shape)), params)
+    arguments = {"value_fn": loss_fn} | arguments
+    return tx.update(grads, tx.init(params), params, groups=parts, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: per_group(0.1), TypeError, "^method must be an optax.GradientTransformation"),
+        (
+            lambda: per_group(xsam_jax.sam(0.1), evaluation="scan"),
+            ValueError,
+            "^evaluation must be one of 'vmap', 'map', 'unrolled', got 'scan'",
+        ),
+        (
+            lambda: per_group(xsam_jax.sam(0.1), "data", evaluation="map"),
+            ValueError,
+            "^evaluation='map' is for stacked groups",
+        ),
+        (
+            lambda: split_into_groups(make_batch(), 7),
+            ValueError,
+            r"^groups must divide the examples .* groups=7 and an .* \[48, 3\] at batch\[0\]$",
+        ),
+        (lambda: split_into_groups(jnp.ones(()), 1), ValueError, r"shape \[\] at batch$"),
+        (lambda: split_into_groups(make_batch(), 0), ValueError, "^groups must be at least 1"),
+        (lambda: split_into_groups(make_batch(), 2.0), TypeError, "^groups must be an integer"),
+        (
+            lambda: update_of_groups(groups=()),
+            ValueError,
+            r"^groups is missing: .* groups = split_into_groups\(batch, n\)",
+        ),
+        (
+            lambda: update_of_groups(groups=(jnp.ones((8, 6, 3)), jnp.ones(6))),
+            ValueError,
+            r"^groups must hold .* leading axis, .* \[8, 6, 3\], \[6\]: write groups = split",
+        ),
+        (
+            lambda: update_of_groups(grads=make_params()),
+            ValueError,
+            r"^grads must be stacked, one gradient for each of the 8 groups, .* \[3, 4\]: write",
+        ),
+        (
+            lambda: update_of_groups(grads=jnp.ones((8, 3))),
+            TypeError,
+            "^each of the stacked grads must be a gradient with the structure of params",
+        ),
+        (
+            lambda: update_of_groups(value_fn=lambda params: loss_fn(params, make_batch())),
+            TypeError,
+            r"^value_fn is called with the parameters and the examples of a group, .*\(params\) .*"
+            r"value_fn=lambda params, group: loss\(params, group\)",
+        ),
+        (
+            lambda: update_of_groups(value_fn=3.0),
+            TypeError,
+            "^value_fn must be a function of parameters and group, got 3.0",
+        ),
+        (
+            lambda: update_of_groups(obj_fn=loss_fn),
+            ValueError,
+            "^value_fn and obj_fn are two names of the loss",
+        ),
+        (lambda: update_of_groups(value_fn=None), ValueError, "^value_fn is missing: "),
+        (
+            lambda: update_of_groups(value=jnp.ones(3)),
+            ValueError,
+            r"^value must have an entry for each of the 8 groups, got shape \[3\]",
+        ),
+        (
+            lambda: update_of_groups(per_group(xsam_jax.sam(0.1), "data")),
+            ValueError,
+            "^axis_name 'data' is not an axis here: .* per_group\\(method\\), with stacked groups",
+        ),
+        (
+            lambda: update_of_groups(gated(per_group(xsam_jax.sam(0.1)), every(2))),
+            ValueError,
+            r"^per_group must not be inside a gate .*: write per_group\(gated\(sam\(0.1\), gate\)\)",
+        ),
+    ],
+)
+def test_error(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
