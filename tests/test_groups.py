@@ -606,7 +606,7 @@ def update_of_groups(tx=None, grads=None, groups=None, **arguments):
         (
             lambda: update_of_groups(gated(per_group(xsam_jax.sam(0.1)), every(2))),
             ValueError,
-            r"^per_group must not be inside a gate .*: write per_group\(gated\(sam\(0.1\), gate\)\)",
+            r"^per_group must not be inside a gate .* per_group\(gated\(sam\(0.1\), gate\)\)",
         ),
     ],
 )

@@ -59,6 +59,10 @@ class Config:
     """Passes over the training images."""
     batch_size: int = 64
     """Images per step, on all devices together."""
+    groups: int = 1
+    """Groups of each batch that have a perturbation each (m-sharpness)."""
+    accumulate: int = 1
+    """Parts of each batch that are evaluated one after the other, to save memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer: SGD with weight decay in the gradient, or AdamW."""
     learning_rate: float = 0.05
@@ -123,6 +127,12 @@ def settings_ignored_by(name: str) -> dict[str, str]:
         ignored["rho"] = "it has no ascent"
     if not method.steps:
         ignored["ascent_steps"] = "its number of ascent steps is fixed"
+    if method.scale is None:
+        ignored["groups"] = "it has no ascent"
+    if method.has_base or name == "look_sam":
+        ignored["groups"] = "its state has no rule for groups"
+    if name == "esam":
+        ignored["accumulate"] = "it compares all images of a batch"
     if not name.startswith("xsam"):
         ignored |= dict.fromkeys(XSAM_SETTINGS, "only XSAM searches for alpha")
     return ignored
@@ -166,6 +176,16 @@ def check_values(config: Config) -> None:
             value = getattr(config, name)
             if value is not None and not is_valid(value):
                 raise ValueError(f"{name} must be {description}, got {value}")
+    if config.batch_size % config.groups or config.batch_size % config.accumulate:
+        raise ValueError(
+            f"groups {config.groups} and accumulate {config.accumulate} must divide the batch_size "
+            f"{config.batch_size}"
+        )
+    if config.groups > 1 and config.accumulate not in (1, config.groups):
+        raise ValueError(
+            f"accumulate must be 1, or {config.groups} like groups, for one group after the other, "
+            f"got {config.accumulate}"
+        )
     if config.warmup_epochs >= config.epochs:
         raise ValueError(
             f"warmup_epochs {config.warmup_epochs} must be fewer than the {config.epochs} epochs"
@@ -197,7 +217,11 @@ RANGES: list[tuple[str, Any, str]] = [
     ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
     ("validation_size warmup_epochs", lambda value: value >= 0, "at least 0"),
     ("weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
-    ("train_size epochs batch_size ascent_steps", lambda value: value >= 1, "at least 1"),
+    (
+        "train_size epochs batch_size groups accumulate ascent_steps",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
     ("distributed_timeout", lambda value: value >= 1, "at least 1"),
     ("probe_every probe_batch_size", lambda value: value >= 1, "at least 1"),
     ("steps_per_dispatch checkpoint_every evaluate_every", lambda value: value >= 1, "at least 1"),

@@ -15,8 +15,10 @@ from jax.sharding import PartitionSpec as P
 from examples.image_classification.augment import make_augmentation
 from examples.image_classification.batches import DataSpec, Images, device_mesh, gather_batch
 from examples.image_classification.config import Config
+from examples.image_classification.first_pass import first_pass
 from examples.image_classification.methods import METHODS, Training, make_method
 from examples.image_classification.models import make_model
+from xsam_jax import per_group
 
 Metrics = dict[str, jax.Array]
 
@@ -59,6 +61,9 @@ def make_optimizer(
         search["probe_batch_size"] = config.probe_batch_size
     training = Training(config.rho_max, config.ascent_steps, search, base, schedule, key)
     method = make_method(config.method, config.rho, training, **config.method_args)
+    if config.groups > 1:
+        loop = "unrolled" if jax.default_backend() == "cpu" else "map"
+        method = per_group(method, evaluation=loop if config.accumulate > 1 else "vmap")
     return method if METHODS[config.method].has_base else optax.chain(method, record_norm(), base)
 
 
@@ -177,35 +182,29 @@ class Program:
         batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
         step_key = jax.random.fold_in(jax.random.fold_in(traced.key, 2), state.step)
         images = self._augment(step_key, self._normalize(batch.pixels))
-        targets = jax.nn.one_hot(batch.labels, self._spec.num_classes)
-        targets = optax.smooth_labels(targets, self._config.label_smoothing)
 
-        def forward(params: Any) -> tuple[jax.Array, Any]:
+        def losses_fn(params: Any, part: Any) -> tuple[jax.Array, Any]:
+            images, labels = part
             model = nnx.merge(self._train_graph, params, state.statistics)
             logits = model(images)
+            targets = jax.nn.one_hot(labels, self._spec.num_classes)
+            targets = optax.smooth_labels(targets, self._config.label_smoothing)
+            accuracy = 100 * jnp.mean(logits.argmax(axis=-1) == labels)
             statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-            return optax.softmax_cross_entropy(logits, targets), (logits, statistics)
+            return optax.softmax_cross_entropy(logits, targets), (accuracy, statistics)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            losses, aux = forward(params)
-            return losses.mean(), aux
-
-        # The clean pass. Only this one updates the running statistics of BatchNorm.
-        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        logits, statistics = aux
+        # Only the clean pass updates the running statistics of BatchNorm.
+        sizes = self._config.groups, self._config.accumulate
+        clean = first_pass(losses_fn, state.params, (images, batch.labels), *sizes)
+        accuracy, statistics = clean.aux
         updates, opt_state = self._make_optimizer(traced).update(
-            grads,
-            state.opt_state,
-            state.params,
-            value_fn=lambda params: loss_fn(params)[0],
-            losses_fn=lambda params: forward(params)[0],  # ESAM compares samples
-            value=loss,
+            clean.updates, state.opt_state, state.params, **clean.arguments
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "train_loss": loss,
-            "train_accuracy": 100 * jnp.mean(logits.argmax(axis=-1) == batch.labels),
-            "gradient_norm": optax.tree.norm(grads),
+            "train_loss": clean.loss,
+            "train_accuracy": accuracy,
+            "gradient_norm": optax.tree.norm(clean.gradient),
             "update_norm": optax.tree.norm(updates),
             **state_metrics(opt_state),
         }
