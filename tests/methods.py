@@ -66,6 +66,10 @@ def recorded_sam(rho):
     return xsam_jax.sharpness_aware(ascent, record(WITHOUT_RISE))
 
 
+def sam_in_float32(rho):
+    return xsam_jax.in_float32(xsam_jax.sam(rho))
+
+
 METHODS = {
     "sam": Method(xsam_jax.sam, {"rho": 0.3}, static_args=("steps",)),
     "slerp_sam": Method(xsam_jax.slerp_sam, {"rho": 0.3, "alpha": 1.5}, static_args=("steps",)),
@@ -135,6 +139,7 @@ METHODS = {
     ),
     "sam where the gradient is long": Method(adaptive_sam, {"rho": 0.3}, counts_sharp_steps=True),
     "sam, recorded": Method(recorded_sam, {"rho": 0.3}),
+    "sam in float32": Method(sam_in_float32, {"rho": 0.3}),
 }
 # One method for each structure of states, slots and conditionals. They test properties that do not
 # depend on the formula, such as transformations of JAX and Optax around a method, and containers.

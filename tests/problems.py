@@ -7,15 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 PyTree = Any
 
-# Old releases of JAX have it in jax.experimental only, new ones at the top level only.
-x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+x64 = jax.enable_x64
 
 
 @dataclass(frozen=True)

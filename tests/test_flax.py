@@ -24,7 +24,6 @@ pytestmark = pytest.mark.xdist_group("flax")
 KINDS = ["sam", "xsam, two steps", "friendly_sam", "gam", "look_sam", "xsam at random", "esam"]
 every_kind = pytest.mark.parametrize("method", [METHODS[name] for name in KINDS], ids=KINDS)
 # Flax before 0.12.7 calls it `pure`.
-as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
 X = jax.random.normal(jax.random.key(0), (8, 5))
 Y = jax.random.normal(jax.random.key(1), (8, 1))
 
@@ -64,7 +63,7 @@ def arguments(method, model):
 
 def others(model):
     """All variables that are no parameters: statistics, keys, counters."""
-    state = as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+    state = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
     is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state)
 
@@ -145,7 +144,7 @@ def test_nnx_steps_do_not_recompile_and_alpha_is_a_variable():
     for _ in range(20):
         last = float(step(model, optimizer))
     assert last < first
-    state = as_pure(optimizer.opt_state)
+    state = nnx.as_pure(optimizer.opt_state)
     assert 0 <= float(optax.tree.get(state, "alpha")) <= 2
     assert int(optax.tree.get(state, "count")) == 22
 
@@ -156,7 +155,7 @@ def test_nnx_update_is_the_update_of_bare_jax(method):
     model, _ = trained(method)
     fresh = Network(nnx.Rngs(0))
     graphdef, params, rest = nnx.split(fresh, nnx.Param, ...)
-    params, rest = as_pure(params), as_pure(rest)
+    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
 
     def losses(params):
         return losses_fn(nnx.merge(graphdef, params, rest), X, Y)
@@ -172,7 +171,7 @@ def test_nnx_update_is_the_update_of_bare_jax(method):
     updates, _ = update(params)
     expected = optax.apply_updates(params, updates)
     chex.assert_trees_all_close(
-        as_pure(nnx.state(model, nnx.Param)), expected, rtol=1e-4, atol=1e-6
+        nnx.as_pure(nnx.state(model, nnx.Param)), expected, rtol=1e-4, atol=1e-6
     )
 
 
@@ -196,7 +195,7 @@ def test_nnx_parameters_outside_the_filter_do_not_change():
     model = nnx.LoRA(5, 2, 1, base_module=nnx.Linear(5, 1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     tx = optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
-    before = as_pure(nnx.state(model))
+    before = nnx.as_pure(nnx.state(model))
 
     @nnx.jit
     def step(model, optimizer):
@@ -206,7 +205,7 @@ def test_nnx_parameters_outside_the_filter_do_not_change():
         optimizer.update(model, grads, value_fn=value_fn)
 
     step(model, optimizer)
-    after = as_pure(nnx.state(model))
+    after = nnx.as_pure(nnx.state(model))
     chex.assert_trees_all_equal(after["base_module"], before["base_module"])
     assert not np.array_equal(after["lora_b"], before["lora_b"])
 
@@ -331,10 +330,10 @@ def test_nnx_filter_applies_to_the_model_and_not_to_arguments(wrt):
 
     params = nnx.state(model, wrt)
     value_fn = flax_nnx.make_value_fn(distance, model, X, teacher, wrt=wrt)
-    grads = jax.grad(value_fn)(as_pure(params))
-    assert jax.tree.structure(grads) == jax.tree.structure(as_pure(params))
+    grads = jax.grad(value_fn)(nnx.as_pure(params))
+    assert jax.tree.structure(grads) == jax.tree.structure(nnx.as_pure(params))
     assert np.any(grads["inner"]["kernel"] != 0)
-    zeros = jax.tree.map(jnp.zeros_like, as_pure(params))
+    zeros = jax.tree.map(jnp.zeros_like, nnx.as_pure(params))
     assert value_fn(zeros) != value_fn(params)
     assert int(teacher.calls[...]) == 0
     # The loss itself comes last, since it advances statistics and counters.
@@ -393,7 +392,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
     model, rngs = LanguageModel(nnx.Rngs(0)), nnx.Rngs(dropout=1)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    params, rest = as_pure(params), as_pure(rest)
+    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
 
     @nnx.jit
     def step(model, optimizer, tokens, rngs):
@@ -420,7 +419,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
 
     updates, _ = update(params)
     expected = optax.apply_updates(params, updates)
-    actual = as_pure(nnx.state(model, nnx.Param))
+    actual = nnx.as_pure(nnx.state(model, nnx.Param))
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -530,7 +529,7 @@ def test_nnx_mnist_example_learns_digits_with_the_lines_of_the_readme():
         image_eval_step(model, metrics, batch)
     assert metrics.compute()["accuracy"] > 0.8  # chance is 0.1
     assert losses[-1] < 0.3 * losses[0]
-    assert 0 <= float(optax.tree.get(as_pure(optimizer.opt_state), "alpha")) <= 2
+    assert 0 <= float(optax.tree.get(nnx.as_pure(optimizer.opt_state), "alpha")) <= 2
 
     model.train()
     later = masks_of(image_step, model, optimizer, metrics, train[0], rngs)

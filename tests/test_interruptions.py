@@ -557,7 +557,7 @@ def test_a_table_piped_into_head_is_no_error(whole, tmp_path, monkeypatch):
 # --- Several processes ---
 
 
-def start_two(config, *others):
+def start_two(config, *others, devices=1):
     """Starts two processes of a run. The second one may have another configuration."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -568,6 +568,7 @@ def start_two(config, *others):
             extra=["--distributed"],
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
+            JAX_NUM_CPU_DEVICES=str(devices),
             JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
@@ -582,7 +583,7 @@ def ends(processes):
 
 def test_two_processes_match_one_and_stop_together(tmp_path):
     sizes = {"train_size": 64, "validation_size": 0, "batch_size": 32, "epochs": 16}
-    sizes |= {"evaluate_every": 16, "distributed_timeout": 10}
+    sizes |= {"evaluate_every": 16, "distributed_timeout": 10, "groups": 4}
     config = digits(tmp_path / "two", **sizes, method="xsam", fsdp=True, augmentation=("crop",))
     processes = start_two(config)
     wait_for(1, config, processes[0])
@@ -602,7 +603,8 @@ def test_two_processes_match_one_and_stop_together(tmp_path):
     assert statuses == [143, 130], printed
     saved = [int(path.name) for path in (config.out / "checkpoints").iterdir()]
     assert 0 < max(saved) < 32
-    statuses, printed = ends(start_two(dataclasses.replace(config, checkpoint_every=16)))
+    config = dataclasses.replace(config, checkpoint_every=16)
+    statuses, printed = ends(start_two(config, devices=2))  # it resumes on four in place of two
     assert statuses == [0, 0], printed
     assert ["%" in out for out, _ in printed] == [True, False]  # one of them prints
     alone = train_with_few_checkpoints(dataclasses.replace(config, out=tmp_path / "one"))

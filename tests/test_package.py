@@ -33,6 +33,7 @@ ARROWS = {
         *("_checks", "_devices", "_value_fn", "_schedules", "_tree"),
         *("core", "ascent", "descent", "gating", "methods"),
     },
+    "in_float32": {"_checks", "_tree"},
     "flax_nnx": {"_value_fn"},
     "flax_linen": set(),
     "analysis": {"_checks", "_tree", "core", "ascent", "analysis"},

@@ -396,6 +396,39 @@ def test_nnx_statistics_advance_once_with_same_or_fresh_masks(heading, masks):
     assert recorder.counts() == ([2] if masks == "same" else [1, 1])
 
 
+@recipe("Flax NNX in tree mode")
+def test_nnx_tree_mode_makes_the_step_of_graph_mode(heading):
+    ns = run(heading)
+    graph = {", graph=False": "", "graph=False": ""}
+    code = CODE[heading]
+    for old, new in graph.items():
+        code = code.replace(old, new)
+    other = types.ModuleType("graph")
+    execute(RECIPES, CODE["Setup"], other)
+    exec(code, vars(other))
+    for part in (nnx.Param, nnx.BatchStat):
+        states = (nnx.as_pure(nnx.state(m.model, part)) for m in (ns, other))
+        assert_close(*states, rtol=1e-6)
+    start = nnx.as_pure(nnx.state(ns.Model(nnx.Rngs(0)), nnx.BatchStat))
+    assert differ(start, nnx.as_pure(nnx.state(ns.model, nnx.BatchStat)))
+
+
+@recipe("Flax NNX with sharded optimizer state")
+def test_nnx_state_has_the_sharding_of_the_metadata(heading, ns):
+    """Runs on one device. Eight are in test_devices.py."""
+    spec = jax.sharding.PartitionSpec
+    state = nnx.as_pure(nnx.state(ns.optimizer.opt_state))
+    kernels = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (8, 16)]
+    assert len(kernels) == 3  # the average, and two of Adam
+    assert {leaf.sharding.spec for leaf in kernels} == {spec("data", None)}
+    assert {leaf.sharding.num_devices for leaf in kernels} == {jax.device_count()}
+    with_state = run(
+        "Flax NNX with sharded optimizer state", {'optimizer_sharding=("data", None)': ""}
+    )
+    params = (nnx.as_pure(nnx.state(m.model, nnx.Param)) for m in (ns, with_state))
+    assert_close(*map(jax.device_get, params), rtol=1e-5)
+
+
 @functools.cache
 def nnx_statistics_of_one_pass():
     ns, _, _ = run_with_masks("Flax NNX")
@@ -470,6 +503,21 @@ def test_equinox_step_has_the_gradient_of_sam(heading):
     expected = sam_gradient(params, ns.batch, 0.05, loss_fn)
     updated = eqx.filter(ns.model, eqx.is_inexact_array)
     assert_close(gradient_taken(params, updated), expected, rtol=1e-3)
+
+
+@recipe("Equinox with frozen parts")
+def test_equinox_frozen_parts_are_neither_perturbed_nor_changed(ns):
+    start = eqx.nn.MLP(8, 3, 16, 2, key=jax.random.key(0))
+    chex.assert_trees_all_equal(ns.model.layers[0], start.layers[0])
+    params, static = eqx.partition(start, ns.is_trained)
+    x, y = ns.batch
+
+    def loss(params, batch=None):
+        return ns.cross_entropy(jax.vmap(eqx.combine(params, static))(x), y)
+
+    after, _ = eqx.partition(ns.model, ns.is_trained)
+    # The length of the perturbation is over the trained parameters alone.
+    assert_close(gradient_taken(params, after), sam_gradient(params, None, 0.05, loss))
 
 
 @recipe("Equinox")
@@ -562,6 +610,27 @@ def test_bfloat16_computes_well_and_stores_perturbations_badly(ns):
     assert jnp.mean(flat + perturbation == flat) < 0.01
     params = flat.astype(jnp.bfloat16)
     assert jnp.mean(params + perturbation.astype(jnp.bfloat16) == params) > 0.8
+
+
+@recipe("Parameters in bfloat16")
+def test_the_perturbation_of_bfloat16_parameters_survives_in_float32(ns):
+    chex.assert_trees_all_equal_dtypes(ns.new_params, ns.low_precision)
+    start = ns.low_precision
+    exact = optax.tree.cast(start, jnp.float32)
+    grads = jax.grad(ns.loss_fn)(start, ns.batch)
+    rho = 1e-4  # entries of 1e-5, far below the spacing of bfloat16 numbers
+
+    def change(method):
+        """By how much the ascent changes the gradient."""
+        arguments = {"value_fn": lambda p: ns.loss_fn(p, ns.batch)}
+        gradient, _ = method.update(
+            optax.tree.cast(grads, jnp.float32), method.init(start), start, **arguments
+        )
+        return sub(gradient, jax.grad(ns.loss_fn)(exact, ns.batch))
+
+    expected = sub(sam_gradient(exact, ns.batch, rho), jax.grad(ns.loss_fn)(exact, ns.batch))
+    assert_close(change(xsam_jax.in_float32(sam(rho))), expected, rtol=0.05)
+    assert norm(sub(change(sam(rho)), expected)) > 0.5 * norm(expected)
 
 
 @recipe("Loss scaling for float16")
@@ -1152,6 +1221,42 @@ def test_state_is_sharded_like_the_parameters(ns):
     for leaf, average in zip(*map(jax.tree.leaves, (ns.params, averages)), strict=True):
         assert leaf.sharding.is_equivalent_to(average.sharding, leaf.ndim)
         assert leaf.sharding.num_devices == jax.device_count()
+
+
+@recipe("One perturbation per group (m-sharpness)")
+def test_groups_have_the_mean_of_their_updates(ns):
+    """Runs on one device, where jax.shard_map has one group. Eight are in test_devices.py."""
+
+    def expected(groups):
+        """The mean of the gradients of XSAM, by the loss of each group, at one alpha."""
+        x, y = ns.batch
+        alpha = float(optax.tree.get(alphas[groups][1], "alpha"))
+        gradients = []
+        for part in zip(jnp.split(x, groups), jnp.split(y, groups), strict=True):
+            tx = xsam_jax.slerp_sam(0.1, alpha)
+            grads = jax.grad(ns.loss_fn)(ns.initial, part)
+            value_fn = functools.partial(ns.loss_fn, batch=part)
+            gradients.append(
+                tx.update(grads, tx.init(ns.initial), ns.initial, value_fn=value_fn)[0]
+            )
+        return mean(gradients)
+
+    devices = jax.device_count()
+    alphas = {4: ns.with_groups, devices: ns.on_devices}
+    for result, groups in ((ns.with_groups, 4), (ns.in_a_loop, 4), (ns.on_devices, devices)):
+        taken = gradient_taken(ns.initial, jax.device_get(result[0]))
+        assert_close(taken, expected(groups), rtol=1e-3)
+    assert differ(expected(4), sam_gradient(ns.initial, ns.batch, 0.1))
+
+
+@recipe("Optimizer state in host memory")
+def test_state_stays_in_host_memory_and_steps_are_the_same(ns):
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(ns.opt_state)} == {"pinned_host"}
+    params, opt_state = ns.step(ns.params, ns.opt_state, ns.batch)
+    step, expected = step_of(ns.tx), (ns.initial, ns.tx.init(ns.initial))
+    for _ in range(2):
+        expected = step(*expected, ns.batch)
+    assert_close(jax.device_get((params, opt_state)), jax.device_get(expected), rtol=1e-5)
 
 
 @recipe("Line searches and L-BFGS")

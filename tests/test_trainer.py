@@ -42,6 +42,7 @@ from examples.image_classification.batches import (
     DataSpec,
     Images,
     check_batch_size,
+    schedule_rows,
 )
 from examples.image_classification.command_line import CHOICES, read_config
 from examples.image_classification.config import Config, check
@@ -114,42 +115,49 @@ def test_equal_seeds_give_bit_equal_runs(tmp_path):
     assert_bit_equal(*(last_state(config.out) for config in configs[:2]))
 
 
-def test_a_step_of_sam_matches_float64(tmp_path):
-    # The whole data set is one batch, so that its order does not matter.
+@pytest.mark.parametrize(("groups", "accumulate"), [(1, 1), (1, 4), (4, 1), (4, 4)])
+def test_a_step_of_sam_matches_float64(groups, accumulate, tmp_path):
+    # The whole data set is one batch, so that its order matters for groups alone.
     config = digits(
         tmp_path / "run", method="sam", rho=0.1, train_size=64, validation_size=0, epochs=1
     )
     config = dataclasses.replace(config, label_smoothing=0.1, weight_decay=0.01)
+    config = dataclasses.replace(config, groups=groups, accumulate=accumulate)
     data = load(config)
     spec = Batches(data, config).spec
     initial = steps.make_program(config, spec).init(steps.TracedSettings.of(config)).params
     (record,) = train(config, show=False)
     final = last_state(config.out)["params"]
 
-    pixels = data.train.pixels.reshape(64, -1) / 255.0
+    (order,) = schedule_rows(64, 64, config.seed, epoch=0)
+    pixels = data.train.pixels.reshape(64, -1)[order] / 255.0
     pixels = (pixels - data.mean) / data.std
-    targets = 0.9 * np.eye(10)[data.train.labels] + 0.01
+    targets = 0.9 * np.eye(10)[data.train.labels[order]] + 0.01
 
-    def loss_fn(params):
-        hidden = pixels
+    def loss_fn(params, group):
+        hidden, targets = group
         for name in ("first", "second", "head"):
             hidden = hidden if name == "first" else jax.nn.relu(hidden)
             hidden = hidden @ params[name]["kernel"] + params[name]["bias"]
         return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(hidden), axis=1))
 
-    def ascend(param, grad):
-        return param + 0.1 * grad / norm
+    def norm(grads):
+        return np.sqrt(sum(np.sum(np.square(grad)) for grad in jax.tree.leaves(grads)))
+
+    def sam(params, group):
+        grads = jax.grad(loss_fn)(params, group)
+        there = jax.tree.map(lambda p, g: p + 0.1 * g / norm(grads), params, grads)
+        return jax.grad(loss_fn)(there, group)
 
     with x64_mode(True):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(initial))
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in jax.tree.leaves(grads)))
-        sharp = jax.grad(loss_fn)(jax.tree.map(ascend, params, grads))
+        loss, grads = jax.value_and_grad(loss_fn)(params, (pixels, targets))
+        parts = zip(np.split(pixels, groups), np.split(targets, groups), strict=True)
+        sharp = jax.tree.map(lambda *leaves: sum(leaves) / groups, *(sam(params, g) for g in parts))
         updates = jax.tree.map(lambda p, g: -0.05 * (g + 0.01 * p), params, sharp)
-        sharp_norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in jax.tree.leaves(sharp)))
     np.testing.assert_allclose(record["train_loss"], loss, rtol=1e-5)
-    np.testing.assert_allclose(record["gradient_norm"], norm, rtol=1e-5)
-    np.testing.assert_allclose(record["sharp_gradient_norm"], sharp_norm, rtol=1e-5)
+    np.testing.assert_allclose(record["gradient_norm"], norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(record["sharp_gradient_norm"], norm(sharp), rtol=1e-5)
     moved = jax.tree.map(np.subtract, final, params)
     # Parameters of size 0.3 have a rounding error of 3e-8.
     chex.assert_trees_all_close(moved, updates, rtol=1e-4, atol=1e-7)

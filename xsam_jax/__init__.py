@@ -21,6 +21,7 @@ from xsam_jax._value_fn import GradFn, ValueFn
 from xsam_jax.core import AscentPath, SharpnessAwareState, sharpness_aware
 from xsam_jax.gating.gated import gated
 from xsam_jax.groups import per_group, split_into_groups
+from xsam_jax.in_float32 import in_float32
 from xsam_jax.methods.asam import asam
 from xsam_jax.methods.cr_sam import cr_sam
 from xsam_jax.methods.esam import esam
@@ -67,6 +68,8 @@ __all__ = [
     # One perturbation per group of examples
     "per_group",
     "split_into_groups",
+    # Points in float32 for parameters of lower precision
+    "in_float32",
     # Which steps are sharpness-aware, and how the radius changes
     "gated",
     "lr_coupled_rho",

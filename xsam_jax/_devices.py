@@ -20,8 +20,8 @@ def varying_axes(*trees: Any) -> frozenset[Any]:
     axes: frozenset[Any] = frozenset()
     for leaf in jax.tree.leaves(trees):
         aval = leaf if isinstance(leaf, jax.core.AbstractValue) else jax.typeof(leaf)
-        manual = getattr(aval, "manual_axis_type", None)  # `vma` in older JAX
-        axes |= getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+        if (manual := getattr(aval, "manual_axis_type", None)) is not None:
+            axes |= manual.varying
     return axes
 
 
@@ -36,11 +36,7 @@ def varying_like(values: Any, *like: Any) -> Any:
 
     def mark(leaf: jax.Array) -> jax.Array:
         missing = tuple(axes - varying_axes(leaf))
-        if not missing:
-            return leaf
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]  # in older JAX
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(mark, values)
 

@@ -11,9 +11,6 @@ from flax import nnx
 
 from xsam_jax._value_fn import ValueFn
 
-# Flax before 0.12.7 calls it `pure`.
-_as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
-
 
 def make_value_fn(
     loss_fn: Callable[..., Any],
@@ -82,7 +79,7 @@ def make_value_fn(
     # One split: modules that the model shares with an argument stay shared.
     graphdef, *states = nnx.split((model, args), is_parameter, ...)
     # Pure arrays: Variables of the outer trace may not be mutated inside the inner ones.
-    rest = _as_pure(states[1])
+    rest = nnx.as_pure(states[1])
 
     def value_fn(params: Any) -> jax.Array:
         try:

@@ -1,0 +1,131 @@
+"""Measures the memory of every method on a TPU, in copies of the parameters, without a TPU.
+
+    pip install libtpu
+    python -m benchmarks.tpu_memory      # about 10 minutes
+
+It compiles a training step for TPU v5e by `jax.experimental.topologies`, and reads the peak memory
+of the program, less that of SGD. The model is an MLP whose parameters need far more memory than its
+activations. docs/at_scale.md has the table.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+import xsam_jax as xj
+from benchmarks.measure import markdown, number
+from benchmarks.method_costs import RHO, TRANSFORMS
+
+WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
+METHODS = {
+    "sgd": optax.with_extra_args_support(optax.identity()),
+    **TRANSFORMS,
+    "xsam": xj.xsam(RHO, 2 * RHO),
+    "xsam, 2 steps": xj.xsam(RHO, 2 * RHO, steps=2),
+    "look_sam": xj.look_sam(RHO, 0.7, 5),
+}
+
+
+def loss_fn(params: Any, batch: jax.Array) -> jax.Array:
+    """Returns the loss of an MLP."""
+    hidden = batch
+    for layer in params:
+        hidden = jnp.tanh(hidden.astype(layer.dtype) @ layer)
+    return jnp.mean(jnp.square(hidden.astype(jnp.float32)))
+
+
+def peak(
+    method: Any, dtype: Any = jnp.float32, devices: int = 1, fsdp: bool = False, groups: int = 1
+) -> float:
+    """Returns the peak memory of a device in bytes."""
+    mesh = Mesh(np.array(topology().devices)[:devices], ("data",))
+
+    def shape(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        return shape(leaf, P("data") if fsdp and leaf.ndim else P())
+
+    params = [place(jax.ShapeDtypeStruct((WIDTH, WIDTH), dtype)) for _ in range(LAYERS)]
+    tx = optax.chain(xj.per_group(method) if groups > 1 else method, optax.sgd(0.1))
+    state = jax.tree.map(place, jax.eval_shape(tx.init, params))
+    batch = shape(jax.ShapeDtypeStruct((BATCH, WIDTH), dtype), P("data"))
+
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        if groups > 1:
+            parts = xj.split_into_groups(batch, groups)
+            grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+            updates, state = tx.update(grads, state, params, value_fn=loss_fn, groups=parts)
+        else:
+            grads = jax.grad(loss_fn)(params, batch)
+            updates, state = tx.update(
+                grads, state, params, value_fn=lambda params: loss_fn(params, batch)
+            )
+        return optax.apply_updates(params, updates), state
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
+    compiled: Any = jitted.lower(params, state, batch).compile()
+    return compiled.memory_analysis().peak_memory_in_bytes
+
+
+@functools.cache
+def topology() -> Any:
+    """Returns the description of eight TPU v5e chips."""
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+
+
+def copies(name: str, column: str) -> str:
+    """Returns a cell: memory beyond that of SGD, in copies of all parameters."""
+    method, base, settings = METHODS[name], METHODS["sgd"], SETTINGS[column]
+    if name == "look_sam" and column == "8 groups":
+        return ""
+    if column == "in_float32":
+        method = xj.in_float32(method)
+    dtype = settings.get("dtype", jnp.float32)
+    size = LAYERS * WIDTH**2 * jnp.dtype(dtype).itemsize
+    base_settings = {key: settings[key] for key in settings if key != "groups"}
+    return number((peak(method, **settings) - peak(base, **base_settings)) / size)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "one device": {},
+    "8 devices": {"devices": DEVICES},
+    "8 devices, FSDP": {"devices": DEVICES, "fsdp": True},
+    "8 groups": {"devices": DEVICES, "groups": DEVICES},
+    "bfloat16": {"dtype": jnp.bfloat16},
+    "in_float32": {"dtype": jnp.bfloat16},
+}
+
+
+def state_copies(name: str) -> str:
+    """Returns the size of the state in copies of the parameters, counters left out."""
+    params = [jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32) for _ in range(LAYERS)]
+    state = jax.eval_shape(METHODS[name].init, params)
+    return str(sum(leaf.size for leaf in jax.tree.leaves(state)) // (LAYERS * WIDTH**2))
+
+
+def main() -> None:
+    """Prints the table."""
+    rows = []
+    for name in tqdm(METHODS, leave=False):
+        if name != "sgd":
+            rows.append([name, state_copies(name), *(copies(name, c) for c in SETTINGS)])
+    print(markdown(["", "state", *SETTINGS], rows))
+
+
+if __name__ == "__main__":
+    main()
