@@ -621,6 +621,43 @@ def test_state_and_updates_are_sharded_like_parameters(name, axis_type):
 
 
 @on_eight_devices
+@every_mesh
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["friendly_sam", "look_sam", "xsam, two steps", "esam"])
+def test_parameters_of_low_precision_keep_dtype_and_sharding(name, dtype, axis_type):
+    method, mesh = METHODS[name], make_mesh(axis_type)
+    tx, params = method.make(), jax.tree.map(lambda leaf: leaf.astype(dtype), make_params())
+
+    def update(params, state, batch, gather):
+        def losses(params):
+            whole = jax.sharding.reshard(params, P()) if gather else params
+            return sample_losses(whole, batch).astype(jnp.float32)
+
+        def value_fn(params):
+            return losses(params).mean()
+
+        argument = {"losses_fn": losses} if method.sample_losses else {"value_fn": value_fn}
+        return tx.update(jax.grad(value_fn)(params), state, params, **argument)
+
+    expected = jax.jit(update, static_argnums=3)(params, tx.init(params), make_batch(), False)
+    with jax.set_mesh(mesh):
+        params, batch = place(params, mesh, P("data")), place(make_batch(), mesh, P("data"))
+        state, gather = tx.init(params), axis_type == AxisType.Explicit
+        updates, new_state = jax.jit(update, static_argnums=3)(params, state, batch, gather)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+        shardings = {leaf.shape: sharding(leaf)[1] for leaf in jax.tree.leaves(params)}
+        for leaf in [*jax.tree.leaves(updates), *state_of_parameters(new_state, params)]:
+            # On automatic axes the compiler chooses, unless the step has out_shardings.
+            assert not gather or sharding(leaf)[1] == shardings[leaf.shape]
+    # Gradients are sums over the batch in another order, and rounded.
+    rounding = 4 * float(jnp.finfo(dtype).eps)
+    for a, b in zip(*map(jax.tree.leaves, ((updates, new_state), expected)), strict=True):
+        a, b = np.float32(a), np.float32(b)
+        np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding * np.max(np.abs(b)))
+
+
+@on_eight_devices
 @pytest.mark.parametrize("name", [n for n in METHODS if has_state_of_parameters(METHODS[n])])
 def test_state_may_be_sharded_where_parameters_are_not(name):
     """As in ZeRO-1, which shards the state of the optimizer alone."""

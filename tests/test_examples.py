@@ -213,6 +213,7 @@ def test_the_demo_has_every_method_of_the_library():
     import xsam_jax as sx
 
     parts = {"sharpness_aware", "gated", "lr_coupled_rho", "ascent", "descent", "gating", "methods"}
+    parts |= {"groups", "per_group", "split_into_groups", "in_float32"}
     functions = {name for name in sx.__all__ if name.islower()} - parts
     assert set(digits.METHODS) == functions | {"sgd"}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 
 import chex
 import jax
@@ -208,17 +207,6 @@ def test_nnx_parameters_outside_the_filter_do_not_change():
     after = nnx.as_pure(nnx.state(model))
     chex.assert_trees_all_equal(after["base_module"], before["base_module"])
     assert not np.array_equal(after["lora_b"], before["lora_b"])
-
-
-def test_nnx_works_where_flax_has_pure_instead_of_as_pure(monkeypatch):
-    monkeypatch.setattr(nnx, "pure", as_pure)
-    monkeypatch.delattr(nnx, "as_pure", raising=False)
-    spec = importlib.util.find_spec("xsam_jax.flax_nnx")
-    older = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(older)
-    model = nnx.Linear(5, 1, rngs=nnx.Rngs(0))
-    value_fn = older.make_value_fn(loss_fn, model, X, Y)
-    assert value_fn(nnx.state(model, nnx.Param)) == loss_fn(model, X, Y)
 
 
 # --- Losses that take rngs, metrics and other modules ---

@@ -23,9 +23,6 @@ from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 
-if not hasattr(optax, "monitor"):
-    pytest.skip("the suites of Optax before 0.2.7 have other tables", allow_module_level=True)
-
 SHARDING = "optax._src.sharding_test"
 EIGHT_DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
 # Cases are excluded if their name or their parameters contain one of these.

@@ -7,11 +7,13 @@ import inspect
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import xsam_jax
 from xsam_jax import analysis
 
 PACKAGE = pathlib.Path(xsam_jax.__file__).parent
+WORKFLOW = PACKAGE.parent / ".github" / "workflows" / "ci.yml"
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
@@ -175,6 +177,20 @@ def test_exported_names_exist():
 def test_changelog_has_the_version():
     changelog = (PACKAGE.parent / "CHANGELOG.md").read_text()
     assert f"## {xsam_jax.__version__}" in changelog
+
+
+def test_ci_tests_the_oldest_versions_that_are_allowed():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["examples"]
+    minimums = dict(name.split(">=") for name in needed if ">=" in name)
+    lines = (PACKAGE.parent / ".github" / "oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert pinned.keys() == minimums.keys() | {"jaxlib"}
+    for name, version in minimums.items():
+        assert (pinned[name] + ".").startswith(version + "."), name
+    assert pinned["jaxlib"] == pinned["jax"]
+    python = project["requires-python"].removeprefix(">=")
+    assert f'python: "{python}", constraint' in WORKFLOW.read_text()
 
 
 MAX_LINES_OF_FILE = 350

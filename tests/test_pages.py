@@ -1168,7 +1168,6 @@ def test_record_needs_the_value_for_loss_rise_and_keeps_the_gradient(ns):
 
 
 @recipe(LOGGING)
-@pytest.mark.skipif(not hasattr(optax, "monitor"), reason="optax.monitor came with 0.2.7")
 def test_optax_monitor_raises_in_a_scan(heading):
     monitor = 'optax.monitor({"update_cosine": optax.tree.norm})'
     recorded = 'record({**DIAGNOSTICS, "update_cosine": update_cosine})'

@@ -328,11 +328,12 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 def divided(folder):
-    """Runs of a few steps: SAM with BatchNorm, and XSAM with sharded parameters."""
+    """Runs of a few steps: SAM with BatchNorm in parts, XSAM in groups, parameters sharded."""
     common = {"train_size": 64, "validation_size": 0, "batch_size": 32}
     copies = digits(folder / "copies", **common, method="sam", model="resnet8", epochs=1)
+    copies = dataclasses.replace(copies, accumulate=2)
     sharded = {"fsdp": True, "augmentation": ("crop", "resized_crop"), "epochs": 2, "num_alphas": 3}
-    return copies, digits(folder / "sharded", **common, **sharded)
+    return copies, digits(folder / "sharded", **common, **sharded, groups=8)
 
 
 def train_narrow(config):
@@ -424,6 +425,13 @@ def error_line(capsys, *words):
             ["--method-args", "search", "section", "--probe-batch-size", "2"],
             ["the section search does not use --probe-batch-size"],
         ),
+        (["--groups", "5"], ["groups 5 and accumulate 1 must divide the batch_size 64"]),
+        (["--groups", "4", "--accumulate", "2"], ["accumulate must be 1, or 4 like groups", "2"]),
+        (["--accumulate", "0"], ["accumulate must be at least 1, got 0"]),
+        (["--method", "sgd", "--groups", "2"], ["sgd does not use --groups", "no ascent"]),
+        (["--method", "look_sam", "--groups", "2"], ["look_sam does not use --groups", "rule"]),
+        (["--method", "decoupled_wsam", "--groups", "2"], ["wsam does not use --groups", "rule"]),
+        (["--method", "esam", "--accumulate", "2"], ["esam does not use --accumulate"]),
         (["--optimizer", "adamw", "--momentum", "0.5"], ["adamw does not use --momentum", "SGD"]),
         (["--data-dir", "nowhere"], ["digits does not use --data-dir", "scikit-learn"]),
         (["--batch-size", "2000"], ["batch_size", "2000", "1000"]),

@@ -27,9 +27,9 @@ def in_float32(method: optax.GradientTransformation) -> optax.GradientTransforma
       method: the method, without the optimizer.
 
     Returns:
-      A gradient transformation with the state of `method` for float32 parameters. A step of `sam`
-      in bfloat16 needs about three times the memory for perturbed parameters and their gradient
-      (measured, docs/at_scale.md). Leaves in float32 or float64 do not change.
+      A gradient transformation with the state of `method` for float32 parameters. On a TPU a
+      step of `sam` needs no more memory with it, and one of `xsam` two copies of the bfloat16
+      parameters (docs/at_scale.md). Leaves in float32 or float64 do not change.
 
     Raises:
       TypeError: `method` is not a gradient transformation.

@@ -38,9 +38,10 @@ def per_group(
     .. math:: \frac{1}{n} \sum_{j=1}^n \mathrm{descent}_j\big(\nabla L_j(\theta +
               \mathrm{ascent}(\nabla L_j(\theta)))\big).
 
-    SAM was published in this form, with a group per device. A smaller :math:`m` often generalizes
-    better. Groups do not communicate during the ascent, so a step on several devices has fewer
-    all-reduces than without groups. The gradient evaluations are as many as without groups.
+    SAM was published in this form, with a group per device. Smaller groups act like a larger radius
+    (measured on digits, docs/at_scale.md), so choose `rho` again when you change :math:`m`. Groups
+    do not communicate during the ascent, so a step on several devices has fewer all-reduces than
+    without groups. The gradient evaluations are as many as without groups.
 
     **In `jax.jit`**, on one device or with a sharded batch, the gradients of the groups are stacked
     along a leading axis, and so are the examples::
