@@ -559,6 +559,8 @@ def test_a_table_piped_into_head_is_no_error(whole, tmp_path, monkeypatch):
 
 def start_two(config, *others, devices=1):
     """Starts two processes of a run. The second one may have another configuration."""
+    # Or XLA on CPU may start independent collectives in another order on each process.
+    in_order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -569,6 +571,7 @@ def start_two(config, *others, devices=1):
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_NUM_CPU_DEVICES=str(devices),
+            XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {in_order}",
             JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
