@@ -22,7 +22,6 @@ pytestmark = pytest.mark.xdist_group("flax")
 # The adapters do not depend on the method. These differ in their passes and in their states.
 KINDS = ["sam", "xsam, two steps", "friendly_sam", "gam", "look_sam", "xsam at random", "esam"]
 every_kind = pytest.mark.parametrize("method", [METHODS[name] for name in KINDS], ids=KINDS)
-# Flax before 0.12.7 calls it `pure`.
 X = jax.random.normal(jax.random.key(0), (8, 5))
 Y = jax.random.normal(jax.random.key(1), (8, 1))
 

@@ -275,6 +275,30 @@ def test_losses_of_the_ascent_are_known_in_every_evaluation(evaluation):
     np.testing.assert_allclose(optax.tree.get(state, "loss_rise"), rise, rtol=1e-4)
 
 
+@pytest.mark.parametrize("evaluation", ["map", "unrolled"])
+@pytest.mark.parametrize("seeds", [False, True], ids=["one seed", "seeds"])
+@pytest.mark.parametrize("method", ["xsam", "gated"])
+def test_a_loop_takes_losses_that_close_over_traced_values(method, seeds, evaluation):
+    """As over running statistics. The loss is evaluated within conditionals."""
+    tx = xsam_jax.xsam(0.3, 0.6) if method == "xsam" else gated(xsam_jax.sam(0.3), every(2))
+    params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
+
+    def step(evaluation, shift):
+        def value_fn(params, part):
+            return loss_fn(params, part) + jnp.sum(jnp.sin(shift * params["output"]))
+
+        grouped = per_group(tx, evaluation=evaluation)
+        grads = jax.vmap(jax.grad(value_fn), in_axes=(None, 0))(params, parts)
+        return grouped.update(grads, grouped.init(params), params, value_fn=value_fn, groups=parts)
+
+    def run(evaluation):
+        function = functools.partial(step, evaluation)
+        shifts = jnp.array([0.5, 2.0]) if seeds else jnp.float32(0.5)
+        return jax.jit(jax.vmap(function) if seeds else function)(shifts)
+
+    chex.assert_trees_all_close(run(evaluation), run("vmap"), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.usefixtures("x64")
 def test_a_gate_reads_the_mean_gradient():
     gate = gradient_norm(0.0, decay=0.5)
@@ -342,9 +366,24 @@ def test_methods_with_a_rule_for_their_state_are_accepted(name):
         tx.init(make_params())
 
 
+def test_state_that_only_update_can_check_is_refused_there():
+    """The method needs an argument that `init` does not have."""
+
+    def update(updates, state, params=None, *, temperature, **extra_args):
+        return updates, state + temperature * jax.tree.leaves(updates)[0].sum()
+
+    ascent = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
+    tx = per_group(xsam_jax.sharpness_aware(ascent))
+    state, parts = tx.init(make_params()), split_into_groups(make_batch(), GROUPS)
+    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(make_params(), parts)
+    arguments = {"value_fn": loss_fn, "groups": parts, "temperature": 2.0}
+    with pytest.raises(TypeError, match=r"no rule .* state\.ascent"):
+        tx.update(grads, state, make_params(), **arguments)
+
+
 def test_an_optimizer_inside_is_refused():
     tx = per_group(optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1, momentum=0.9)))
-    with pytest.raises(TypeError, match=r"state\[1\].*An optimizer comes after: optax.chain"):
+    with pytest.raises(TypeError, match=r"state\[1\].*An optimizer in a chain comes after"):
         tx.init(make_params())
 
 
@@ -464,20 +503,70 @@ class TestOnEightDevices:
         assert_like_numpy(name, *train(in_shard_map(step, make_mesh(4, 2)), tx), groups=4)
 
     @every_accepted
-    def test_every_method_is_accepted_in_shard_map(self, name):
-        """Traced only. State that varied between devices would raise."""
+    def test_every_method_in_shard_map_equals_stacked_groups(self, name):
         method = METHODS[name]
-        tx = per_group(method.make(), "data")
+        argument = "losses_fn" if method.sample_losses else "value_fn"
+        loss = sample_losses if method.sample_losses else loss_fn
+        params, batch = make_params(), make_batch()
 
         def update(params, state, batch):
             own = jax.lax.pcast(params, "data", to="varying")
-            arguments = method.arguments(lambda p: loss_fn(p, batch))
-            return tx.update(jax.grad(loss_fn)(own, batch), state, params, **arguments)
+            arguments = {argument: lambda p: loss(p, batch)}
+            grads = jax.grad(loss_fn)(own, batch)
+            return per_group(method.make(), "data").update(grads, state, params, **arguments)
 
-        params = make_params()
-        mapped = in_shard_map(update, make_mesh(8))
-        updates, state = jax.eval_shape(mapped, params, tx.init(params), make_batch())
-        chex.assert_trees_all_equal_shapes_and_dtypes((updates, state), (params, tx.init(params)))
+        @jax.jit
+        def stacked(params, state, batch):
+            parts = split_into_groups(batch, 8)
+            grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+            arguments = {argument: loss, "groups": parts}
+            return per_group(method.make()).update(grads, state, params, **arguments)
+
+        mapped, state = jax.jit(in_shard_map(update, make_mesh(8))), method.make().init(params)
+        result = mapped(params, state, batch)
+        chex.assert_trees_all_close(result, stacked(params, state, batch), rtol=2e-4, atol=2e-6)
+
+    @pytest.mark.usefixtures("x64")
+    @every_case
+    def test_groups_of_two_devices_without_check_vma(self, name):
+        """There `jax.grad` of the mean of a group is the gradient of one device."""
+        tx = optimizer(per_group(CASES[name][0], "data"))
+
+        def step(params, state, batch):
+            def grad_fn(params):
+                return jax.lax.pmean(jax.grad(loss_fn)(params, batch), "member")
+
+            functions = {"value_fn": lambda p: jax.lax.pmean(loss_fn(p, batch), "member")}
+            functions["grad_fn"] = grad_fn
+            updates, state = tx.update(grad_fn(params), state, params, **functions)
+            return optax.apply_updates(params, updates), state
+
+        mapped = in_shard_map(step, make_mesh(4, 2), check_vma=False)
+        assert_like_numpy(name, *train(mapped, tx), groups=4)
+
+    @pytest.mark.usefixtures("x64")
+    def test_a_perturbation_without_the_gradient_has_the_gradient_of_one_group(self):
+        """All devices then have equal perturbed parameters, whose gradient JAX would sum."""
+        noise = optax.stateless(lambda updates, params: jax.tree.map(lambda p: 0.1 * p, params))
+        method = xsam_jax.sharpness_aware(noise)
+        tx = optimizer(per_group(method, "data"))
+        result = train(in_shard_map(own_step(tx), make_mesh(8)), tx)
+        chex.assert_trees_all_close(result, train(*stacked_step(method)), rtol=1e-9)
+
+    def test_a_gate_reads_float16_gradients_without_overflow(self):
+        tx = per_group(gated(xsam_jax.sam(0.1), gradient_norm(0.0)), "data")
+        params = jnp.ones(3, jnp.float16)
+
+        def update(state, scale):
+            def value_fn(p):
+                return jnp.sum(scale * p.astype(jnp.float32))
+
+            grads = jnp.broadcast_to(scale, (3,)).astype(jnp.float16)
+            return tx.update(grads, state, params, value_fn=value_fn)[1]
+
+        mapped = jax.shard_map(update, mesh=make_mesh(8), in_specs=(P(), P("data")), out_specs=P())
+        state = jax.jit(mapped)(tx.init(params), jnp.full(8, 6e4))
+        np.testing.assert_allclose(optax.tree.get(state, "mean"), 3 * 6e4**2, rtol=1e-2)
 
     @pytest.mark.parametrize("name", ["friendly_sam", "xsam"])
     def test_sharded_parameters(self, name):
@@ -514,6 +603,23 @@ class TestOnEightDevices:
         message = r"^grads do not differ .* 'data', .* Write .*pcast\(params, \('data',\), to="
         with pytest.raises(ValueError, match=message):
             train(step, tx)
+
+    def test_the_mean_loss_of_all_groups_raises(self):
+        tx = per_group(xsam_jax.sam(0.3), "data")
+
+        def step(params, state, batch):
+            own = jax.lax.pcast(params, "data", to="varying")
+            mean = lambda p: jax.lax.pmean(loss_fn(p, batch), "data")  # noqa: E731
+            return tx.update(jax.grad(loss_fn)(own, batch), state, params, value_fn=mean)
+
+        message = r"^value_fn must return the loss of its own group, .* leave out jax.lax.pmean"
+        with pytest.raises(ValueError, match=message):
+            train(in_shard_map(step, make_mesh(8)), tx)
+
+    def test_stacked_groups_inside_shard_map_raise(self):
+        step, tx = stacked_step(xsam_jax.sam(0.3), 2)
+        with pytest.raises(ValueError, match=r"^stacked groups inside jax.shard_map over 'data'"):
+            train(in_shard_map(step, make_mesh(8)), tx)
 
     def test_an_unknown_axis_raises(self):
         tx = per_group(xsam_jax.sam(0.3), "devices")
@@ -583,6 +689,31 @@ def update_of_groups(tx=None, grads=None, groups=None, **arguments):
             r"value_fn=lambda params, group: loss\(params, group\)",
         ),
         (
+            lambda: update_of_groups(per_group(per_group(xsam_jax.sam(0.1)))),
+            ValueError,
+            "^per_group must not be inside a gate or another per_group",
+        ),
+        (
+            lambda: update_of_groups(value_fn=lambda p, group: (loss_fn(p, group), 0.0)),
+            TypeError,
+            "^value_fn must return the loss alone, got a tuple of 2",
+        ),
+        (
+            lambda: update_of_groups(xsam_jax.sam(0.1), make_params()),
+            ValueError,
+            r"^groups is for per_group\(method\)",
+        ),
+        (
+            lambda: update_of_groups(per_group(xsam_jax.sam(0.1), "data")),
+            ValueError,
+            "^groups is for stacked groups",
+        ),
+        (
+            lambda: per_group(xsam_jax.sam(0.1), 4),
+            TypeError,
+            "^axis_name must be the name of a mesh axis, got 4: the number of groups is",
+        ),
+        (
             lambda: update_of_groups(value_fn=3.0),
             TypeError,
             "^value_fn must be a function of parameters and group, got 3.0",
@@ -599,7 +730,9 @@ def update_of_groups(tx=None, grads=None, groups=None, **arguments):
             r"^value must have an entry for each of the 8 groups, got shape \[3\]",
         ),
         (
-            lambda: update_of_groups(per_group(xsam_jax.sam(0.1), "data")),
+            lambda: per_group(xsam_jax.sam(0.1), "data").update(
+                make_params(), None, make_params(), value_fn=loss_fn
+            ),
             ValueError,
             "^axis_name 'data' is not an axis here: .* per_group\\(method\\), with stacked groups",
         ),
@@ -613,3 +746,11 @@ def update_of_groups(tx=None, grads=None, groups=None, **arguments):
 def test_error(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_an_error_of_the_loss_says_that_value_fn_takes_the_group():
+    with pytest.raises(TypeError) as raised:
+        update_of_groups(value_fn=lambda p, group: (loss_fn(p, group), 0.0))
+    assert "value_fn=lambda params, group: loss_fn(params, group)[0]" in "".join(
+        raised.value.__notes__
+    )

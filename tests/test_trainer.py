@@ -425,7 +425,7 @@ def error_line(capsys, *words):
             ["--method-args", "search", "section", "--probe-batch-size", "2"],
             ["the section search does not use --probe-batch-size"],
         ),
-        (["--groups", "5"], ["groups 5 and accumulate 1 must divide the batch_size 64"]),
+        (["--groups", "5"], ["groups 5 must divide the batch_size 64"]),
         (["--groups", "4", "--accumulate", "2"], ["accumulate must be 1, or 4 like groups", "2"]),
         (["--accumulate", "0"], ["accumulate must be at least 1, got 0"]),
         (["--method", "sgd", "--groups", "2"], ["sgd does not use --groups", "no ascent"]),

@@ -62,7 +62,8 @@ class Config:
     groups: int = 1
     """Groups of each batch that have a perturbation each (m-sharpness)."""
     accumulate: int = 1
-    """Parts of each batch that are evaluated one after the other, to save memory."""
+    """Parts of each batch that are evaluated one after the other, to save memory; with groups as
+    many as these."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer: SGD with weight decay in the gradient, or AdamW."""
     learning_rate: float = 0.05
@@ -176,11 +177,9 @@ def check_values(config: Config) -> None:
             value = getattr(config, name)
             if value is not None and not is_valid(value):
                 raise ValueError(f"{name} must be {description}, got {value}")
-    if config.batch_size % config.groups or config.batch_size % config.accumulate:
-        raise ValueError(
-            f"groups {config.groups} and accumulate {config.accumulate} must divide the batch_size "
-            f"{config.batch_size}"
-        )
+    for name in ("groups", "accumulate"):
+        if config.batch_size % (parts := getattr(config, name)):
+            raise ValueError(f"{name} {parts} must divide the batch_size {config.batch_size}")
     if config.groups > 1 and config.accumulate not in (1, config.groups):
         raise ValueError(
             f"accumulate must be 1, or {config.groups} like groups, for one group after the other, "

@@ -119,8 +119,8 @@ def gated(
         mean_over_groups: MeanOverGroups = one_group,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GatedState]:
-        # All groups make one decision.
-        mean = mean_over_groups(updates)
+        # All groups make one decision. A sum of float16 gradients may overflow.
+        mean = mean_over_groups(tree.scale(1.0, updates))
         decision, gate_state = rule.decide(mean, state.gate, state.count)
         extra_args["mean_over_groups"] = mean_over_groups
 

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,8 +15,21 @@ from xsam_jax import _devices, _value_fn
 from xsam_jax import _tree as tree
 
 
-def check_state_rule(method: optax.GradientTransformationExtraArgs, params: optax.Params) -> None:
-    """Raises if the state after a step differs between groups. It traces a step of a toy loss."""
+def check_state_rule(
+    method: optax.GradientTransformationExtraArgs,
+    params: optax.Params,
+    extra_args: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raises if the state after a step differs between groups.
+
+    It traces a step of a toy loss, so it costs little. A method that needs further arguments is
+    checked in `update`, which has them.
+
+    Args:
+      method: the method.
+      params: the parameters.
+      extra_args: further arguments of its update, without losses, gradients and their values.
+    """
     finished = False
 
     def new_state(gradient: Any) -> Any:
@@ -29,6 +43,7 @@ def check_state_rule(method: optax.GradientTransformationExtraArgs, params: opta
             value_fn=tree.squared_norm,
             losses_fn=lambda params: tree.squared_norm(params)[None],
             mean_over_groups=lambda values: jax.lax.pmean(values, "groups"),
+            **extra_args,
         )
         finished = True
         return state
@@ -43,8 +58,8 @@ def check_state_rule(method: optax.GradientTransformationExtraArgs, params: opta
         try:
             jax.eval_shape(step, gradients)
         except Exception:
-            # vmap refuses a result that differs, after the step. An error within the step is about
-            # its arguments, which only `update` has.
+            # vmap refuses a result that differs, after the step. An error within the step is that
+            # of a missing argument, and raised again by the step itself.
             return finished
         return False
 
@@ -60,14 +75,24 @@ def check_state_rule(method: optax.GradientTransformationExtraArgs, params: opta
         ]
         raise TypeError(
             "per_group has no rule for a part of the state of this method, which would differ "
-            f"between groups: state{names[0]}. Methods without such state work, and so do those "
-            "with averages of gradients, xsam, and gates inside. An optimizer comes after: "
-            "optax.chain(per_group(sam(0.05)), optax.sgd(0.1))"
+            f"between groups: state{names[0]}. All methods work but look_sam, and decoupled_wsam "
+            "unless its optimizer is plain optax.sgd. An optimizer in a chain comes after "
+            "per_group: optax.chain(per_group(sam(0.05)), optax.adam(0.1))"
         )
 
 
-def check_axis(axis_name: Any, updates: optax.Updates) -> None:
-    """Raises unless the axis exists, and `updates` differ between its devices."""
+def check_outermost(extra_args: Mapping[str, Any]) -> None:
+    """Raises inside a gate or another `per_group`, which pass on their mean."""
+    if "mean_over_groups" in extra_args:
+        raise ValueError(
+            "per_group must not be inside a gate or another per_group: write "
+            "per_group(gated(sam(0.1), gate)), and for several groups on each device use jax.jit "
+            "with stacked groups"
+        )
+
+
+def check_axis(axis_name: Any, updates: optax.Updates, params: optax.Params, value_fn: Any) -> None:
+    """Raises unless the axis exists, and gradients and losses differ between its devices."""
     try:
         index = jax.lax.axis_index(axis_name)
     except NameError:
@@ -85,6 +110,15 @@ def check_axis(axis_name: Any, updates: optax.Updates) -> None:
             "of one group: jax.grad of parameters that are equal on all devices sums over them. "
             f'Write grads = jax.grad(loss)(jax.lax.pcast(params, ({names},), to="varying"))'
         )
+    if callable(value_fn):
+        program, _ = _value_fn.trace("value_fn", value_fn, params, "loss")
+        axes = _devices.varying_axes(index) - _devices.varying_axes(program.out_avals)
+        if axes:
+            names = _devices.axis_names(axes)
+            raise ValueError(
+                f"value_fn must return the loss of its own group, but it is the same on all "
+                f"devices of mesh axis {names}: leave out jax.lax.pmean over {names}"
+            )
 
 
 def check_stack(updates: optax.Updates, params: optax.Params | None, groups: Any) -> int:
@@ -107,12 +141,19 @@ def check_stack(updates: optax.Updates, params: optax.Params | None, groups: Any
             f"{shapes}: write groups = split_into_groups(batch, n)"
         )
     ((size,),) = sizes
+    if axes := _devices.varying_axes(updates, groups):
+        raise ValueError(
+            f"stacked groups inside jax.shard_map over {_devices.axis_names(axes)}: name the axis, "
+            "per_group(method, axis_name), or use stacked groups in jax.jit with a sharded batch, "
+            "without jax.shard_map"
+        )
     fix = "grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, groups)"
     for leaf in jax.tree.leaves(updates):
         if jnp.shape(leaf)[:1] != (size,):
             raise ValueError(
                 f"grads must be stacked, one gradient for each of the {size} groups, got a leaf of "
-                f"shape {list(jnp.shape(leaf))}: write {fix}"
+                f"shape {list(jnp.shape(leaf))}: write {fix}, with "
+                "groups = split_into_groups(batch, n)"
             )
 
     def without_axis(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -142,7 +183,7 @@ def check_signature(name: str, function: Any) -> None:
             f"{name} must be a function of parameters and group, got {function!r}: {fix}"
         )
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:  # some callables written in C have none
         return
     try:

@@ -32,17 +32,32 @@ def one_at_a_time(name: str, function: Callable[..., Any], unroll: bool) -> Call
 
         return call
 
-    if name == "grad_fn":
-        return sequential(function)
-    value, value_and_grad = sequential(function), sequential(jax.value_and_grad(function))
+    def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
+        value, value_and_grad = sequential(function), sequential(jax.value_and_grad(function))
 
-    # custom_vmap has no reverse derivative.
-    @jax.custom_vjp
-    def loss(params: Any, group: Any) -> Any:
-        return value(params, group)
+        # custom_vmap has no reverse derivative.
+        @jax.custom_vjp
+        def loss(params: Any, rest: Any) -> Any:
+            return value(params, rest)
 
-    def backward(gradient: Any, cotangent: Any) -> tuple[Any, None]:
-        return tree.cast_like(tree.scale(cotangent, gradient), gradient), None
+        def backward(gradient: Any, cotangent: Any) -> tuple[Any, None]:
+            return tree.cast_like(tree.scale(cotangent, gradient), gradient), None
 
-    loss.defvjp(value_and_grad, backward)
-    return loss
+        loss.defvjp(value_and_grad, backward)
+        return loss
+
+    def call(params: Any, group: Any) -> Any:
+        # custom_vmap cannot close over traced values inside a conditional, such as the running
+        # statistics of a loss in the search of xsam. Here they become arguments.
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, group)
+
+        def pure(params: Any, rest: Any) -> Any:
+            closed_over, group = rest
+            arguments = jax.tree.leaves((params, group))
+            results = jax.core.eval_jaxpr(closed.jaxpr, closed_over, *arguments)
+            return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+        loop = sequential(pure) if name == "grad_fn" else differentiable(pure)
+        return loop(params, (closed.consts, group))
+
+    return call

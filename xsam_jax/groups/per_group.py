@@ -1,5 +1,7 @@
 r"""One perturbation per group of examples (m-sharpness)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +9,10 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._devices import MeanOverGroups
+from xsam_jax._devices import MeanOverGroups, varying_like
 from xsam_jax.groups._checks_of_groups import (
     check_axis,
+    check_outermost,
     check_signature,
     check_stack,
     check_state_rule,
@@ -40,8 +43,8 @@ def per_group(
 
     SAM was published in this form, with a group per device. Smaller groups act like a larger radius
     (measured on digits, docs/at_scale.md), so choose `rho` again when you change :math:`m`. Groups
-    do not communicate during the ascent, so a step on several devices has fewer all-reduces than
-    without groups. The gradient evaluations are as many as without groups.
+    do not communicate during the ascent: on several devices a step of `sam` has one all-reduce in
+    place of two. The gradient evaluations are as many as without groups.
 
     **In `jax.jit`**, on one device or with a sharded batch, the gradients of the groups are stacked
     along a leading axis, and so are the examples::
@@ -57,10 +60,12 @@ def per_group(
     mean. The result does not depend on the number of devices.
 
     **In `jax.shard_map` or `jax.pmap`**, name the mesh axis: `per_group(sam(0.05), "data")`. Each
-    device is a group. It passes its own gradient, and `value_fn(params)` returns its own loss.
-    For groups of several devices, use a mesh with two axes, `("group", "member")`: name "group",
-    and let `value_fn` return the `jax.lax.pmean` over "member". For several groups on each device,
-    use `jax.jit` with a sharded batch.
+    device is a group. It passes its own gradient, and `value_fn(params)` returns its own loss,
+    without `jax.lax.pmean`. In `jax.pmap` and with `check_vma=False` JAX cannot tell a mean from an
+    own gradient, so there is no error. For groups of several devices, use a mesh with two axes,
+    `("group", "member")`: name "group", and let `value_fn` return the `jax.lax.pmean` over
+    "member". With `check_vma=False` also pass `grad_fn`, the `pmean` of the gradient. For several
+    groups on each device, use `jax.jit` with a sharded batch.
 
     **State.** There is one state for all groups, and no rule depends on their number:
 
@@ -79,8 +84,9 @@ def per_group(
         expects stacked groups. Static.
       evaluation: how losses and gradients of stacked groups are evaluated. "vmap" (default)
         evaluates all groups together, with the memory of the whole batch. "map" evaluates one
-        group at a time in a loop, with the activations of one group. "unrolled" is such a loop
-        without a loop, the fastest for convolutions on CPU. Use "vmap" on several devices. Static.
+        group at a time in a loop, with the activations of one group. "unrolled" writes the loop
+        out, which is the fastest for convolutions on CPU. Use "vmap" on several devices, to
+        differentiate through the update, and for `esam`. Static.
 
     Returns:
       A gradient transformation with the state of `method`. With stacked groups, its updates have
@@ -88,9 +94,9 @@ def per_group(
       that of `method`, once per group on a device.
 
     Raises:
-      TypeError: `method` is not a gradient transformation. In `init`, its state depends on the
-        gradient of one group, and it has no rule for that. In `update`, `value_fn` does not take
-        `(params, group)`.
+      TypeError: `method` is not a gradient transformation, or `axis_name` is a number. In `init`,
+        the state of `method` depends on the gradient of one group, and has no rule for that. In
+        `update`, `value_fn` does not take `(params, group)`.
       ValueError: `evaluation` is unknown, or given with `axis_name`. In `update`, `groups` is
         missing or does not fit to `grads`, `grads` are not stacked, no axis has the name
         `axis_name`, or `grads` in `jax.shard_map` are equal on all devices.
@@ -113,6 +119,11 @@ def per_group(
     """
     checks.transformation("method", method)
     checks.choice("evaluation", evaluation, EVALUATIONS)
+    if isinstance(axis_name, int):
+        raise TypeError(
+            f"axis_name must be the name of a mesh axis, got {axis_name!r}: the number of groups "
+            "is that of the stacked gradients, split_into_groups(batch, n)"
+        )
     if axis_name is not None and evaluation != "vmap":
         raise ValueError(
             f"evaluation={evaluation!r} is for stacked groups: with axis_name each device has a "
@@ -125,67 +136,98 @@ def per_group(
         check_state_rule(method, params)
         return method.init(params)
 
-    def update_of_axis(
+    def update_fn(
         updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        check_axis(axis_name, updates)
+        check_outermost(extra_args)
+        step = functools.partial(_mean_update, method, state)
+        if axis_name is None:
+            return _update_of_stack(step, updates, params, evaluation, **extra_args)
+        return _update_of_axis(step, updates, params, axis_name, **extra_args)
 
-        def mean(values: Any) -> Any:
-            return jax.lax.pmean(values, axis_name)
-
-        return _mean_update(method, mean, updates, state, params, extra_args)
-
-    def update_of_stack(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        groups: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        size = check_stack(updates, params, groups)
-        values = {k: v for k in VALUES if (v := extra_args.pop(k, None)) is not None}
-        functions = {k: f for k in FUNCTIONS if (f := extra_args.pop(k, None)) is not None}
-        check_values(values, size)
-        for name, function in functions.items():
-            check_signature(name, function)
-        if evaluation != "vmap":
-            unroll = evaluation == "unrolled"
-            functions = {k: one_at_a_time(k, f, unroll) for k, f in functions.items()}
-
-        def mean(values: Any) -> Any:
-            # Not pmean, which fails on explicit mesh axes under vmap (JAX 0.10).
-            values = jax.lax.all_gather(values, "groups")
-            return jax.tree.map(lambda leaf: leaf.mean(axis=0), values)
-
-        def update(gradient: Any, group: Any, values: Any) -> tuple[Any, Any]:
-            own = {k: lambda params, f=f: f(params, group) for k, f in functions.items()}
-            arguments = extra_args | own | values
-            return _mean_update(method, mean, gradient, state, params, arguments)
-
-        return jax.vmap(update, out_axes=None, axis_name="groups")(updates, groups, values)
-
-    update_fn = update_of_stack if axis_name is None else update_of_axis
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _update_of_axis(
+    step: Callable[..., Any],
+    updates: optax.Updates,
+    params: optax.Params | None,
+    axis_name: Any,
+    **extra_args: Any,
+) -> tuple[optax.Updates, optax.OptState]:
+    """The update of this device's group, in `jax.shard_map`, `jax.pmap` or `jax.vmap`."""
+    if "groups" in extra_args:
+        raise ValueError(
+            "groups is for stacked groups, per_group(method): with axis_name each device is one "
+            "group, so leave it out"
+        )
+    checks.present(params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)")
+    # Or a perturbation that does not depend on the gradient, such as noise, would leave equal
+    # parameters, whose gradient jax.grad sums over devices.
+    params = varying_like(params, updates)
+    value_fn = extra_args.get("value_fn") or extra_args.get("obj_fn")
+    check_axis(axis_name, updates, params, value_fn)
+
+    def mean(values: Any) -> Any:
+        return jax.lax.pmean(values, axis_name)
+
+    return step(mean, updates, params, extra_args)
+
+
+def _update_of_stack(
+    step: Callable[..., Any],
+    updates: optax.Updates,
+    params: optax.Params | None,
+    evaluation: str,
+    *,
+    groups: Any = None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, optax.OptState]:
+    """The update of all groups, whose gradients and examples are stacked."""
+    size = check_stack(updates, params, groups)
+    values = {k: v for k in VALUES if (v := extra_args.pop(k, None)) is not None}
+    functions = {k: f for k in FUNCTIONS if (f := extra_args.pop(k, None)) is not None}
+    check_values(values, size)
+    for name, function in functions.items():
+        check_signature(name, function)
+    if evaluation != "vmap":
+        unroll = evaluation == "unrolled"
+        functions = {k: one_at_a_time(k, f, unroll) for k, f in functions.items()}
+
+    def mean(values: Any) -> Any:
+        # Not pmean, which fails on explicit mesh axes under vmap (JAX 0.10).
+        values = jax.lax.all_gather(values, "groups")
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), values)
+
+    def update(gradient: Any, group: Any, values: Any) -> tuple[Any, Any]:
+        own = {k: lambda params, f=f: f(params, group) for k, f in functions.items()}
+        return step(mean, gradient, params, extra_args | own | values)
+
+    try:
+        return jax.vmap(update, out_axes=None, axis_name="groups")(updates, groups, values)
+    except (TypeError, ValueError) as error:
+        if "value_fn" in str(error):
+            error.add_note(
+                "Inside per_group, value_fn takes parameters and group, such as "
+                "value_fn=lambda params, group: loss_fn(params, group)[0]"
+            )
+        raise
 
 
 def _mean_update(
     method: optax.GradientTransformationExtraArgs,
+    state: optax.OptState,
     mean: MeanOverGroups,
     updates: optax.Updates,
-    state: optax.OptState,
-    params: optax.Params | None,
+    params: optax.Params,
     extra_args: dict[str, Any],
 ) -> tuple[optax.Updates, optax.OptState]:
-    if "mean_over_groups" in extra_args:
-        raise ValueError(
-            "per_group must not be inside a gate or another per_group: write "
-            "per_group(gated(sam(0.1), gate)), and for several groups on each device use jax.jit "
-            "with stacked groups"
-        )
+    """The update of one group, averaged over all."""
+    toys = (*FUNCTIONS, *VALUES)
+    check_state_rule(method, params, {k: extra_args[k] for k in extra_args if k not in toys})
     result, state = method.update(updates, state, params, mean_over_groups=mean, **extra_args)
     # A sum of float16 gradients may overflow.
     return tree.cast_like(mean(tree.scale(1.0, result)), result), state
