@@ -1,4 +1,4 @@
-"""Measures the memory of every method on a TPU, in copies of the parameters, without a TPU.
+"""Measures the memory of the methods on a TPU, in copies of the parameters, without a TPU.
 
     pip install libtpu
     python -m benchmarks.tpu_memory      # about 10 minutes
@@ -47,6 +47,7 @@ def loss_fn(params: Any, batch: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(hidden.astype(jnp.float32)))
 
 
+@functools.cache
 def peak(
     method: Any, dtype: Any = jnp.float32, devices: int = 1, fsdp: bool = False, groups: int = 1
 ) -> float:

@@ -1248,6 +1248,20 @@ def test_groups_have_the_mean_of_their_updates(ns):
     assert differ(expected(4), sam_gradient(ns.initial, ns.batch, 0.1))
 
 
+@recipe("One perturbation per group (m-sharpness)")
+def test_groups_of_an_nnx_model_average_its_running_statistics(ns):
+    start = ns.Model(nnx.Rngs(0))
+    statistics = nnx.as_pure(nnx.state(start, nnx.BatchStat))
+    x, _ = ns.batch
+    hidden = start.hidden(x).reshape(4, 8, 16)
+    expected = {"mean": hidden.mean(axis=(0, 1)), "var": hidden.var(axis=1).mean(axis=0)}
+    for name, values in expected.items():
+        before = statistics["norm"][name]
+        now = nnx.as_pure(nnx.state(ns.model, nnx.BatchStat))["norm"][name]
+        np.testing.assert_allclose(now, 0.99 * before + 0.01 * values, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(ns.model.output.kernel[...], start.output.kernel[...])
+
+
 @recipe("Optimizer state in host memory")
 def test_state_stays_in_host_memory_and_steps_are_the_same(ns):
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(ns.opt_state)} == {"pinned_host"}

@@ -249,6 +249,17 @@ def small_program(name, method, monkeypatch):
     return program, jax.eval_shape(program.init, traced), traced
 
 
+def test_groups_one_after_the_other_close_over_the_running_statistics(monkeypatch):
+    """XSAM evaluates its losses within a conditional."""
+    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL["resnet8"]))
+    config = Config(model="resnet8", dataset="cifar10", method="xsam", rho=0.1, rho_max=0.2)
+    config = dataclasses.replace(config, batch_size=4, groups=2, accumulate=2, num_alphas=2)
+    program, traced = steps.Program(config, CIFAR), steps.TracedSettings.of(config)
+    state = jax.eval_shape(program.init, traced)
+    images = Images(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32))
+    program.train_steps.lower(state, images, np.zeros((1, 4), np.int32), traced)
+
+
 # ReLU after convolutions with a projection, the same without shortcut, attention.
 COMPILED = ["resnet18", "vgg11", "vit_ti"]
 
