@@ -335,17 +335,22 @@ def test_a_gradient_that_is_not_finite_does_not_stay_in_the_state(name):
     chex.assert_tree_all_finite(kept)
 
 
-def test_the_mean_of_float16_gradients_does_not_overflow():
-    params = jnp.ones(3, jnp.float16)
-    tx = per_group(xsam_jax.sam(0.1))
+@pytest.mark.parametrize("axis_name", [None, "data"])
+def test_the_mean_of_float16_gradients_does_not_overflow(axis_name):
+    params, tx = jnp.ones(3, jnp.float16), per_group(xsam_jax.sam(0.1), axis_name)
     scale = jnp.array([3e4, 5e4, 6e4])[:, None]
-    updates, _ = tx.update(
-        (scale * jnp.ones(3)).astype(jnp.float16),
-        tx.init(params),
-        params,
-        groups=scale,
-        value_fn=lambda p, scale: jnp.sum(scale * p.astype(jnp.float32)),
-    )
+    grads, state = (scale * jnp.ones(3)).astype(jnp.float16), tx.init(params)
+
+    def value_fn(params, scale):
+        return jnp.sum(scale * params.astype(jnp.float32))
+
+    def of_axis(grads, scale):
+        return tx.update(grads, state, params, value_fn=lambda params: value_fn(params, scale))
+
+    if axis_name is None:
+        updates, _ = tx.update(grads, state, params, groups=scale, value_fn=value_fn)
+    else:
+        updates, _ = jax.vmap(of_axis, axis_name=axis_name, out_axes=None)(grads, scale)
     assert updates.dtype == jnp.float16
     np.testing.assert_allclose(updates, 14e4 / 3, rtol=1e-3)
 
