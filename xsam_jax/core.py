@@ -173,7 +173,7 @@ def sharpness_aware(
     :math:`g_0`. It receives `params` :math:`= \theta_i`, `value` :math:`= L(\theta_i)` if known,
     and the Python integer `ascent_step` :math:`= i`. The descent receives :math:`g_k`, `params`
     :math:`= \theta_0`, and `path`, an `AscentPath`. Both receive `value_fn` and a `grad_fn`, which
-    always exists.
+    always exists. Inside `per_group` both receive `mean_over_groups`, for what their state keeps.
 
     **Numbers.** Norms and angles are float32, or float64 under x64. The result has the dtypes of
     the incoming gradient, and the perturbed parameters have those of `params`. In bfloat16

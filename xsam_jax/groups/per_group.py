@@ -71,8 +71,8 @@ def per_group(
 
     * Counters, schedules and random keys are common.
     * Averages of gradients (`friendly_sam`, `vasso`) are those of the mean gradient.
-    * :math:`\alpha^*` of `xsam` is the maximum of the mean of the groups' losses, and
-      :math:`\psi` the mean of their angles. Diagnostics of `record` are means.
+    * :math:`\alpha^*` of `xsam` maximizes the mean of the groups' losses. :math:`\psi` is the mean
+      of their angles, and diagnostics of `record` are means.
     * A gate stands inside, `per_group(gated(sam(0.05), gate))`. `gradient_norm` reads the mean
       gradient.
 
