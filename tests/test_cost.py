@@ -303,12 +303,19 @@ def test_program_grows_linearly_with_the_number_of_leaves(name):
     assert instructions(name, 50) <= 2.1 * instructions(name, 25)
 
 
+counts_of_xla = pytest.mark.skipif(
+    not jax.__version__.startswith("0.10."), reason="the limits are counts of JAX 0.10"
+)
+
+
+@counts_of_xla
 @pytest.mark.parametrize(("name", "limit"), [("slerp_sam", 4.3), ("xsam", 6.3)])
 def test_weights_of_slerp_are_computed_once_for_all_leaves(name, limit):
     """With products in place of the last divisions there are 4.6 and 6.9 times sam's."""
     assert instructions(name, 50) <= limit * instructions("sam", 50)
 
 
+@counts_of_xla
 @pytest.mark.parametrize("name", ["gsam", "gam", "msam"])
 def test_no_kernel_adds_up_two_sums_over_all_leaves(name):
     """One sum takes a parameter and an addition for each leaf."""

@@ -241,8 +241,10 @@ def slerp_weights(alpha: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Arra
       (Array(0.75, dtype=float32), Array(0.25, dtype=float32))
     """
 
+    # jnp.sinc fails in jax.shard_map (JAX 0.12).
     def sinc(x: jax.Array) -> jax.Array:
-        return jnp.sinc(x / jnp.pi)
+        nonzero = jnp.where(x == 0, 1.0, x)
+        return jnp.where(x == 0, 1.0, jnp.sin(nonzero) / nonzero)
 
     rest = 1.0 - alpha
     return rest * sinc(rest * psi) / sinc(psi), alpha * sinc(alpha * psi) / sinc(psi)

@@ -122,7 +122,8 @@ def zoom_operator(height: int, width: int, largest: float) -> sparse.csr_array:
     """
     zooms = np.arange(1, largest + 0.005, 0.01)
     pairs = [(zoom_matrix(height, zoom), zoom_matrix(width, zoom)) for zoom in (1.0, *zooms)]
-    return sum(sparse.kron(*pair, format="csr") for pair in pairs) / len(pairs)
+    products = (sparse.kron(*map(sparse.coo_array, pair), format="csr") for pair in pairs)
+    return sum(products) / len(pairs)
 
 
 @on_unit_range
