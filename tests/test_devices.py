@@ -3,10 +3,8 @@
 import functools
 import os
 import pathlib
-import re
 import subprocess
 import sys
-from collections import Counter
 
 import chex
 import jax
@@ -14,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import EIGHT_DEVICES, STARTED, on_eight_devices
-from jax.sharding import AxisType, NamedSharding
+from devices import EIGHT_DEVICES, STARTED, count_collectives, on_eight_devices, place
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from methods import METHODS, REPRESENTATIVES
 
@@ -143,10 +141,6 @@ def on_one_device(tx):
 
 def make_mesh(axis_type=AxisType.Auto):
     return jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-
-
-def place(tree, mesh, spec):
-    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def in_shard_map(step, **kwargs):
@@ -687,9 +681,8 @@ def collectives(step, tx, spec):
     mesh = make_mesh()
     params, batch = place(make_params(), mesh, spec), place(make_batch(), mesh, P("data"))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params), None
-    compiled = jax.jit(step, out_shardings=shardings).lower(params, tx.init(params), batch)
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", compiled.compile().as_text()))
+    lowered = jax.jit(step, out_shardings=shardings).lower(params, tx.init(params), batch)
+    return count_collectives(lowered.compile())
 
 
 @on_eight_devices

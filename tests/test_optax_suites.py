@@ -19,12 +19,12 @@ from unittest import mock
 import jax
 import optax
 import pytest
+from devices import EIGHT_DEVICES
 from methods import METHODS, REPRESENTATIVES
 
 import xsam_jax
 
 SHARDING = "optax._src.sharding_test"
-EIGHT_DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
 # Cases are excluded if their name or their parameters contain one of these.
 EXCLUDED = {
     "complex": "parameters must be real",

@@ -257,7 +257,8 @@ def test_groups_one_after_the_other_close_over_the_running_statistics(monkeypatc
     program, traced = steps.Program(config, CIFAR), steps.TracedSettings.of(config)
     state = jax.eval_shape(program.init, traced)
     images = Images(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32))
-    program.train_steps.lower(state, images, np.zeros((1, 4), np.int32), traced)
+    lowered = program.train_steps.lower(state, images, np.zeros((1, 4), np.int32), traced)
+    assert "stablehlo.case" in lowered.as_text()  # the search
 
 
 # ReLU after convolutions with a projection, the same without shortcut, attention.

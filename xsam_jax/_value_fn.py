@@ -65,6 +65,8 @@ def check_functions(
     Within `jax.shard_map`, `value_fn` and `value` must be the loss of all devices. It traces
     `value_fn(params)` without evaluating it.
     """
+    if "groups" in others:
+        raise ValueError("groups is for per_group(method), which this method is not inside of")
     if value_fn is None and grad_fn is None:
         others = [name for name in others if name != "mean_over_groups"]
         given = f" (given: {', '.join(others)})" if others else ""

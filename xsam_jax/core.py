@@ -248,8 +248,6 @@ def sharpness_aware(
         fix = "pass grads = jax.grad(loss)(params)"
         _value_fn.check_gradient_like("grads must be", updates, params, fix)
         value_fn = _value_fn.either(value_fn, obj_fn)
-        if "groups" in extra_args:
-            raise ValueError("groups is for per_group(method), which this method is not inside of")
         _value_fn.check_functions(value_fn, grad_fn, params, updates, value, extra_args)
 
         def value_and_gradient_at(point: optax.Params) -> tuple[jax.Array | None, optax.Updates]:

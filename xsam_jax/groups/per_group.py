@@ -226,8 +226,8 @@ def _mean_update(
     extra_args: dict[str, Any],
 ) -> tuple[optax.Updates, optax.OptState]:
     """The update of one group, averaged over all."""
-    toys = (*FUNCTIONS, *VALUES)
-    check_state_rule(method, params, {k: extra_args[k] for k in extra_args if k not in toys})
+    if further := extra_args.keys() - {*FUNCTIONS, *VALUES}:  # `init` did not have them
+        check_state_rule(method, params, {name: extra_args[name] for name in further})
     result, state = method.update(updates, state, params, mean_over_groups=mean, **extra_args)
     # A sum of float16 gradients may overflow.
     return tree.cast_like(mean(tree.scale(1.0, result)), result), state
