@@ -17,6 +17,9 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# One process may read an entry that another one is writing. It then warns and compiles for itself:
+# here for subprocesses, in pyproject.toml for pytest.
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 # Most of the time would go into good machine code for programs that run for milliseconds. Compiling
 # without takes a quarter of it. HLO and its passes stay, and with them FLOPs and memory: equal to
 # 0.1 % on the models of test_cost.py. `XLA_FLAGS= make test` has the code that users have.
