@@ -48,6 +48,12 @@ TRANSFORMS: dict[str, optax.GradientTransformationExtraArgs] = {
     "gam": xj.gam(4 * RHO, RHO, 0.5, 0.6, 0.03),
 }
 
+# Methods whose steps are not all alike.
+UNEQUAL_STEPS: dict[str, optax.GradientTransformationExtraArgs] = {
+    "xsam": xj.xsam(RHO, steps.RHO_MAX),
+    "look_sam": xj.look_sam(RHO, 0.7, 5),
+}
+
 
 def family(bench: Bench) -> str:
     """Measures the methods whose steps are all alike, in units of a step of the base optimizer."""
@@ -148,11 +154,10 @@ def compile_time(bench: Bench) -> str:
         gc.collect()
         return seconds(lambda: bench.compile(step.step, params, step.init(params), batch).compiled)
 
-    others = {"xsam": xj.xsam(RHO, steps.RHO_MAX), "look_sam": xj.look_sam(RHO, 0.7, 5)}
     competitors = {
         "gradient": steps.gradient(loss_fn),
         "hand-written SAM": steps.hand_written_sam(loss_fn),
-        **{name: steps.ours(loss_fn, tx) for name, tx in {**TRANSFORMS, **others}.items()},
+        **{name: steps.ours(loss_fn, tx) for name, tx in {**TRANSFORMS, **UNEQUAL_STEPS}.items()},
     }
     names = list(competitors)
     times = {names[i]: measured(competitors[names[i]]) for i in progress(len(names), "compile")}

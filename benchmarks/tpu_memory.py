@@ -27,15 +27,15 @@ from tqdm import tqdm
 
 import xsam_jax as xj
 from benchmarks.measure import markdown, number
-from benchmarks.method_costs import RHO, TRANSFORMS
+from benchmarks.method_costs import TRANSFORMS, UNEQUAL_STEPS
+from benchmarks.steps import RHO, RHO_MAX
 
 WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
 METHODS = {
     "sgd": optax.with_extra_args_support(optax.identity()),
     **TRANSFORMS,
-    "xsam": xj.xsam(RHO, 2 * RHO),
-    "xsam, 2 steps": xj.xsam(RHO, 2 * RHO, steps=2),
-    "look_sam": xj.look_sam(RHO, 0.7, 5),
+    **UNEQUAL_STEPS,
+    "xsam, 2 steps": xj.xsam(RHO, RHO_MAX, steps=2),
 }
 
 

@@ -6,7 +6,6 @@ import pathlib
 
 import jax
 import pytest
-from problems import x64 as x64_mode
 
 os.environ["MPLBACKEND"] = "Agg"  # no windows
 
@@ -37,14 +36,14 @@ gc.set_threshold(100_000, 50, 100)
 @pytest.fixture
 def x64():
     """Runs the test in float64."""
-    with x64_mode(True):
+    with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"])
 def precision(request):
     """Runs the test in float32 and in float64. Its value is the relative rounding error."""
-    with x64_mode(request.param):
+    with jax.enable_x64(request.param):
         yield 2.0**-52 if request.param else 2.0**-23
 
 

@@ -13,8 +13,6 @@ from jax.flatten_util import ravel_pytree
 
 PyTree = Any
 
-x64 = jax.enable_x64
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -114,22 +112,22 @@ def flatten(
 ]:
     """(theta0, loss, grad, unravel) in float64, as `reference` wants them, with x64 on or off."""
     # A float32 test compares with the float64 reference too, so x64 is switched on just here.
-    with x64(True):
+    with jax.enable_x64(True):
         flat, unravel = ravel_pytree(problem.make_params(jnp.float64))
         theta0 = np.array(flat)
     jitted_loss = jax.jit(lambda theta: problem.loss(unravel(theta)))
     jitted_grad = jax.jit(jax.grad(lambda theta: problem.loss(unravel(theta))))
 
     def loss(theta: np.ndarray) -> float:
-        with x64(True):
+        with jax.enable_x64(True):
             return float(jitted_loss(theta))
 
     def grad(theta: np.ndarray) -> np.ndarray:
-        with x64(True):
+        with jax.enable_x64(True):
             return np.asarray(jitted_grad(theta), np.float64)
 
     def unravel64(theta: np.ndarray) -> PyTree:
-        with x64(True):
+        with jax.enable_x64(True):
             return unravel(jnp.asarray(theta, jnp.float64))
 
     return theta0, loss, grad, unravel64

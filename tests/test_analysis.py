@@ -14,7 +14,6 @@ import pytest
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 from problems import flatten, network
-from problems import x64 as x64_mode
 
 from xsam_jax import ascent, sam, xsam
 from xsam_jax.analysis import (
@@ -724,7 +723,7 @@ def test_proposition_1_on_positive_definite_quadratics(seed, rho, spread):
     assert first_order < 0 < second_order
     threshold = -2 * first_order / second_order
     batches = [(hessian, slope)]
-    with x64_mode(True):
+    with jax.enable_x64(True):
         factors = np.array([1e-3, 0.5, 0.99, 1.01, 2.0, 1e3])
         [gaps] = gradient_gap(
             positive_definite_loss, x, [rho], factors * threshold, batches=batches

@@ -15,7 +15,6 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from pictures import assert_is_a_picture
-from problems import x64
 from scipy.special import log_softmax
 from test_experiments import SAVE, fake_run, without_figures
 
@@ -189,7 +188,7 @@ def test_curvature_matches_the_dense_hessian_with_the_labels_of_the_run(analyzed
             params = evaluate.restore(path).state.params
             keys = [jax.random.fold_in(jax.random.key(0), j) for j in range(3)]
             signs = [row(random_tree(key, params, jax.random.rademacher)) for key in keys]
-            with x64(True):
+            with jax.enable_x64(True):
                 hessian = np.array(dense()[1](*network))
             values = np.linalg.eigvalsh(hessian)[::-1]
             firsts.append(values[0])
@@ -200,7 +199,7 @@ def test_curvature_matches_the_dense_hessian_with_the_labels_of_the_run(analyzed
         assert float(found["λ1 std"]) == pytest.approx(np.std(firsts, ddof=1), rel=1e-2)
         assert float(found["λ1/λ5 mean"]) == pytest.approx(np.mean(ratios), rel=1e-3)
         assert float(found["trace mean"]) == pytest.approx(np.mean(traces), rel=1e-3)
-    with x64(True):  # the labels without noise give another curvature
+    with jax.enable_x64(True):  # the labels without noise give another curvature
         clean = np.linalg.eigvalsh(dense()[1](*of_run(path, noisy=False)))[-1]
     assert abs(clean / firsts[1] - 1) > 0.01
 
@@ -214,9 +213,9 @@ def test_sharpness_is_the_mean_rise_in_filter_normalized_directions(analyzed):
         params, *data = of_run(path)
         tree = evaluate.restore(path).state.params
         there = [params + 0.2 * row(analysis.random_direction(tree, key=key)) for key in keys]
-        with x64(True):
+        with jax.enable_x64(True):
             rises.append(np.mean([dense()[0](x, *data) for x in there]) - dense()[0](params, *data))
-    with x64(True):
+    with jax.enable_x64(True):
         losses = [dense()[0](*of_run(analyzed / "sgd" / f"seed{seed}")) for seed in (0, 1)]
     assert float(found["loss mean"]) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(found[f"{SHARPNESS} mean"]) == pytest.approx(np.mean(rises), rel=1e-3)
@@ -266,7 +265,7 @@ def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
     tree = evaluate.restore(analyzed / "sgd" / "seed0").state.params
     x, y = (row(analysis.random_direction(tree, key=key)) for key in keys)
     params, *data = of_run(analyzed / "sgd" / "seed0")
-    with x64(True):
+    with jax.enable_x64(True):
         assert losses[1, 1] == pytest.approx(float(dense()[0](params, *data)), rel=1e-5)
         assert losses[0, 2] == pytest.approx(float(dense()[0](params + x - y, *data)), rel=1e-4)
 

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import EIGHT_DEVICES, STARTED, count_collectives, on_eight_devices, place
+from devices import (
+    EIGHT_DEVICES,
+    STARTED,
+    count_collectives,
+    in_shard_map,
+    make_mesh,
+    on_eight_devices,
+    place,
+)
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from methods import METHODS, REPRESENTATIVES
@@ -137,15 +145,6 @@ def on_one_device(tx):
     """Parameters and state after four steps, to compare with."""
     params, batch = make_params(), make_batch()
     return train((make_esam_step if tx is ESAM else make_step)(tx), params, tx.init(params), batch)
-
-
-def make_mesh(axis_type=AxisType.Auto):
-    return jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-
-
-def in_shard_map(step, **kwargs):
-    specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
-    return jax.shard_map(step, mesh=make_mesh(), **{**specs, **kwargs})
 
 
 def in_pmap(step):

@@ -133,7 +133,7 @@ def test_random_gate_has_its_probability_and_no_pattern():
 
 def test_random_gate_draws_the_same_with_and_without_x64():
     decisions = [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
-    with problems.x64(True):
+    with jax.enable_x64(True):
         assert decisions == [bool(bernoulli(0.5, KEY)(count)) for count in range(64)]
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import optax
 import pytest
 import reference
-from devices import count_collectives, on_eight_devices, place
+from devices import count_collectives, in_shard_map, make_mesh, on_eight_devices, place
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from methods import METHODS, REPRESENTATIVES
-from problems import x64
 
 import xsam_jax
 from xsam_jax import gated, per_group, split_into_groups
@@ -100,7 +99,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 @functools.cache
 def in_numpy(name, groups=GROUPS):
     """The parameters after some steps of gradient descent, and the last alpha and psi."""
-    with x64(True):
+    with jax.enable_x64(True):
         theta, (x, y) = flat(make_params()), map(np.asarray, make_batch())
     parts = zip(np.split(x, groups), np.split(y, groups), strict=True)
     losses, grads = zip(*(numpy_loss_and_grad(*part) for part in parts), strict=True)
@@ -127,6 +126,11 @@ def assert_like_numpy(name, params, state, groups=GROUPS):
 # Steps
 
 
+def grads_of(params, parts, value_fn=loss_fn):
+    """The stacked gradients of groups."""
+    return jax.vmap(jax.grad(value_fn), in_axes=(None, 0))(params, parts)
+
+
 def optimizer(method):
     return optax.chain(method, optax.sgd(RATE))
 
@@ -136,7 +140,7 @@ def stacked_step(method, groups=GROUPS, **kwargs):
 
     def step(params, state, batch):
         parts = split_into_groups(batch, groups)
-        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+        grads = grads_of(params, parts)
         updates, state = tx.update(grads, state, params, value_fn=loss_fn, groups=parts)
         return optax.apply_updates(params, updates), state
 
@@ -219,7 +223,7 @@ def test_one_group_is_the_method(name):
 
     def two_steps_of_groups(evaluation):
         grouped = per_group(tx, evaluation=evaluation)
-        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+        grads = grads_of(params, parts)
         state = grouped.init(params)
         for _ in range(2):
             updates, state = grouped.update(grads, state, params, groups=parts, **{argument: loss})
@@ -287,7 +291,7 @@ def test_a_loop_takes_losses_that_close_over_traced_values(method, seeds, evalua
             return loss_fn(params, part) + jnp.sum(jnp.sin(shift * params["output"]))
 
         grouped = per_group(tx, evaluation=evaluation)
-        grads = jax.vmap(jax.grad(value_fn), in_axes=(None, 0))(params, parts)
+        grads = grads_of(params, parts, value_fn)
         return grouped.update(grads, grouped.init(params), params, value_fn=value_fn, groups=parts)
 
     def run(evaluation):
@@ -326,7 +330,7 @@ def test_a_group_without_a_plane_does_not_keep_the_others_from_probing():
 def test_a_gradient_that_is_not_finite_does_not_stay_in_the_state(name):
     tx = per_group(CASES[name][0])
     params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
-    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+    grads = grads_of(params, parts)
     grads["output"] = grads["output"].at[3].set(jnp.nan)
     result, state = tx.update(grads, tx.init(params), params, groups=parts, value_fn=loss_fn)
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(result))
@@ -379,7 +383,7 @@ def test_state_that_only_update_can_check_is_refused_there():
     ascent = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
     tx = per_group(xsam_jax.sharpness_aware(ascent))
     state, parts = tx.init(make_params()), split_into_groups(make_batch(), GROUPS)
-    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(make_params(), parts)
+    grads = grads_of(make_params(), parts)
     arguments = {"value_fn": loss_fn, "groups": parts, "temperature": 2.0}
     with pytest.raises(TypeError, match=r"no rule .* state\.ascent"):
         tx.update(grads, state, make_params(), **arguments)
@@ -440,16 +444,6 @@ def test_a_loop_holds_the_activations_of_one_group():
 # Several devices
 
 
-def make_mesh(*sizes, axis_type=AxisType.Auto):
-    names = ("data", "member")[: len(sizes)]
-    return jax.make_mesh(sizes, names, axis_types=(axis_type,) * len(sizes))
-
-
-def in_shard_map(step, mesh, **kwargs):
-    specs = {"in_specs": (P(), P(), P(mesh.axis_names)), "out_specs": P()}
-    return jax.shard_map(step, mesh=mesh, **specs, **kwargs)
-
-
 def collectives(step, *args):
     return count_collectives(jax.jit(step).lower(*args).compile())
 
@@ -463,14 +457,14 @@ class TestOnEightDevices:
     @pytest.mark.parametrize("groups", [4, 8, 16])
     def test_a_sharded_batch(self, name, groups):
         step, tx = stacked_step(CASES[name][0], groups)
-        result = train(step, tx, batch=place(make_batch(), make_mesh(8), P("data")))
+        result = train(step, tx, batch=place(make_batch(), make_mesh(), P("data")))
         assert_like_numpy(name, *result, groups)
 
     @pytest.mark.usefixtures("x64")
     @every_case
     @pytest.mark.parametrize("groups", [8, 16])
     def test_an_explicit_mesh(self, name, groups):
-        mesh = make_mesh(8, axis_type=AxisType.Explicit)
+        mesh = make_mesh(AxisType.Explicit)
         with jax.set_mesh(mesh):
             step, tx = stacked_step(CASES[name][0], groups)
             params = place(make_params(), mesh, P())
@@ -482,7 +476,7 @@ class TestOnEightDevices:
     @pytest.mark.parametrize("check_vma", [True, False])
     def test_a_group_on_each_device(self, name, check_vma):
         tx = optimizer(per_group(CASES[name][0], "data"))
-        step = in_shard_map(own_step(tx, varying=check_vma), make_mesh(8), check_vma=check_vma)
+        step = in_shard_map(own_step(tx, varying=check_vma), check_vma=check_vma)
         assert_like_numpy(name, *train(step, tx))
 
     @pytest.mark.usefixtures("x64")
@@ -499,7 +493,7 @@ class TestOnEightDevices:
     def test_groups_of_two_devices(self, name):
         tx = optimizer(per_group(CASES[name][0], "data"))
         step = own_step(tx, lambda loss: jax.lax.pmean(loss, "member"))
-        assert_like_numpy(name, *train(in_shard_map(step, make_mesh(4, 2)), tx), groups=4)
+        assert_like_numpy(name, *train(in_shard_map(step, make_mesh(sizes=(4, 2))), tx), groups=4)
 
     @every_accepted
     def test_every_method_in_shard_map_equals_stacked_groups(self, name):
@@ -517,11 +511,11 @@ class TestOnEightDevices:
         @jax.jit
         def stacked(params, state, batch):
             parts = split_into_groups(batch, 8)
-            grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, parts)
+            grads = grads_of(params, parts)
             arguments = {argument: loss, "groups": parts}
             return per_group(method.make()).update(grads, state, params, **arguments)
 
-        mapped, state = jax.jit(in_shard_map(update, make_mesh(8))), method.make().init(params)
+        mapped, state = jax.jit(in_shard_map(update)), method.make().init(params)
         result = mapped(params, state, batch)
         chex.assert_trees_all_close(result, stacked(params, state, batch), rtol=2e-4, atol=2e-6)
 
@@ -540,7 +534,7 @@ class TestOnEightDevices:
             updates, state = tx.update(grad_fn(params), state, params, **functions)
             return optax.apply_updates(params, updates), state
 
-        mapped = in_shard_map(step, make_mesh(4, 2), check_vma=False)
+        mapped = in_shard_map(step, make_mesh(sizes=(4, 2)), check_vma=False)
         assert_like_numpy(name, *train(mapped, tx), groups=4)
 
     @pytest.mark.usefixtures("x64")
@@ -549,7 +543,7 @@ class TestOnEightDevices:
         noise = optax.stateless(lambda updates, params: jax.tree.map(lambda p: 0.1 * p, params))
         method = xsam_jax.sharpness_aware(noise)
         tx = optimizer(per_group(method, "data"))
-        result = train(in_shard_map(own_step(tx), make_mesh(8)), tx)
+        result = train(in_shard_map(own_step(tx)), tx)
         chex.assert_trees_all_close(result, train(*stacked_step(method)), rtol=1e-9)
 
     def test_a_gate_reads_float16_gradients_without_overflow(self):
@@ -563,14 +557,14 @@ class TestOnEightDevices:
             grads = jnp.broadcast_to(scale, (3,)).astype(jnp.float16)
             return tx.update(grads, state, params, value_fn=value_fn)[1]
 
-        mapped = jax.shard_map(update, mesh=make_mesh(8), in_specs=(P(), P("data")), out_specs=P())
+        mapped = jax.shard_map(update, mesh=make_mesh(), in_specs=(P(), P("data")), out_specs=P())
         state = jax.jit(mapped)(tx.init(params), jnp.full(8, 6e4))
         np.testing.assert_allclose(optax.tree.get(state, "mean"), 3 * 6e4**2, rtol=1e-2)
 
     @pytest.mark.parametrize("name", ["friendly_sam", "xsam"])
     def test_sharded_parameters(self, name):
         step, tx = stacked_step(CASES[name][0])
-        mesh = make_mesh(8)
+        mesh = make_mesh()
         x, y = make_batch()
         batch = jnp.concatenate([x, jnp.ones((48, 5))], axis=1), y
         params = {"hidden": jnp.ones((8, HIDDEN)) / 4, "output": jnp.ones(HIDDEN)}
@@ -590,7 +584,7 @@ class TestOnEightDevices:
             return optax.apply_updates(params, updates), state
 
         arguments = make_params(), tx.init(make_params())
-        batch = place(make_batch(), make_mesh(8), P("data"))
+        batch = place(make_batch(), make_mesh(), P("data"))
         step, _ = stacked_step(xsam_jax.sam(0.3))
         assert collectives(whole, *arguments, batch) == {"all-reduce": 2}
         assert collectives(step, *arguments, batch) == {"all-reduce": 1}
@@ -598,7 +592,7 @@ class TestOnEightDevices:
     def test_the_summed_gradient_of_shared_parameters_raises(self):
         """It would be eight times as long, and the same in all groups."""
         tx = per_group(xsam_jax.sam(0.3), "data")
-        step = in_shard_map(own_step(tx, varying=False), make_mesh(8))
+        step = in_shard_map(own_step(tx, varying=False))
         message = r"^grads do not differ .* 'data', .* Write .*pcast\(params, \('data',\), to="
         with pytest.raises(ValueError, match=message):
             train(step, tx)
@@ -613,17 +607,17 @@ class TestOnEightDevices:
 
         message = r"^value_fn must return the loss of its own group, .* leave out jax.lax.pmean"
         with pytest.raises(ValueError, match=message):
-            train(in_shard_map(step, make_mesh(8)), tx)
+            train(in_shard_map(step), tx)
 
     def test_stacked_groups_inside_shard_map_raise(self):
         step, tx = stacked_step(xsam_jax.sam(0.3), 2)
         with pytest.raises(ValueError, match=r"^stacked groups inside jax.shard_map over 'data'"):
-            train(in_shard_map(step, make_mesh(8)), tx)
+            train(in_shard_map(step), tx)
 
     def test_an_unknown_axis_raises(self):
         tx = per_group(xsam_jax.sam(0.3), "devices")
         with pytest.raises(ValueError, match=r"^axis_name 'devices' is not an axis here: "):
-            train(in_shard_map(own_step(tx), make_mesh(8)), tx)
+            train(in_shard_map(own_step(tx)), tx)
 
 
 # --------------------------------------------------------------------------------------------------

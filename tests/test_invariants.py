@@ -14,7 +14,6 @@ import optax
 import problems
 import pytest
 from problems import PROBLEMS
-from problems import x64 as x64_mode
 
 import xsam_jax
 from xsam_jax import _tree as tree
@@ -195,7 +194,7 @@ few_examples = hypothesis.settings(max_examples=20)
 
 def take_step(case, factor=1.0, probe_batch_size=1):
     """The results of one step in float64, as NumPy arrays."""
-    with x64_mode(True):
+    with jax.enable_x64(True):
         params, *coefficients = random_trees(case.shapes, case.seed)
         step = compiled_xsam(probe_batch_size)
         return jax.tree.map(np.asarray, step(params, coefficients, factor, *case[2:]))

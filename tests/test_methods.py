@@ -27,7 +27,7 @@ SAM = partial(reference.sam, rho=RHO)
 _rng = np.random.default_rng(5)
 BATCHES = np.stack([_rng.permutation(SIZE)[: SIZE // 2] for _ in range(NUM_STEPS)])
 
-with problems.x64(True):
+with jax.enable_x64(True):
     PARAMS = problems.network_params(jnp.float64)
     flat, unravel = ravel_pytree(PARAMS)
     THETA = np.asarray(flat)

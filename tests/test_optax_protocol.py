@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from methods import METHODS, NAMES, REPRESENTATIVES
-from problems import x64 as x64_mode
 
 import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
@@ -599,7 +598,7 @@ def traced_update(method, params, grads):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_update_keeps_dtypes(method, dtype):
     """Traced only. test_sam_and_xsam.py and test_methods.py compare values in float64."""
-    with x64_mode(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"):
         params = make_params(dtype)
         opt_state, after, updates = traced_update(method, params, params)
         chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, opt_state))

@@ -165,7 +165,7 @@ def test_chunks_and_search_do_not_change_xsam(options):
 def test_float32_is_near_float64(problem):
     expected, expected_alphas = run_with(make_xsam(), problem, RADII["k=1"], 5)
     tx = xsam_jax.xsam(0.3, RHO_MAX, probe_every=5, alpha_max=ALPHA_MAX)
-    with problems.x64(False):
+    with jax.enable_x64(False):
         params, alphas = run(tx, problem)
     np.testing.assert_allclose(alphas, expected_alphas, rtol=1e-6)
     # Float32 rounding of thirty steps, amplified in the curved valley of Rosenbrock's function.

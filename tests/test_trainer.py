@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from problems import x64 as x64_mode
 from runs import (
     ROOT,
     arguments,
@@ -149,7 +148,7 @@ def test_a_step_of_sam_matches_float64(groups, accumulate, tmp_path):
         there = jax.tree.map(lambda p, g: p + 0.1 * g / norm(grads), params, grads)
         return jax.grad(loss_fn)(there, group)
 
-    with x64_mode(True):
+    with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(initial))
         loss, grads = jax.value_and_grad(loss_fn)(params, (pixels, targets))
         parts = zip(np.split(pixels, groups), np.split(targets, groups), strict=True)

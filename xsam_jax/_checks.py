@@ -226,6 +226,17 @@ def present(value: Any, message: str) -> Any:
     return value
 
 
+def parameters_of_update(params: Any, loss: str = "value_fn=...") -> None:
+    """Raises if an update lacks `params`, or they are not `parameters`.
+
+    Args:
+      params: the argument of the update.
+      loss: its further arguments, for the message.
+    """
+    present(params, f"params is missing: tx.update(grads, opt_state, params, {loss})")
+    parameters(params)
+
+
 def ascent_path(name: str, path: Any, params: optax.Params | None) -> Any:
     """Returns the path, or raises if the descent `name` is not used as a descent.
 

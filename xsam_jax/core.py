@@ -240,10 +240,7 @@ def sharpness_aware(
         obj_fn: ValueFn | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
-        checks.present(
-            params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
-        )
-        checks.parameters(params)
+        checks.parameters_of_update(params)
         checks.state(state, SharpnessAwareState)
         fix = "pass grads = jax.grad(loss)(params)"
         _value_fn.check_gradient_like("grads must be", updates, params, fix)

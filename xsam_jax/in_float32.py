@@ -58,10 +58,7 @@ def in_float32(method: optax.GradientTransformation) -> optax.GradientTransforma
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        checks.present(
-            params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)"
-        )
-        checks.parameters(params)
+        checks.parameters_of_update(params)
         result, state = method.update(
             _at_least_float32(updates), state, _at_least_float32(params), **extra_args
         )

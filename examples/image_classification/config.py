@@ -123,13 +123,11 @@ def run_folder(config: Config) -> Path:
 def settings_ignored_by(name: str) -> dict[str, str]:
     """Returns the settings that a method ignores, each with the reason."""
     method = find_method(name)
-    ignored = {}
+    ignored: dict[str, str] = {}
     if method.scale is None:
-        ignored["rho"] = "it has no ascent"
+        ignored |= dict.fromkeys(("rho", "groups"), "it has no ascent")
     if not method.steps:
         ignored["ascent_steps"] = "its number of ascent steps is fixed"
-    if method.scale is None:
-        ignored["groups"] = "it has no ascent"
     if method.has_base or name == "look_sam":
         ignored["groups"] = "its state has no rule for groups"
     if name == "esam":

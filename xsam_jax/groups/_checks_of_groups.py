@@ -123,9 +123,7 @@ def check_axis(axis_name: Any, updates: optax.Updates, params: optax.Params, val
 
 def check_stack(updates: optax.Updates, params: optax.Params | None, groups: Any) -> int:
     """Returns the number of groups, or raises if gradients or examples do not have this axis."""
-    checks.present(
-        params, "params is missing: tx.update(grads, opt_state, params, value_fn=..., groups=...)"
-    )
+    checks.parameters_of_update(params, "value_fn=..., groups=...")
     if not jax.tree.leaves(groups):
         raise ValueError(
             "groups is missing: per_group evaluates the loss of each group. Write "
@@ -167,6 +165,7 @@ def check_stack(updates: optax.Updates, params: optax.Params | None, groups: Any
 
 
 def check_values(values: dict[str, Any], size: int) -> None:
+    """Raises unless every value has one entry for each group."""
     for name, value in values.items():
         if jnp.shape(value)[:1] != (size,):
             raise ValueError(

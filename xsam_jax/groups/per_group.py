@@ -10,6 +10,7 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax._devices import MeanOverGroups, varying_like
+from xsam_jax._value_fn import either
 from xsam_jax.groups._checks_of_groups import (
     check_axis,
     check_outermost,
@@ -164,11 +165,11 @@ def _update_of_axis(
             "groups is for stacked groups, per_group(method): with axis_name each device is one "
             "group, so leave it out"
         )
-    checks.present(params, "params is missing: tx.update(grads, opt_state, params, value_fn=...)")
+    checks.parameters_of_update(params)
     # Or a perturbation that does not depend on the gradient, such as noise, would leave equal
     # parameters, whose gradient jax.grad sums over devices.
     params = varying_like(params, updates)
-    value_fn = extra_args.get("value_fn") or extra_args.get("obj_fn")
+    value_fn = either(extra_args.get("value_fn"), extra_args.get("obj_fn"))
     check_axis(axis_name, updates, params, value_fn)
 
     def mean(values: Any) -> Any:

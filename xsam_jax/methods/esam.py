@@ -88,10 +88,7 @@ def esam(
         losses: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
-        checks.present(
-            params, "params is missing: tx.update(grads, opt_state, params, losses_fn=...)"
-        )
-        checks.parameters(params)
+        checks.parameters_of_update(params, "losses_fn=...")
         losses_fn = _check_losses(losses_fn, losses, params, updates)
 
         def gradient_of_selected(point: optax.Params) -> optax.Updates:
