@@ -283,6 +283,27 @@ def test_length_of_a_slerped_direction_is_not_measured_again(name):
     assert flops <= 0.9 * flops_of_measured
 
 
+@pytest.mark.parametrize(("name", "passes"), [("sam", 3), ("slerp_sam", 9), ("xsam", 12)])
+def test_number_of_passes_over_the_parameters(name, passes):
+    """With both gradients given. XLA counts both branches of each conditional.
+
+    SAM reads its gradient twice and writes once. The others read both gradients for the angle, once
+    more for a small angle, and for the direction, which they write. A probe reads and writes more.
+    """
+    params = {"a": jnp.ones(100_000), "b": jnp.ones(200_000)}
+    method = METHODS[name]
+    arguments = method.arguments(lambda params: jnp.sum(params["a"]) + jnp.sum(params["b"]))
+
+    def update(grads, last, state):
+        further = arguments | {"grad_fn": lambda point: last}
+        return method.make().update(grads, state, params, **further)
+
+    program = jax.jit(update).lower(params, params, method.make().init(params)).compile()
+    copy = 4 * optax.tree.size(params)
+    assert program.cost_analysis()["bytes accessed"] <= (passes + 0.1) * copy
+    assert program.memory_analysis().temp_size_in_bytes <= 0.01 * copy
+
+
 @functools.cache
 def program_of_update(name, num_leaves):
     """The text of the compiled program of an update."""

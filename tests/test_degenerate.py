@@ -120,8 +120,9 @@ def test_bad_gradient_does_not_stay_in_the_state(method):
     _, after_first = bad_update(method)
     _, after_good = update_rows(*good, initial_states(method))
     _, after_second = update_rows(*bad, after_good)
-    psi = optax.tree.get(after_first, "psi", jnp.zeros(()))
-    assert jnp.all(jnp.isnan(psi) | (psi == 0)), "the next step does not read psi"
+    if method.probes:  # the next step does not read psi
+        psi = optax.tree.get(after_first, "psi")
+        np.testing.assert_allclose(psi, [np.pi / 2, *[np.nan] * 4])
     for state in (after_first, after_second):
         chex.assert_tree_all_finite(update_rows(*good, state))
 
@@ -234,17 +235,11 @@ def test_slerp_of_parallel_vectors_is_the_direction_of_the_gradient(sign):
     np.testing.assert_allclose(updates, jnp.stack([AXES[0]] * 3), atol=1e-6)
 
 
-def test_slerp_rotates_by_the_fraction_of_the_angle():
-    angles, alphas = [1e-5, 1e-3, 1.0, 3.0, np.pi - 2e-3], [0.0, 0.5, 1.0, 1.7]
-    angle, alpha = (grid.ravel() for grid in np.meshgrid(angles, alphas))
+def test_slerp_beyond_the_largest_angle_is_the_direction_of_the_gradient():
+    angle = np.array([np.pi - 0.029, np.pi - 1e-3])
     ends = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
-    starts = np.tile([0.1, 0.0, 0.0], (len(angle), 1))
-    updates = slerp_rows(jnp.array(alpha), jnp.array(starts), jnp.array(7.0 * ends))
-    turned = alpha * angle
-    expected = np.stack([np.cos(turned), np.sin(turned), 0 * turned], axis=1)
-    # Towards pi the rounding error is divided by sin(angle), at worst 2e-3 here.
-    amplification = np.where(angle > 2, 1 / np.sin(angle), 1.0)
-    assert np.all(np.abs(updates - expected) < 4e-7 * amplification[:, None])
+    updates = slerp_rows(jnp.full(2, 1.7), jnp.tile(AXES[0], (2, 1)), jnp.array(7.0 * ends))
+    np.testing.assert_allclose(updates, ends, atol=1e-6)
 
 
 @functools.cache

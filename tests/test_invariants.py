@@ -364,13 +364,19 @@ def test_angle_is_that_of_float64(pair):
     np.testing.assert_allclose(angle_of(*pair), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 0.5, np.pi / 2, 3.0, np.pi - 1e-3, np.pi])
+ANGLES = [0.0, 1e-6, 1e-3, 1e-2, 0.1, 0.19, 0.21, 0.5, np.pi / 2, 2.9, 3.0, np.pi - 1e-3, np.pi]
+
+
+@pytest.mark.parametrize("angle", ANGLES)
 def test_angle_is_accurate_from_zero_to_pi(angle, precision):
     """In a thousand dimensions, at lengths far from one. The arc cosine fails at both ends."""
     basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((1000, 2)))
     u = jnp.asarray(1e-4 * basis[:, 0])
     v = jnp.asarray(3e5 * (np.cos(angle) * basis[:, 0] + np.sin(angle) * basis[:, 1]))
-    np.testing.assert_allclose(tree.angle(u, v), angle, atol=8 * precision)
+    # The vectors are rounded, too, which moves the smallest angles.
+    u_hat, v_hat = (w / np.linalg.norm(w) for w in (np.asarray(x, np.float64) for x in (u, v)))
+    exact = 2 * np.arctan2(np.linalg.norm(u_hat - v_hat), np.linalg.norm(u_hat + v_hat))
+    np.testing.assert_allclose(angle_of(u, v), exact, rtol=80 * precision, atol=precision)
 
 
 @jax.jit
@@ -379,6 +385,21 @@ def slerp_of(start, gradients, alpha):
     tx = xsam_jax.sharpness_aware(optax.stateless(lambda g, p: start), descent)
     zeros = jax.tree.map(jnp.zeros_like, start)
     return tx.update(gradients, tx.init(zeros), zeros, grad_fn=lambda p: gradients)[0]
+
+
+def test_slerp_rotates_by_the_fraction_of_the_angle():
+    """Up to the largest angle at which there is a plane."""
+    angles = np.array([1e-6, 1e-5, 1e-3, 0.19, 0.21, 1.0, 2.9, 3.0, np.pi - 0.031])
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((1000, 2)))
+    ends = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ basis.T
+    start = jnp.asarray(0.1 * basis[:, 0], jnp.float32)
+    slerp_rows = jax.vmap(slerp_of, (None, 0, None))
+    for alpha in (-1.0, 0.0, 0.5, 1.0, 1.7, 3.0):
+        updates = slerp_rows(start, jnp.asarray(7.0 * ends, jnp.float32), jnp.float32(alpha))
+        turned = alpha * angles
+        expected = np.stack([np.cos(turned), np.sin(turned)], axis=1) @ basis.T
+        errors = np.linalg.norm(updates / 7.0 - expected, axis=1)
+        np.testing.assert_array_less(errors, 1e-5)
 
 
 @hypothesis.given(pairs_of_trees(), st.floats(-1.0, 3.0))

@@ -265,7 +265,7 @@ def _plane_of_ascent(objective: Objective, rho: float, steps: int) -> tuple[Asce
     y = tree.unit(displacements[-1])
     # As in slerp_to_maximum: if both are parallel, the orthogonal component is rounding.
     rounding = 8 * float(jnp.finfo(tree.accumulation_dtype()).eps)
-    if psi > np.pi - 1e-3:
+    if psi > tree.LARGEST_ANGLE:
         raise ValueError(
             f"the ascent and the gradient at its end span no plane: their angle is {psi:.5f}"
         )

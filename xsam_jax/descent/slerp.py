@@ -11,7 +11,11 @@ from xsam_jax import _tree as tree
 from xsam_jax.core import AscentPath
 from xsam_jax.descent.stateless import stateless
 
-BETWEEN = ("displacement", "first")
+_STARTS = {
+    "displacement": lambda path: path.displacement,
+    "first": lambda path: path.first_gradient,
+}
+BETWEEN = tuple(_STARTS)
 
 
 def slerp(
@@ -25,7 +29,7 @@ def slerp(
     .. math:: v(\alpha) = \frac{\sin((1-\alpha)\psi)\, v_0 + \sin(\alpha\psi)\, v_1}{\sin\psi},
 
     of norm 1 for every :math:`\alpha`. If the two span no plane (an angle above
-    :math:`\pi - 10^{-3}`, a zero displacement or gradient), the result is :math:`v_1`.
+    :math:`\pi - 0.03`, a zero displacement or gradient), the result is :math:`v_1`.
 
     Args:
       alpha: the interpolation factor, any real number. 0 is :math:`v_0`, 1 is :math:`v_1` (SAM),
@@ -55,37 +59,47 @@ def slerp(
     checks.choice("between", between, BETWEEN)
 
     def direction(updates: optax.Updates, path: AscentPath) -> optax.Updates:
-        start = path.displacement if between == "displacement" else path.first_gradient
-        return Plane.spanned_by(start, updates).direction(jnp.asarray(alpha))
+        plane = Plane.spanned_by(start_of_plane(path, between), updates)
+        return plane.direction(jnp.asarray(alpha))
 
     return stateless("slerp", direction)
+
+
+def start_of_plane(path: AscentPath, between: str) -> Any:
+    """Returns the tree along which `v_0` points."""
+    return _STARTS[between](path)
 
 
 class Plane(NamedTuple):
     """The plane of two trees, and the angle between them.
 
-    It keeps the trees themselves with one divisor each, not their unit directions. A conditional
-    holds every array that its branches read, and these two are in memory anyway.
+    It keeps the trees themselves and their lengths, not their unit directions. The trees are in
+    memory anyway, and a conditional holds every array that its branches read.
     """
 
     start: Any
     end: Any
     start_length: jax.Array
     end_length: jax.Array
-    psi: jax.Array
+    half_sine: jax.Array
+    half_cosine: jax.Array
 
     @classmethod
     def spanned_by(cls, start: Any, end: Any) -> "Plane":
         """Returns the plane of two trees."""
         lengths = tree.divisor(start), tree.divisor(end)
-        return cls(start, end, *lengths, tree.angle(start, end))
+        return cls(start, end, *lengths, *tree.half_angle(start, end))
+
+    @property
+    def psi(self) -> jax.Array:
+        """The angle between the two trees, in radians."""
+        return 2 * jnp.arctan2(self.half_sine, self.half_cosine)
 
     @property
     def exists(self) -> jax.Array:
         """Whether both trees have a direction, and the two are not opposite."""
-        # Beyond pi - 1e-3 the weights exceed 1000, and a float32 direction is noise.
         nonzero = jnp.isfinite(self.start_length) & jnp.isfinite(self.end_length)
-        return nonzero & (self.psi <= jnp.pi - 1e-3)
+        return nonzero & (self.psi <= tree.LARGEST_ANGLE)
 
     @property
     def can_be_probed(self) -> jax.Array:
@@ -95,7 +109,8 @@ class Plane(NamedTuple):
 
     def direction(self, alpha: jax.Array, length: Any = 1.0) -> Any:
         """Returns `length` times the unit direction at `alpha`, or along `end` without a plane."""
-        weights = tree.slerp_weights(alpha.astype(self.psi.dtype), self.psi)
+        alpha = alpha.astype(self.psi.dtype)
+        weights = tree.slerp_weights(alpha, self.half_sine, self.half_cosine)
         # Divide last: XLA on CPU repeats cheap scalar operations in the kernel of each leaf.
         start_weight = length * jnp.where(self.exists, weights[0], 0.0) / self.start_length
         end_weight = length * jnp.where(self.exists, weights[1], 1.0) / self.end_length

@@ -14,7 +14,7 @@ from xsam_jax._schedules import at_count
 from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
 from xsam_jax.descent.alpha_search import grid_search, section_search
-from xsam_jax.descent.slerp import Plane
+from xsam_jax.descent.slerp import BETWEEN, Plane, start_of_plane
 
 SEARCHES = ("grid", "section")
 
@@ -41,6 +41,7 @@ def slerp_to_maximum(
     num_alphas: int = 21,
     probe_batch_size: int | None = 1,
     search: str = "grid",
+    between: str = "displacement",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Returns the unit direction of the highest loss on a circle (XSAM).
 
@@ -72,6 +73,7 @@ def slerp_to_maximum(
         accelerators, and slower for convolutions on CPU. "section" does not use it. Static.
       search: "grid" (default) evaluates every point. "section", a Fibonacci search, evaluates 7 of
         21 points. It finds the same point if the loss over the grid rises, then falls. Static.
+      between: where :math:`v_0` points, as in `slerp`: "displacement" (default) or "first". Static.
 
     Returns:
       A descent with state `SlerpToMaximumState`. Follow it with `match_norm(unit=True)`. Its update
@@ -100,6 +102,7 @@ def slerp_to_maximum(
     if probe_batch_size is not None:
         checks.static_integer("probe_batch_size", probe_batch_size, 1)
     checks.choice("search", search, SEARCHES)
+    checks.choice("between", between, BETWEEN)
 
     def init_fn(params: optax.Params) -> SlerpToMaximumState:
         del params
@@ -121,7 +124,7 @@ def slerp_to_maximum(
         del extra_args
         path = checks.ascent_path("slerp_to_maximum", path, params)
         value_fn = _value_fn.require_value_fn("slerp_to_maximum probes losses", value_fn)
-        plane = Plane.spanned_by(path.displacement, updates)
+        plane = Plane.spanned_by(start_of_plane(path, between), updates)
         # A group without a plane has the same loss at all alphas.
         probed, psi = mean_over_groups((plane.can_be_probed.astype(plane.psi.dtype), plane.psi))
         radius = jnp.asarray(at_count(rho_max, state))
@@ -139,19 +142,17 @@ def slerp_to_maximum(
                 index, loss = section_search(loss_at, alphas)
             return jnp.where(jnp.isfinite(loss), alphas[index], alpha)
 
-        def due(alpha: jax.Array) -> tuple[jax.Array, Any]:
-            return directed(jax.lax.cond(probed > 0, probe, lambda alpha: alpha, alpha))
-
-        def directed(alpha: jax.Array) -> tuple[jax.Array, Any]:
-            return alpha, plane.direction(alpha)
-
-        # Under vmap the inner conditional depends on the gradients and becomes a select. This one
-        # depends on the counter alone and stays a conditional. It returns the direction, so that
-        # the arrays that the direction is made of need not outlive the probe.
+        # Under vmap the inner conditional depends on the gradients and becomes a select. The outer
+        # one depends on the counter alone and stays a conditional. Both return a number only, so
+        # that the direction is computed together with what the optimizer makes of it.
         is_due = state.count % jnp.asarray(probe_every) == 0
-        last_alpha = varying_like(state.alpha, psi)
-        alpha, direction = jax.lax.cond(is_due, due, directed, last_alpha)
+        alpha = jax.lax.cond(
+            is_due,
+            lambda alpha: jax.lax.cond(probed > 0, probe, lambda alpha: alpha, alpha),
+            lambda alpha: alpha,
+            varying_like(state.alpha, psi),
+        )
         count = optax.safe_increment(state.count)
-        return direction, SlerpToMaximumState(count, alpha, psi)
+        return plane.direction(alpha), SlerpToMaximumState(count, alpha, psi)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

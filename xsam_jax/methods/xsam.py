@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import optax
 
+from xsam_jax import _checks as checks
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
 from xsam_jax.descent.match_norm import match_norm
-from xsam_jax.descent.slerp import slerp
+from xsam_jax.descent.slerp import BETWEEN, slerp
 from xsam_jax.descent.slerp_to_maximum import slerp_to_maximum
 from xsam_jax.methods._ascent_of_length import ascent_of_length
 
@@ -104,6 +105,7 @@ def xsam(
                 num_alphas=num_alphas,
                 probe_batch_size=probe_batch_size,
                 search=search,
+                between=_between(steps, direction),
             ),
             match_norm(scale, rho_max if scale == "slope_max" else None, unit=True),
         ),
@@ -156,6 +158,19 @@ def slerp_sam(
     """
     return sharpness_aware(
         ascent_of_length(rho, steps),
-        optax.chain(slerp(alpha, between=between), match_norm(unit=True)),
+        optax.chain(slerp(alpha, between=_between(steps, between=between)), match_norm(unit=True)),
         steps=steps,
     )
+
+
+def _between(
+    steps: int,
+    direction: optax.GradientTransformation | None = None,
+    between: str = "displacement",
+) -> str:
+    """Returns the start of the plane, the one that needs no further array where two agree.
+
+    After one step along the gradient, the displacement has its direction.
+    """
+    checks.choice("between", between, BETWEEN)
+    return "first" if steps == 1 and direction is None else between
