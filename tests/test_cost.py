@@ -1,6 +1,7 @@
 """The cost of a step: FLOPs and memory of the compiled program, gradients counted at run time."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,23 @@ def test_length_of_a_slerped_direction_is_not_measured_again(name):
         for tx in (METHODS[name].make(), measured)
     )
     assert flops <= 0.9 * flops_of_measured
+
+
+@pytest.mark.parametrize(
+    ("size", "on_cpu", "elsewhere"), [(None, 1, 3), (1, 1, 1), (7, 7, 7), ("all", 21, 21)]
+)
+def test_default_chunk_of_the_probe_is_that_of_the_platform(size, on_cpu, elsewhere):
+    """Compiled for a platform that this machine need not have."""
+    tx = xsam_jax.xsam(0.1, 0.2, probe_batch_size=size)
+
+    def update(params, state):
+        return tx.update(params, state, params, value_fn=lambda params: jnp.sum(params**2))
+
+    params = jnp.ones(1000)
+    traced = jax.jit(update).trace(params, tx.init(params))
+    for platform, expected in {"cpu": on_cpu, "cuda": elsewhere, "tpu": elsewhere}.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert max(map(int, re.findall(r"tensor<(\d+)x1000xf32>", text)), default=1) == expected
 
 
 @pytest.mark.parametrize(("name", "passes"), [("sam", 3), ("slerp_sam", 9), ("xsam", 12)])

@@ -76,6 +76,7 @@ BAD_ARGUMENTS = [
     (lambda: xsam(num_alphas=1), ValueError, "num_alphas must be at least 2, got 1"),
     (lambda: xsam(num_alphas=jnp.int32(5)), TypeError, "num_alphas shapes the .*static_args"),
     (lambda: xsam(probe_batch_size=0), ValueError, "probe_batch_size must be at least 1, got 0"),
+    (lambda: xsam(probe_batch_size="whole"), ValueError, "probe_batch_size must be one of 'all'"),
     (lambda: xsam(probe_batch_size=jnp.int32(2)), TypeError, "probe_batch_size .*static_args"),
     (lambda: xsam(scale="largest"), ValueError, "scale must be one of 'last', .*, got 'largest'"),
     (lambda: xsam(scale=None), ValueError, "scale must be one of 'last', .*, got None"),

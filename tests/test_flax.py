@@ -587,6 +587,55 @@ def test_linen_passes_the_loss_on_and_replaces_other_fields(name):
     step(after, jax.random.key(3))
 
 
+# --- Chunks of the probe, with BatchNorm and Dropout ---
+
+
+def nnx_loss():
+    model = Network(nnx.Rngs(0))
+    return nnx.state(model, nnx.Param), flax_nnx.make_value_fn(loss_fn, model, X, Y)
+
+
+def linen_loss():
+    state = linen_state(optax.identity())
+
+    def value_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        rngs = {"dropout": jax.random.key(2)}
+        out, _ = state.apply_fn(variables, X, rngs=rngs, mutable=["batch_stats"])
+        return jnp.mean((out - Y) ** 2)
+
+    return state.params, value_fn
+
+
+@pytest.mark.parametrize("make_loss", [nnx_loss, linen_loss], ids=["nnx", "linen"])
+def test_chunks_of_the_probe_have_the_same_losses_and_alpha(make_loss):
+    params, value_fn = make_loss()
+
+    def probe(probe_batch_size):
+        losses = []
+
+        def recorded(params):
+            loss = value_fn(params)
+            jax.debug.callback(losses.append, loss)
+            return loss
+
+        tx = xsam_jax.xsam(0.3, 1.5, num_alphas=11, probe_batch_size=probe_batch_size)
+        grads = jax.grad(value_fn)(params)
+        update = jax.jit(lambda grads, state: tx.update(grads, state, params, value_fn=recorded))
+        _, state = update(grads, tx.init(params))
+        jax.effects_barrier()
+        return optax.tree.get(state, "alpha"), np.sort(losses)
+
+    alpha, losses = probe(1)
+    assert len(losses) == 1 + 11  # the end of the ascent, and the grid
+    assert 0 < alpha < 2
+    assert np.ptp(losses) > 0.1
+    for size in (None, 3, 4, "all"):
+        alpha_in_chunks, losses_in_chunks = probe(size)
+        assert alpha_in_chunks == alpha
+        np.testing.assert_allclose(losses_in_chunks, losses, rtol=1e-5)
+
+
 def test_linen_extra_arguments_reach_the_optimizer():
     """The arguments of L-BFGS are neither fields of the state nor known to this library."""
     state = flax_linen.TrainState.create(

@@ -493,11 +493,11 @@ def test_every_row_with_arguments_is_overridden_above():
     } - {"msam", "lsam+"}  # as msam+ and lsam
 
 
-def test_the_search_argument_reaches_xsam(monkeypatch):
+def test_the_search_reaches_xsam(monkeypatch):
     seen = []
     monkeypatch.setattr(sx, "xsam", lambda *args, **options: seen.append(options["search"]))
     for name in ("xsam", "xsam+asam", "xsam+vasso", "xsam+friendly_sam"):
-        make_method(name, 0.3, training(), search="section")
+        make_method(name, 0.3, training(search="section"))
     assert seen == ["section"] * 4
 
 

@@ -154,7 +154,7 @@ def test_xsam_with_every_scale_is_algorithm_1(problem, scale):
 # On the two other problems, the loss has one maximum on every circle they visit.
 @pytest.mark.parametrize(
     "options",
-    [*({"probe_batch_size": size} for size in (4, 21, None)), {"search": "section"}],
+    [*({"probe_batch_size": size} for size in (1, 4, 21, "all")), {"search": "section"}],
     ids=str,
 )
 def test_chunks_and_search_do_not_change_xsam(options):

@@ -164,8 +164,13 @@ def test_a_step_of_sam_matches_float64(groups, accumulate, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, {"probe_every": 5}), ({"probe_every": 3, "probe_batch_size": 2},) * 2],
-    ids=["defaults", "given"],
+    [
+        ({}, {"probe_every": 5}),
+        ({"probe_every": 3, "probe_batch_size": 2},) * 2,
+        ({"probe_every": 3, "probe_batch_size": "all"},) * 2,
+        ({"probe_every": 3, "search": "section"},) * 2,
+    ],
+    ids=["defaults", "chunk", "all", "section"],
 )
 def test_search_options_reach_xsam(options, expected):
     """By default XSAM probes once per epoch."""
@@ -433,9 +438,11 @@ def error_line(capsys, *words):
         (["--method", "sgd", "--num-alphas", "5"], ["sgd does not use --num-alphas", "only XSAM"]),
         (["--method", "sam", "--probe-batch-size", "2"], ["sam does not use --probe-batch-size"]),
         (
-            ["--method-args", "search", "section", "--probe-batch-size", "2"],
+            ["--search", "section", "--probe-batch-size", "2"],
             ["the section search does not use --probe-batch-size"],
         ),
+        (["--method", "sam", "--search", "section"], ["sam does not use --search", "only XSAM"]),
+        (["--probe-batch-size", "0"], ["probe_batch_size must be all or at least 1, got 0"]),
         (["--groups", "5"], ["groups 5 must divide the batch_size 64"]),
         (["--groups", "4", "--accumulate", "2"], ["accumulate must be 1, or 4 like groups", "2"]),
         (["--accumulate", "0"], ["accumulate must be at least 1, got 0"]),

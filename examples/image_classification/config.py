@@ -50,8 +50,10 @@ class Config:
     """XSAM probes alpha from 0 to this value."""
     num_alphas: int = 21
     """Number of values of alpha that XSAM probes."""
-    probe_batch_size: int | None = None
-    """Values of alpha whose losses XSAM evaluates together; None is the library's default."""
+    search: Literal["grid", "section"] = "grid"
+    """XSAM's search: all values of alpha, or a third of them by a Fibonacci search."""
+    probe_batch_size: int | Literal["all"] | None = None
+    """Values of alpha whose losses XSAM evaluates together; None is 1 on CPU, 3 on GPU and TPU."""
     method_args: dict[str, str] = field(default_factory=dict, hash=False)
     """Further arguments of the method, as in `--method-args decay 0.6`; see `--method list`."""
 
@@ -111,7 +113,9 @@ class Config:
 
 
 DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(Config)}
-XSAM_SETTINGS = ("rho_max", "probe_every", "alpha_max", "num_alphas", "probe_batch_size")
+XSAM_SETTINGS = (
+    *("rho_max", "probe_every", "alpha_max", "num_alphas", "search", "probe_batch_size"),
+)
 
 
 def run_folder(config: Config) -> Path:
@@ -144,7 +148,7 @@ def ignored_settings(config: Config) -> dict[str, tuple[str, str]]:
         ignored["data_dir"] = config.dataset, "scikit-learn includes the images"
     for name, reason in settings_ignored_by(config.method).items():
         ignored[name] = config.method, reason
-    if config.method.startswith("xsam") and config.method_args.get("search") == "section":
+    if config.method.startswith("xsam") and config.search == "section":
         reason = "it evaluates one alpha at a time"
         ignored["probe_batch_size"] = "the section search", reason
     if config.optimizer != "sgd":
@@ -220,7 +224,8 @@ RANGES: list[tuple[str, Any, str]] = [
         "at least 1",
     ),
     ("distributed_timeout", lambda value: value >= 1, "at least 1"),
-    ("probe_every probe_batch_size", lambda value: value >= 1, "at least 1"),
+    ("probe_every", lambda value: value >= 1, "at least 1"),
+    ("probe_batch_size", lambda v: v == "all" or v >= 1, "all or at least 1"),
     ("steps_per_dispatch checkpoint_every evaluate_every", lambda value: value >= 1, "at least 1"),
     ("num_alphas", lambda value: value >= 2, "at least 2"),
     ("label_noise label_smoothing momentum", lambda v: 0 <= v < 1, "at least 0 and below 1"),

@@ -77,11 +77,10 @@ def xsam_along(
     rho: Any,
     t: Training,
     scale: str,
-    search: str,
     steps: int = 1,
 ) -> optax.GradientTransformation:
     """Returns XSAM after an ascent along another direction than the gradient's."""
-    options = {"steps": steps, "scale": scale, "search": search, **t.search}
+    options = {"steps": steps, "scale": scale, **t.search}
     return sx.xsam(rho, t.rho_max, direction=direction, **options)
 
 
@@ -89,8 +88,8 @@ FAMILY = {
     "sgd": Method(lambda rho, t: optax.identity(), scale=None),
     "sam": Method(lambda rho, t: sx.sam(rho, steps=t.steps), steps=True),
     "xsam": Method(
-        lambda rho, t, scale="last", search="grid": sx.xsam(
-            rho, t.rho_max, steps=t.steps, scale=scale, search=search, **t.search
+        lambda rho, t, scale="last": sx.xsam(
+            rho, t.rho_max, steps=t.steps, scale=scale, **t.search
         ),
         steps=True,
     ),
@@ -158,28 +157,25 @@ FAMILY = {
 # XSAM after the ascents of other methods. rho is the radius of the ascent, rho_max that of XSAM.
 COMBINATIONS = {
     "xsam+asam": Method(
-        lambda rho, t, eta=0.01, biases=True, scale="last", search="grid": xsam_along(
-            ascent.scale_by_magnitude(eta, mask=scaled(biases)), rho, t, scale, search, t.steps
+        lambda rho, t, eta=0.01, biases=True, scale="last": xsam_along(
+            ascent.scale_by_magnitude(eta, mask=scaled(biases)), rho, t, scale, t.steps
         ),
         scale=10.0,
         steps=True,
     ),
     "xsam+friendly_sam": Method(
-        lambda rho, t, decay=0.9, sigma=1.0, convention="paper", scale="last", search="grid": (
-            xsam_along(
-                optax.chain(
-                    ascent.subtract_ema(decay, sigma, convention=convention), ascent.normalize()
-                ),
-                rho,
-                t,
-                scale,
-                search,
-            )
+        lambda rho, t, decay=0.9, sigma=1.0, convention="paper", scale="last": xsam_along(
+            optax.chain(
+                ascent.subtract_ema(decay, sigma, convention=convention), ascent.normalize()
+            ),
+            rho,
+            t,
+            scale,
         )
     ),
     "xsam+vasso": Method(
-        lambda rho, t, theta=0.4, scale="last", search="grid": xsam_along(
-            optax.chain(ascent.ema_of_gradients(theta), ascent.normalize()), rho, t, scale, search
+        lambda rho, t, theta=0.4, scale="last": xsam_along(
+            optax.chain(ascent.ema_of_gradients(theta), ascent.normalize()), rho, t, scale
         )
     ),
 }

@@ -56,9 +56,9 @@ def make_optimizer(
         "probe_every": config.probe_every or steps_per_epoch,
         "alpha_max": config.alpha_max,
         "num_alphas": config.num_alphas,
+        "search": config.search,
+        "probe_batch_size": config.probe_batch_size,
     }
-    if config.probe_batch_size is not None:
-        search["probe_batch_size"] = config.probe_batch_size
     training = Training(config.rho_max, config.ascent_steps, search, base, schedule, key)
     method = make_method(config.method, config.rho, training, **config.method_args)
     if config.groups > 1:

@@ -5,6 +5,7 @@ maximum and its loss, -inf if no loss was finite. A loss that is not finite neve
 """
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,23 @@ import jax.numpy as jnp
 from xsam_jax._devices import varying_like
 
 LossAt = Callable[[jax.Array], jax.Array]
+BatchSize: TypeAlias = int | Literal["all"] | None
+
+# On CPU a convolution vmapped over its kernels is slow, and one alpha at a time is fastest. On TPU
+# this many forward passes need no more memory than a gradient (docs/benchmarks.md).
+ACCELERATOR_BATCH_SIZE = 3
 
 
 def grid_search(
-    loss_at: LossAt, alphas: jax.Array, batch_size: int | None = 1
+    loss_at: LossAt, alphas: jax.Array, batch_size: BatchSize = None
 ) -> tuple[jax.Array, jax.Array]:
     """Evaluates every alpha. The first maximum wins.
 
     Args:
       loss_at: the loss as a function of a scalar alpha.
       alphas: the grid, of shape (n,).
-      batch_size: the number of losses that `jax.vmap` evaluates together, or None for all.
+      batch_size: the number of losses that `jax.vmap` evaluates together, "all" for the whole grid,
+        or None for the choice of the platform: 1 on CPU, `ACCELERATOR_BATCH_SIZE` elsewhere.
 
     Returns:
       The index of the maximum, int32, and its loss.
@@ -32,12 +39,20 @@ def grid_search(
       >>> int(index)
       12
     """
-    if batch_size is None or batch_size >= alphas.size:
-        losses = jax.vmap(loss_at)(alphas)
-    elif batch_size == 1:
-        losses = jax.lax.map(loss_at, alphas)
+
+    def losses_in_chunks(size: int) -> Callable[[jax.Array], jax.Array]:
+        if size == 1:
+            return lambda alphas: jax.lax.map(loss_at, alphas)
+        if size >= alphas.size:
+            return jax.vmap(loss_at)
+        return lambda alphas: jax.lax.map(loss_at, alphas, batch_size=size)
+
+    if batch_size is None:
+        losses = jax.lax.platform_dependent(
+            alphas, cpu=losses_in_chunks(1), default=losses_in_chunks(ACCELERATOR_BATCH_SIZE)
+        )
     else:
-        losses = jax.lax.map(loss_at, alphas, batch_size=batch_size)
+        losses = losses_in_chunks(alphas.size if batch_size == "all" else batch_size)(alphas)
     losses = _finite_or_lowest(losses)
     index = jnp.argmax(losses).astype(jnp.int32)
     return index, losses[index]

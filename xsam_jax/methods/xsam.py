@@ -8,6 +8,7 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax._schedules import Radius
 from xsam_jax.core import sharpness_aware
+from xsam_jax.descent.alpha_search import BatchSize
 from xsam_jax.descent.match_norm import match_norm
 from xsam_jax.descent.slerp import BETWEEN, slerp
 from xsam_jax.descent.slerp_to_maximum import slerp_to_maximum
@@ -23,7 +24,7 @@ def xsam(
     probe_every: int | jax.Array = 100,
     alpha_max: float | jax.Array = 2.0,
     num_alphas: int = 21,
-    probe_batch_size: int | None = 1,
+    probe_batch_size: BatchSize = None,
     scale: str = "last",
     search: str = "grid",
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,8 +65,9 @@ def xsam(
         raise `alpha_max`.
       num_alphas: the number of grid points, 20 to 40 (default 21). More make the grid finer and a
         probe more expensive. Static.
-      probe_batch_size: the number of losses that `jax.vmap` evaluates together (default 1), or None
-        for the whole grid, see `slerp_to_maximum`. Static.
+      probe_batch_size: the number of losses that `jax.vmap` evaluates together, or "all" for the
+        whole grid. The default None is the choice of the platform: 1 on CPU, and 3 on GPU and TPU,
+        see `slerp_to_maximum`. Static.
       scale: the norm of the update: "last" (default) is :math:`\|g_k\|`. "first", "mean" and "max"
         are other gradient norms. "slope" and "slope_max" are slopes of the loss. See `match_norm`.
         Static.
