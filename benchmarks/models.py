@@ -26,12 +26,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Parameters, a batch, and the loss that is pure in both."""
+    """Parameters, a batch, and the losses of its images, which are pure in both."""
 
     name: str
     params: Any
     batch: Batch
-    loss_fn: Callable[[Any, Batch], jax.Array]
+    losses_fn: Callable[[Any, Batch], jax.Array]
+
+    def loss_fn(self, params: Any, batch: Batch) -> jax.Array:
+        """Returns the mean loss."""
+        return self.losses_fn(params, batch).mean()
 
     def value_fn(self, params: Any) -> jax.Array:
         """Returns the loss on the fixed batch."""
@@ -133,13 +137,13 @@ class ViT(nn.Module):
 def classification(name: str, network: nn.Module, batch: Batch) -> Problem:
     """Returns the cross-entropy of `network` at its initial parameters."""
 
-    def loss_fn(params: Any, batch: Batch) -> jax.Array:
+    def losses_fn(params: Any, batch: Batch) -> jax.Array:
         # The loss does not read the running statistics of BatchNorm, which are dropped.
         logits, _ = network.apply({"params": params}, batch.images, mutable=["batch_stats"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
 
     params = jax.jit(network.init)(jax.random.key(0), batch.images)["params"]
-    return Problem(name, params, batch, loss_fn)
+    return Problem(name, params, batch, losses_fn)
 
 
 def random_batch(number: int, side: int) -> Batch:

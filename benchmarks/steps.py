@@ -16,7 +16,8 @@ from xsam_jax import sam, slerp_sam, xsam
 
 RHO = 0.05
 RHO_MAX = 0.1
-BASE = optax.sgd(0.05, momentum=0.9)
+LEARNING_RATE = 0.05
+BASE = optax.sgd(LEARNING_RATE, momentum=0.9)
 
 LossFn = Callable[[Any, Batch], jax.Array]
 
@@ -71,16 +72,33 @@ def contrib_sam(loss_fn: LossFn, steps: int = 1) -> Step:
     return Step(tx.init, step)
 
 
-def ours(loss_fn: LossFn, transformation: optax.GradientTransformationExtraArgs) -> Step:
-    """Returns a step of the base optimizer behind a transformation of this library."""
-    tx = optax.chain(transformation, BASE)
+def ours(
+    loss_fn: LossFn,
+    transformation: optax.GradientTransformationExtraArgs,
+    base: optax.GradientTransformation = BASE,
+    losses_fn: LossFn | None = None,
+    **decision: Any,
+) -> Step:
+    """Returns a step of the base optimizer behind a transformation of this library.
+
+    Args:
+      loss_fn: the loss.
+      transformation: the method.
+      base: the optimizer behind it.
+      losses_fn: the losses of the images, for a method that needs these.
+      **decision: `sharp`, for a gate that the host decides.
+    """
+    tx = optax.chain(transformation, base)
 
     def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
         def value_fn(params: Any) -> jax.Array:
             return loss_fn(params, batch)
 
         loss, grads = jax.value_and_grad(value_fn)(params)
-        updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
+        extra = dict(decision)
+        if losses_fn is not None:
+            extra["losses_fn"] = lambda params: losses_fn(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn, **extra)
         return optax.apply_updates(params, updates), opt_state, loss
 
     return Step(tx.init, step)

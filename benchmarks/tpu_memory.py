@@ -8,11 +8,6 @@ of the program, less that of SGD. The model is an MLP whose parameters need far 
 activations. docs/at_scale.md has the table.
 """
 
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-
 import functools
 from typing import Any
 
@@ -20,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
@@ -29,6 +23,7 @@ import xsam_jax as xj
 from benchmarks.measure import markdown, number
 from benchmarks.method_costs import TRANSFORMS, UNEQUAL_STEPS
 from benchmarks.steps import RHO, RHO_MAX
+from benchmarks.tpu import topology
 
 WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
 METHODS = {
@@ -81,12 +76,6 @@ def peak(
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
     compiled: Any = jitted.lower(params, state, batch).compile()
     return compiled.memory_analysis().peak_memory_in_bytes
-
-
-@functools.cache
-def topology() -> Any:
-    """Returns the description of eight TPU v5e chips."""
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
 
 
 def copies(name: str, column: str) -> str:

@@ -1,0 +1,228 @@
+"""Compiles training steps for TPUs, without a TPU, and reads what they cost.
+
+    pip install libtpu
+    python -m benchmarks.tpu                                   # the MLP on 8 chips, 5 minutes
+    python -m benchmarks.tpu --models resnet vit --only gradient sam xsam     # an hour
+    python -m benchmarks.tpu --topology v5e:16x16 --fsdp       # a pod of 256 chips
+
+The compiler of TPUs runs on any Linux machine. It tells the operations, memory and collectives of a
+program, and an estimate of its cycles. docs/benchmarks.md has the tables. `benchmarks.tpu_memory`
+compares the memory of all methods.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+import functools
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+import xsam_jax as xj
+from benchmarks import steps
+from benchmarks.measure import markdown
+from benchmarks.method_costs import family_steps
+from benchmarks.models import MODELS, Problem, build
+from benchmarks.steps import RHO, RHO_MAX
+from examples.experiments.command_line import read_options
+from examples.image_classification.check_name import check_name
+
+IMAGES_PER_CHIP = 128
+MIN_SHARDED = 2**12  # smaller arrays stay whole on every chip, as in the trainer
+PROBES: dict[str, dict[str, Any]] = {
+    "xsam": {},
+    "xsam, probes one by one": {"probe_batch_size": 1},
+    "xsam, probes 7 together": {"probe_batch_size": 7},
+    "xsam, probes all together": {"probe_batch_size": "all"},
+    "xsam, section": {"search": "section"},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    models: tuple[str, ...] = ("mlp",)
+    """Models: mlp (3 x 2048), resnet (ResNet-18), vit (ViT-Ti), on images of 32 x 32."""
+    only: tuple[str, ...] = ()
+    """Steps to compile; none: all."""
+    topology: str = "v5e:2x4"
+    """Chips, such as v5e:2x4 or v5e:16x16."""
+    fsdp: bool = False
+    """Shard parameters and optimizer state over the chips instead of replicating them."""
+    size: Literal["tiny", "large"] = "large"
+    """Size of the models."""
+    out: Path | None = None
+    """Markdown file for the tables, beside stdout."""
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        for name in self.models:
+            check_name("model", name, MODELS)
+
+
+@functools.cache
+def topology(name: str = "v5e:2x4") -> Any:
+    """Returns the description of some TPU chips, or ends the program without the compiler."""
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except Exception as error:
+        if "libtpu" in str(error):
+            sys.exit("The compiler of TPUs is missing: pip install libtpu")
+        raise
+
+
+def all_steps(problem: Problem) -> dict[str, steps.Step]:
+    """Returns every step by the name it has in the table."""
+    loss_fn = problem.loss_fn
+    by_hand = ("gradient", "hand-written SAM", "optax.contrib.sam")
+    competitors = steps.competitors(loss_fn)
+    probes = {
+        name: steps.ours(loss_fn, xj.xsam(RHO, RHO_MAX, **options))
+        for name, options in PROBES.items()
+    }
+    return {name: competitors[name] for name in by_hand} | probes | family_steps(problem)
+
+
+def compile_for_tpu(
+    step: steps.Step, problem: Problem, *, chips: str = "v5e:2x4", fsdp: bool = False
+) -> Any:
+    """Returns the compiled program of a step, with donated buffers, as in training."""
+    mesh = Mesh(np.array(topology(chips).devices), ("data",))
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        spec = P()
+        if fsdp and axes and math.prod(leaf.shape) >= MIN_SHARDED:
+            longest = max(axes, key=lambda axis: leaf.shape[axis])
+            spec = P(*[None] * longest, "data")
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def divide(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = (IMAGES_PER_CHIP * mesh.size, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, P("data")))
+
+    params = jax.tree.map(place, problem.params)
+    state = jax.tree.map(place, jax.eval_shape(step.init, problem.params))
+    batch: Any = jax.tree.map(divide, problem.batch)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
+    out_shardings = (*shardings, NamedSharding(mesh, P()))
+    jitted = jax.jit(step.step, donate_argnums=(0, 1), out_shardings=out_shardings)
+    return jitted.lower(params, state, batch).compile()
+
+
+def row(name: str, compiled: Any) -> list[str]:
+    """Returns the cells of a step."""
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    number, total = collectives(text)
+    least, most = estimated_cycles(text)
+    return [
+        name,
+        f"{cost['flops'] / 1e9:,.1f}",
+        f"{cost['bytes accessed'] / 1e6:,.0f}",
+        f"{memory.temp_size_in_bytes / 1e6:,.1f}",
+        f"{memory.peak_memory_in_bytes / 1e6:,.1f}",
+        f"{number}",
+        f"{total / 1e6:,.1f}",
+        f"{least / 1e6:,.2f}",
+        f"{most / 1e6:,.2f}" if most > 1.01 * least else "",
+    ]
+
+
+HEADER = [
+    *("", "GFLOP", "MB accessed", "temporary MB", "peak MB", "collectives", "their MB"),
+    *("estimated Mcycles, least", "most"),
+]
+SIZES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+
+
+def collectives(text: str) -> tuple[int, int]:
+    """Returns the number of collectives of a compiled program, and the bytes of their results."""
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    found = re.findall(rf" = (.*?) (?:{kinds})(?:-start)?\(", text)
+    arrays = [pair for shape in found for pair in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
+    sizes = [
+        SIZES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape in arrays
+    ]
+    return len(found), sum(sizes)
+
+
+def estimated_cycles(text: str) -> tuple[int, int]:
+    """Returns XLA's estimate of the cycles of a program, if conditionals do least or most.
+
+    Collectives have no estimate. So it compares the arithmetic of two programs, and their memory
+    traffic, not more.
+    """
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            lines = computations.setdefault(heading[1], [])
+        else:
+            lines.append(line)
+
+    def called(line: str, role: str) -> list[str]:
+        names = re.search(rf"{role}=\{{?([^,}}]*(?:, %[^,}}]*)*)", line)
+        return [name.strip(" %") for name in names[1].split(",")] if names else []
+
+    @functools.cache
+    def cycles(name: str, worst: bool) -> int:
+        total = 0
+        for line in computations[name]:
+            total += sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
+            if " conditional(" in line:
+                branches = called(line, "branch_computations") or [
+                    *called(line, "true_computation"),
+                    *called(line, "false_computation"),
+                ]
+                total += (max if worst else min)(cycles(branch, worst) for branch in branches)
+            elif " while(" in line:
+                condition = "\n".join(computations[called(line, "condition")[0]])
+                trips = map(int, re.findall(r"constant\((\d+)\)", condition))
+                total += max(trips, default=1) * cycles(called(line, "body")[0], worst)
+            elif " call(" in line:
+                total += cycles(called(line, "to_apply")[0], worst)
+        return total
+
+    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
+    assert entry is not None
+    return cycles(entry[1], False), cycles(entry[1], True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints a table for each model."""
+    options = read_options(Options, arguments)
+    parts = []
+    for model in options.models:
+        problem = build(model, options.size)
+        competitors = all_steps(problem)
+        for name in options.only:
+            check_name("step", name, competitors)
+        rows = []
+        for name in tqdm(options.only or competitors, desc=model, leave=False):
+            placement: dict[str, Any] = {"chips": options.topology, "fsdp": options.fsdp}
+            rows.append(row(name, compile_for_tpu(competitors[name], problem, **placement)))
+        sharded = ", parameters sharded" if options.fsdp else ""
+        title = f"{model} on {options.topology}{sharded}, {IMAGES_PER_CHIP} images a chip"
+        parts.append(f"## {title}\n\n{markdown(HEADER, rows)}")
+        print(parts[-1], flush=True)
+        if options.out is not None:
+            options.out.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
