@@ -32,6 +32,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "family": ("The family", method_costs.family),
     "gate": ("Gates", method_costs.gate),
     "trainer": ("An epoch of training", trainer.trainer),
+    "overhead": ("The trainer and a bare loop", trainer.overhead),
     "analysis": ("Curvature", analysis.curvature),
     "compile": ("Compile time over the number of ascent steps", tables.compile_time),
     "leaves": ("Compile time with many arrays", method_costs.compile_time),

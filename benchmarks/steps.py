@@ -118,5 +118,5 @@ def competitors(loss_fn: LossFn) -> dict[str, Step]:
 
 
 def at_count(opt_state: Any, count: int) -> Any:
-    """Returns the optimizer state with its step counter set: XSAM probes at 0 and not at 1."""
+    """Returns the optimizer state with its step counter set."""
     return optax.tree.set(opt_state, count=jnp.asarray(count, jnp.int32))

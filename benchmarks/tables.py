@@ -1,12 +1,12 @@
 """The tables on steps, memory, probes, and compile time over ascent steps, in Markdown.
 
 Supports the claims that a step of `sam` costs as much as one written by hand and as
-`optax.contrib.sam`, that XSAM takes 1.01 to 1.17 of its time with a probe every 400 steps and at
-most one parameter copy of additional memory, and that on CPU probing alphas one by one is fastest.
+`optax.contrib.sam`, that XSAM adds a few percent between its probes and at most one parameter copy
+of additional memory, and that on CPU probing alphas one by one is fastest.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +16,9 @@ import optax
 from benchmarks import steps
 from benchmarks.measure import (
     Program,
+    Training,
     compile_program,
+    compile_training,
     markdown,
     number,
     paired_ratios,
@@ -27,10 +29,11 @@ from benchmarks.measure import (
 )
 from benchmarks.models import Batch, build
 from xsam_jax import sam, xsam
+from xsam_jax.descent.alpha_search import BatchSize
 
 NUM_ALPHAS = 21
 HORIZONS = (100, 400)
-PROBE_BATCH_SIZES: tuple[int | None, ...] = (1, 4, None)
+PROBE_BATCH_SIZES: tuple[BatchSize, ...] = (1, 3, 7, "all")
 ASCENT_STEPS = {"tiny": (1, 2), "full": (1, 2, 4, 8), "large": (1, 2, 4, 8)}
 # The tiny models only show that everything runs.
 COMPILER_OPTIONS = {"tiny": {"xla_backend_optimization_level": 0}, "full": {}, "large": {}}
@@ -64,7 +67,7 @@ class Bench:
             programs[step_name] = self.compile(step.step, problem.params, opt_state, problem.batch)
         return programs
 
-    def _probe(self, name: str, probe_batch_size: int | None, search: str) -> Program:
+    def _probe(self, name: str, probe_batch_size: BatchSize, search: str) -> Program:
         """Compiles XSAM's update with both gradients given, which costs as much as a probe."""
         problem = self.problem(name)
         tx = xsam(
@@ -110,18 +113,29 @@ def step_time(bench: Bench) -> str:
 
 
 def _step_ratios(bench: Bench, name: str) -> dict[str, np.ndarray]:
-    programs = bench.programs(name)
-    reference = programs["hand-written SAM"]
+    problem = bench.problem(name)
+    competitors = steps.competitors(problem.loss_fn)
 
-    def at_count(step: str, count: int) -> Program:
-        params, opt_state, batch = programs[step].arguments
-        opt_state = steps.at_count(opt_state, count)
-        return dataclasses.replace(programs[step], arguments=(params, opt_state, batch))
+    def training(step: steps.Step, count: int = 0) -> Training:
+        opt_state = step.init(problem.params)
+        if count:
+            opt_state = steps.at_count(opt_state, count)
+        arguments = problem.params, opt_state, problem.batch
+        return compile_training(step.step, *arguments, options=bench.compiler_options)
 
-    runs = {step: programs[step] for step in ("gradient", "optax.contrib.sam", "sam", "slerp_sam")}
-    for step in ("xsam, grid", "xsam, section"):
-        runs[f"{step}, not probing"] = at_count(step, 1)
-        runs[f"{step}, probing"] = at_count(step, 0)
+    def xsam_step(**options: Any) -> steps.Step:
+        return steps.ours(problem.loss_fn, xsam(steps.RHO, steps.RHO_MAX, **options))
+
+    reference = training(competitors["hand-written SAM"])
+    runs = {
+        step: training(competitors[step])
+        for step in ("gradient", "optax.contrib.sam", "sam", "slerp_sam")
+    }
+    for search in ("grid", "section"):
+        # Each row is one kind of step. The step with count 0 always probes.
+        seldom = xsam_step(search=search, probe_every=2**30)
+        runs[f"xsam, {search}, not probing"] = training(seldom, count=1)
+        runs[f"xsam, {search}, probing"] = training(xsam_step(search=search, probe_every=1))
     measured = paired_ratios(runs, reference, bench.rounds[name], f"{name}: step time")
 
     ratios = {"2 x gradient": 2 * measured.pop("gradient")} | measured
@@ -130,22 +144,19 @@ def _step_ratios(bench: Bench, name: str) -> dict[str, np.ndarray]:
         for horizon in HORIZONS:
             ratios[f"{step}, T = {horizon}"] = ((horizon - 1) * still + probing) / horizon
     if name == "mlp":
-        # The check of the formula: the default `probe_every`, so that the first step probes.
+        # The check of the formula, with the default `probe_every`: one step of a hundred probes.
         ratios |= paired_ratios(
-            {"xsam, grid, 100 real steps": functools.partial(_train, programs["xsam, grid"], 100)},
-            functools.partial(_train, reference, 100),
+            {"xsam, grid, 100 real steps": _hundred(training(competitors["xsam, grid"]))},
+            _hundred(reference),
             bench.fewer_rounds(name),
             f"{name}: 100 steps",
         )
     return ratios
 
 
-def _train(program: Program, number_of_steps: int) -> Any:
-    params, opt_state, batch = program.arguments
-    for _ in range(number_of_steps):
-        # Each step is waited for, as in all other runs here.
-        params, opt_state, _ = jax.block_until_ready(program.compiled(params, opt_state, batch))
-    return params
+def _hundred(training: Training) -> Callable[[], Any]:
+    """Returns a run of a hundred steps, each waited for, as in all other runs here."""
+    return lambda: [jax.block_until_ready(training()) for _ in range(100)][-1]
 
 
 def memory(bench: Bench) -> str:
@@ -181,10 +192,7 @@ def probe(bench: Bench) -> str:
         problem = bench.problem(name)
         forward = bench.compile(problem.loss_fn, problem.params, problem.batch)
         gradient = bench.programs(name)["gradient"]
-        probes = {
-            "whole grid" if size is None else str(size): bench.probe(name, size, "grid")
-            for size in PROBE_BATCH_SIZES
-        }
+        probes = {str(size): bench.probe(name, size, "grid") for size in PROBE_BATCH_SIZES}
 
         def forwards(forward: Program = forward) -> None:
             for _ in range(NUM_ALPHAS):
