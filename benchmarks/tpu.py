@@ -1,4 +1,4 @@
-"""Compiles training steps for TPUs, without a TPU, and reads what they cost.
+"""Compiles training steps for TPUs, without a TPU, and reads their costs.
 
     pip install libtpu
     python -m benchmarks.tpu                                   # the MLP on 8 chips, 5 minutes
@@ -14,6 +14,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # the lock is for devices
 
 import functools
 import math
@@ -57,7 +58,7 @@ class Options:
     models: tuple[str, ...] = ("mlp",)
     """Models: mlp (3 x 2048), resnet (ResNet-18), vit (ViT-Ti), on images of 32 x 32."""
     only: tuple[str, ...] = ()
-    """Steps to compile; none: all."""
+    """Steps to compile. Without a name, all of them."""
     topology: str = "v5e:2x4"
     """Chips, such as v5e:2x4 or v5e:16x16."""
     fsdp: bool = False

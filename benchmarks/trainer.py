@@ -1,6 +1,6 @@
 """The time that XSAM adds to an epoch of the trainer, and the trainer to a bare loop.
 
-Supports the claims that a probe adds what its forward passes take, and that checks, metrics and
+Supports the claims that a probe adds the time of its forward passes, and that checks, metrics and
 progress of the trainer add at most 5 % to a loop without them.
 """
 

@@ -65,7 +65,11 @@ def accuracy(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Arr
 
 
 def main(
-    method: Literal["sgd", "sam", "xsam"] = "xsam", rho: float = 0.3, epochs: int = 30
+    method: Literal["sgd", "sam", "xsam"] = "xsam",
+    rho: float = 0.3,
+    epochs: int = 30,
+    search: Literal["grid", "section"] = "grid",
+    probe_batch_size: int | Literal["all"] | None = None,
 ) -> None:
     """Train a network with BatchNorm and Dropout on digits with wrong labels.
 
@@ -73,6 +77,8 @@ def main(
         method: what stands in front of SGD
         rho: radius of the ascent; XSAM probes at twice this distance
         epochs: passes through the training images
+        search: XSAM's search, all values of alpha or a third of them
+        probe_batch_size: values of alpha evaluated together; None is 1 on CPU, 3 on GPU and TPU
     """
     if not (0 < rho < np.inf and epochs >= 1):
         raise SystemExit(f"rho must be above 0 and epochs at least 1, got {rho} and {epochs}")
@@ -84,10 +90,11 @@ def main(
     wrong = rng.permutation(len(train_labels)) < 0.4 * len(train_labels)
     train_labels[wrong] = (train_labels[wrong] + rng.integers(1, 10, wrong.sum())) % 10
 
+    probe: Any = {"search": search, "probe_batch_size": probe_batch_size, "probe_every": STEPS}
     sharp: Any = {
         "sgd": optax.identity(),
         "sam": sam(rho),
-        "xsam": xsam(rho, 2 * rho, probe_every=STEPS),
+        "xsam": xsam(rho, 2 * rho, **probe),
     }
     schedule = optax.cosine_decay_schedule(0.05, epochs * STEPS)
     tx = optax.chain(
