@@ -139,7 +139,8 @@ def _bare_epoch(config: Config, batches: Batches) -> Callable[[], Any]:
     spec, images = batches.spec, batches.arrays["train"]
     assert images is not None
     model = make_model(config.model, num_classes=10, image_shape=IMAGE, rngs=nnx.Rngs(0))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    graph, *variables = nnx.split(model, nnx.Param, ...)
+    params, rest = map(nnx.as_pure, variables)
     schedule = make_schedule(config, spec.steps_per_epoch)
     tx = optax.chain(
         sam(0.05),
@@ -153,7 +154,7 @@ def _bare_epoch(config: Config, batches: Batches) -> Callable[[], Any]:
             model = nnx.merge(graph, params, rest)
             logits = model((images.pixels[row] / 255.0 - mean) / std)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, images.labels[row])
-            return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
+            return losses.mean(), nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
         grads, rest = jax.grad(loss_fn, has_aux=True)(params)
         value_fn = lambda params: loss_fn(params)[0]  # noqa: E731
