@@ -59,15 +59,9 @@ def slerp(
     checks.choice("between", between, BETWEEN)
 
     def direction(updates: optax.Updates, path: AscentPath) -> optax.Updates:
-        plane = Plane.spanned_by(start_of_plane(path, between), updates)
-        return plane.direction(jnp.asarray(alpha))
+        return Plane.of_path(path, updates, between).direction(jnp.asarray(alpha))
 
     return stateless("slerp", direction)
-
-
-def start_of_plane(path: AscentPath, between: str) -> Any:
-    """Returns the tree along which `v_0` points."""
-    return _STARTS[between](path)
 
 
 class Plane(NamedTuple):
@@ -85,8 +79,9 @@ class Plane(NamedTuple):
     half_cosine: jax.Array
 
     @classmethod
-    def spanned_by(cls, start: Any, end: Any) -> "Plane":
-        """Returns the plane of two trees."""
+    def of_path(cls, path: AscentPath, end: Any, between: str) -> "Plane":
+        """Returns the plane of the start that `between` names, and of `end`."""
+        start = _STARTS[between](path)
         lengths = tree.divisor(start), tree.divisor(end)
         return cls(start, end, *lengths, *tree.half_angle(start, end))
 

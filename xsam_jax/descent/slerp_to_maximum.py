@@ -14,7 +14,7 @@ from xsam_jax._schedules import at_count
 from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
 from xsam_jax.descent.alpha_search import BatchSize, grid_search, section_search
-from xsam_jax.descent.slerp import BETWEEN, Plane, start_of_plane
+from xsam_jax.descent.slerp import BETWEEN, Plane
 
 SEARCHES = ("grid", "section")
 
@@ -127,7 +127,7 @@ def slerp_to_maximum(
         del extra_args
         path = checks.ascent_path("slerp_to_maximum", path, params)
         value_fn = _value_fn.require_value_fn("slerp_to_maximum probes losses", value_fn)
-        plane = Plane.spanned_by(start_of_plane(path, between), updates)
+        plane = Plane.of_path(path, updates, between)
         # A group without a plane has the same loss at all alphas.
         probed, psi = mean_over_groups((plane.can_be_probed.astype(plane.psi.dtype), plane.psi))
         radius = jnp.asarray(at_count(rho_max, state))
