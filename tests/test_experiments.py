@@ -25,6 +25,7 @@ from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_evaluation, read_runs
 from examples.image_classification import curves
 from examples.image_classification.batches import Images
+from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
@@ -313,7 +314,9 @@ def test_shared_settings_are_listed_for_all_and_for_some_methods(runs, capsys):
     _, lines = compared(capsys, runs)
     shared = next(line for line in lines if "hours of training" in line)
     assert re.search(r"All: .*epochs 3\b", shared)
-    assert re.search(r"xsam: probe_every 5, alpha_max 2, num_alphas 21, scale last", shared)
+    assert re.search(
+        r"xsam: probe_every 5, alpha_max 2, num_alphas 21, search grid, scale last", shared
+    )
     assert "learning_rate 0.05" in shared.split("xsam: ")[0]
 
 
@@ -882,6 +885,8 @@ def test_every_command_of_a_script_can_be_parsed(script, tmp_path):
             options = sweep.read_arguments(arguments)
             for setting in options.settings:
                 check(sweep.make_point(setting, options.each).config(0, options.out))
+        elif module == "examples.image_classification":
+            check(read_config(arguments))
         else:
             read_options(program.Options, arguments)
 
