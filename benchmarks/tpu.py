@@ -10,16 +10,12 @@ program, and an estimate of its cycles. docs/benchmarks.md has the tables. `benc
 compares the memory of all methods.
 """
 
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # the lock is for devices
-
 import functools
 import math
+import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +35,13 @@ from benchmarks.models import MODELS, Problem, build
 from benchmarks.steps import RHO, RHO_MAX
 from examples.experiments.command_line import read_options
 from examples.image_classification.check_name import check_name
+from examples.image_classification.steps import choose_sharding
+
+jax.config.update("jax_platforms", "cpu")  # the compiler needs no device
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # the lock is for devices
 
 IMAGES_PER_CHIP = 128
-MIN_SHARDED = 2**12  # smaller arrays stay whole on every chip, as in the trainer
 PROBES: dict[str, dict[str, Any]] = {
     "xsam": {},
     "xsam, probes one by one": {"probe_batch_size": 1},
@@ -98,31 +98,32 @@ def all_steps(problem: Problem) -> dict[str, steps.Step]:
 
 
 def compile_for_tpu(
-    step: steps.Step, problem: Problem, *, chips: str = "v5e:2x4", fsdp: bool = False
+    step: steps.Step, params: Any, batch: Any, chips: Sequence[Any], fsdp: bool = False
 ) -> Any:
-    """Returns the compiled program of a step, with donated buffers, as in training."""
-    mesh = Mesh(np.array(topology(chips).devices), ("data",))
+    """Returns the compiled program of a step, with donated buffers, as in training.
+
+    Args:
+      step: the step.
+      params: the parameters, or their shapes.
+      batch: the batch of all chips together, or its shapes.
+      chips: some devices of `topology`.
+      fsdp: whether to shard parameters and state over the chips.
+    """
+    mesh = Mesh(np.array(chips), ("data",))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
-        spec = P()
-        if fsdp and axes and math.prod(leaf.shape) >= MIN_SHARDED:
-            longest = max(axes, key=lambda axis: leaf.shape[axis])
-            spec = P(*[None] * longest, "data")
-        sharding = NamedSharding(mesh, spec)
+        sharding = choose_sharding(leaf.shape, fsdp, mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def divide(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = (IMAGES_PER_CHIP * mesh.size, *leaf.shape[1:])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, P("data")))
+        sharding = NamedSharding(mesh, P("data"))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    params = jax.tree.map(place, problem.params)
-    state = jax.tree.map(place, jax.eval_shape(step.init, problem.params))
-    batch: Any = jax.tree.map(divide, problem.batch)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
+    state = jax.tree.map(place, (params, jax.eval_shape(step.init, params)))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     out_shardings = (*shardings, NamedSharding(mesh, P()))
     jitted = jax.jit(step.step, donate_argnums=(0, 1), out_shardings=out_shardings)
-    return jitted.lower(params, state, batch).compile()
+    return jitted.lower(*state, jax.tree.map(divide, batch)).compile()
 
 
 def row(name: str, compiled: Any) -> list[str]:
@@ -207,16 +208,22 @@ def estimated_cycles(text: str) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> None:
     """Prints a table for each model."""
     options = read_options(Options, arguments)
-    parts = []
+    chips, parts = topology(options.topology).devices, []
+    images = IMAGES_PER_CHIP * len(chips)
     for model in options.models:
         problem = build(model, options.size)
         competitors = all_steps(problem)
         for name in options.only:
             check_name("step", name, competitors)
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((images, *leaf.shape[1:]), leaf.dtype),
+            problem.batch,
+        )
         rows = []
         for name in tqdm(options.only or competitors, desc=model, leave=False):
-            placement: dict[str, Any] = {"chips": options.topology, "fsdp": options.fsdp}
-            rows.append(row(name, compile_for_tpu(competitors[name], problem, **placement)))
+            step = competitors[name]
+            compiled = compile_for_tpu(step, problem.params, batch, chips, options.fsdp)
+            rows.append(row(name, compiled))
         sharded = ", parameters sharded" if options.fsdp else ""
         title = f"{model} on {options.topology}{sharded}, {IMAGES_PER_CHIP} images a chip"
         parts.append(f"## {title}\n\n{markdown(HEADER, rows)}")

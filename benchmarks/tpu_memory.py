@@ -13,17 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 import xsam_jax as xj
 from benchmarks.measure import markdown, number
 from benchmarks.method_costs import TRANSFORMS, UNEQUAL_STEPS
-from benchmarks.steps import RHO, RHO_MAX
-from benchmarks.tpu import topology
+from benchmarks.steps import RHO, RHO_MAX, Step
+from benchmarks.tpu import compile_for_tpu, topology
 
 WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
 METHODS = {
@@ -47,18 +44,7 @@ def peak(
     method: Any, dtype: Any = jnp.float32, devices: int = 1, fsdp: bool = False, groups: int = 1
 ) -> float:
     """Returns the peak memory of a device in bytes."""
-    mesh = Mesh(np.array(topology().devices)[:devices], ("data",))
-
-    def shape(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        return shape(leaf, P("data") if fsdp and leaf.ndim else P())
-
-    params = [place(jax.ShapeDtypeStruct((WIDTH, WIDTH), dtype)) for _ in range(LAYERS)]
     tx = optax.chain(xj.per_group(method) if groups > 1 else method, optax.sgd(0.1))
-    state = jax.tree.map(place, jax.eval_shape(tx.init, params))
-    batch = shape(jax.ShapeDtypeStruct((BATCH, WIDTH), dtype), P("data"))
 
     def step(params: Any, state: Any, batch: Any) -> Any:
         if groups > 1:
@@ -70,11 +56,12 @@ def peak(
             updates, state = tx.update(
                 grads, state, params, value_fn=lambda params: loss_fn(params, batch)
             )
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, None
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
-    compiled: Any = jitted.lower(params, state, batch).compile()
+    params = [jax.ShapeDtypeStruct((WIDTH, WIDTH), dtype) for _ in range(LAYERS)]
+    batch = jax.ShapeDtypeStruct((BATCH, WIDTH), dtype)
+    chips = topology().devices[:devices]
+    compiled = compile_for_tpu(Step(tx.init, step), params, batch, chips, fsdp)
     return compiled.memory_analysis().peak_memory_in_bytes
 
 

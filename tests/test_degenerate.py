@@ -235,6 +235,19 @@ def test_slerp_of_parallel_vectors_is_the_direction_of_the_gradient(sign):
     np.testing.assert_allclose(updates, jnp.stack([AXES[0]] * 3), atol=1e-6)
 
 
+def test_slerp_rotates_by_the_fraction_of_the_angle():
+    angles, alphas = [1e-5, 1e-3, 1.0, 3.0, np.pi - 0.031], [0.0, 0.5, 1.0, 1.7]
+    angle, alpha = (grid.ravel() for grid in np.meshgrid(angles, alphas))
+    ends = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    starts = np.tile([0.1, 0.0, 0.0], (len(angle), 1))
+    updates = slerp_rows(jnp.array(alpha), jnp.array(starts), jnp.array(7.0 * ends))
+    turned = alpha * angle
+    expected = np.stack([np.cos(turned), np.sin(turned), 0 * turned], axis=1)
+    # Towards pi the rounding error is divided by sin(angle), at worst 0.031 here.
+    amplification = np.where(angle > 2, 1 / np.sin(angle), 1.0)
+    assert np.all(np.abs(updates - expected) < 4e-7 * amplification[:, None])
+
+
 def test_slerp_beyond_the_largest_angle_is_the_direction_of_the_gradient():
     angle = np.array([np.pi - 0.029, np.pi - 1e-3])
     ends = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)

@@ -215,10 +215,12 @@ def angle(u: PyTree, v: PyTree) -> jax.Array:
       >>> angle(jnp.array([2.0, 0.0]), jnp.array([1.0, 1e-3]))
       Array(0.001, dtype=float32)
     """
-    return 2 * jnp.arctan2(*half_angle(u, v))
+    return 2 * jnp.arctan2(*half_angle(u, v, divisor(u), divisor(v)))
 
 
-def half_angle(u: PyTree, v: PyTree) -> tuple[jax.Array, jax.Array]:
+def half_angle(
+    u: PyTree, v: PyTree, length_u: jax.Array, length_v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     r"""Returns the sine and the cosine of half the angle between two trees.
 
     With :math:`c = \langle \hat u, \hat v\rangle` they are :math:`\sqrt{(1 \mp c)/2}`, from one
@@ -226,23 +228,27 @@ def half_angle(u: PyTree, v: PyTree) -> tuple[jax.Array, jax.Array]:
     angle of 1e-3 would be 9 % off). There a second pass computes
     :math:`\|\hat u \mp \hat v\| / 2`.
 
+    Args:
+      u: a pytree of real arrays.
+      v: a pytree of the same structure.
+      length_u: the `divisor` of `u`.
+      length_v: the `divisor` of `v`.
+
     Returns:
       Two scalars, :math:`\sqrt{1/2}` if one of the trees is zero.
 
     Example:
-      >>> sine, cosine = half_angle(jnp.array([2.0, 0.0]), jnp.array([0.0, 3.0]))
+      >>> sine, cosine = half_angle(jnp.array([2.0, 0.0]), jnp.array([0.0, 3.0]), 2.0, 3.0)
       >>> print(f"{sine:.3f} {cosine:.3f}")
       0.707 0.707
     """
-    length_u, length_v = divisor(u), divisor(v)
     c = dot(u, v) / length_u / length_v
 
     def from_cosine() -> tuple[jax.Array, jax.Array]:
         return jnp.sqrt((1 - c) / 2), jnp.sqrt((1 + c) / 2)
 
     def from_chord() -> tuple[jax.Array, jax.Array]:
-        ratio = jnp.sign(c) * length_u / length_v
-        chord = jax.tree.map(lambda a, b: _cast(a) - ratio * _cast(b), u, v)
+        chord = combine(1.0, u, -jnp.sign(c) * length_u / length_v, v)
         # Not `norm`, which would round a small angle to zero as an underflow.
         small = jnp.sqrt(squared_norm(chord)) / length_u / 2
         large = jnp.sqrt(1 - small**2)

@@ -113,9 +113,7 @@ class Config:
 
 
 DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(Config)}
-XSAM_SETTINGS = (
-    *("rho_max", "probe_every", "alpha_max", "num_alphas", "search", "probe_batch_size"),
-)
+XSAM_SETTINGS = ["rho_max", "probe_every", "alpha_max", "num_alphas", "search", "probe_batch_size"]
 
 
 def run_folder(config: Config) -> Path:

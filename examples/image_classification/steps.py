@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from examples.image_classification.augment import make_augmentation
@@ -260,12 +260,12 @@ def state_metrics(opt_state: Any) -> Metrics:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def choose_sharding(shape: tuple[int, ...], fsdp: bool) -> NamedSharding:
-    """Returns the sharding of an array of the state.
+def choose_sharding(shape: tuple[int, ...], fsdp: bool, mesh: Mesh | None = None) -> NamedSharding:
+    """Returns the sharding of an array of the state, on all devices unless there is a `mesh`.
 
     With `fsdp` it is divided along its longest axis that is a multiple of the number of devices.
     """
-    mesh = device_mesh()
+    mesh = device_mesh() if mesh is None else mesh
     axes = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
     if not fsdp or not axes or math.prod(shape) < MIN_SHARDED:
         return NamedSharding(mesh, P())

@@ -5,11 +5,12 @@ maximum and its loss, -inf if no loss was finite. A loss that is not finite neve
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from xsam_jax import _checks as checks
 from xsam_jax._devices import varying_like
 
 LossAt = Callable[[jax.Array], jax.Array]
@@ -18,6 +19,21 @@ BatchSize: TypeAlias = int | Literal["all"] | None
 # On CPU a convolution vmapped over its kernels is slow, and one alpha at a time is fastest. On TPU
 # this many forward passes need no more memory than a gradient (docs/benchmarks.md).
 ACCELERATOR_BATCH_SIZE = 3
+
+
+def check_batch_size(probe_batch_size: Any) -> None:
+    """Raises unless it is None, "all", or a positive integer.
+
+    Args:
+      probe_batch_size: the argument of that name.
+
+    Example:
+      >>> check_batch_size("all")
+    """
+    if isinstance(probe_batch_size, str):
+        checks.choice("probe_batch_size", probe_batch_size, ("all",))
+    elif probe_batch_size is not None:
+        checks.static_integer("probe_batch_size", probe_batch_size, 1)
 
 
 def grid_search(

@@ -83,7 +83,7 @@ class Plane(NamedTuple):
         """Returns the plane of the start that `between` names, and of `end`."""
         start = _STARTS[between](path)
         lengths = tree.divisor(start), tree.divisor(end)
-        return cls(start, end, *lengths, *tree.half_angle(start, end))
+        return cls(start, end, *lengths, *tree.half_angle(start, end, *lengths))
 
     @property
     def psi(self) -> jax.Array:

@@ -13,7 +13,7 @@ from xsam_jax._devices import MeanOverGroups, one_group, varying_like
 from xsam_jax._schedules import at_count
 from xsam_jax._value_fn import ValueFn
 from xsam_jax.core import AscentPath
-from xsam_jax.descent.alpha_search import BatchSize, grid_search, section_search
+from xsam_jax.descent.alpha_search import BatchSize, check_batch_size, grid_search, section_search
 from xsam_jax.descent.slerp import BETWEEN, Plane
 
 SEARCHES = ("grid", "section")
@@ -100,10 +100,7 @@ def slerp_to_maximum(
     checks.integer("probe_every", probe_every, 1)
     checks.real("alpha_max", alpha_max, above=0.0)
     checks.static_integer("num_alphas", num_alphas, 2)
-    if isinstance(probe_batch_size, str):
-        checks.choice("probe_batch_size", probe_batch_size, ("all",))
-    elif probe_batch_size is not None:
-        checks.static_integer("probe_batch_size", probe_batch_size, 1)
+    check_batch_size(probe_batch_size)
     checks.choice("search", search, SEARCHES)
     checks.choice("between", between, BETWEEN)
 
