@@ -262,7 +262,8 @@ def test_groups_one_after_the_other_close_over_the_running_statistics(monkeypatc
     state = jax.eval_shape(program.init, traced)
     images = Images(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32))
     lowered = program.train_steps.lower(state, images, np.zeros((1, 4), np.int32), traced)
-    assert "stablehlo.case" in lowered.as_text()  # the search
+    # The conditional of the search. The choice of the platform alone has two cases.
+    assert lowered.as_text().count("stablehlo.case") > 2
 
 
 # ReLU after convolutions with a projection, the same without shortcut, attention.
