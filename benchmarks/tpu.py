@@ -11,9 +11,7 @@ compares the memory of all methods.
 """
 
 import functools
-import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from benchmarks import steps
 from benchmarks.measure import markdown
 from benchmarks.method_costs import family_steps
 from benchmarks.models import MODELS, Problem, build
+from benchmarks.program_text import collectives, estimated_cycles
 from benchmarks.steps import RHO, RHO_MAX
 from examples.experiments.command_line import read_options
 from examples.image_classification.check_name import check_name
@@ -148,61 +147,6 @@ HEADER = [
     *("", "GFLOP", "MB accessed", "temporary MB", "peak MB", "collectives", "their MB"),
     *("estimated Mcycles, least", "most"),
 ]
-SIZES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-
-
-def collectives(text: str) -> tuple[int, int]:
-    """Returns the number of collectives of a compiled program, and the bytes of their results."""
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    found = re.findall(rf" = (.*?) (?:{kinds})(?:-start)?\(", text)
-    arrays = [pair for shape in found for pair in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
-    sizes = [
-        SIZES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n)
-        for dtype, shape in arrays
-    ]
-    return len(found), sum(sizes)
-
-
-def estimated_cycles(text: str) -> tuple[int, int]:
-    """Returns XLA's estimate of the cycles of a program, if conditionals do least or most.
-
-    Collectives have no estimate. So it compares the arithmetic of two programs, and their memory
-    traffic, not more.
-    """
-    computations: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            lines = computations.setdefault(heading[1], [])
-        else:
-            lines.append(line)
-
-    def called(line: str, role: str) -> list[str]:
-        names = re.search(rf"{role}=\{{?([^,}}]*(?:, %[^,}}]*)*)", line)
-        return [name.strip(" %") for name in names[1].split(",")] if names else []
-
-    @functools.cache
-    def cycles(name: str, worst: bool) -> int:
-        total = 0
-        for line in computations[name]:
-            total += sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
-            if " conditional(" in line:
-                branches = called(line, "branch_computations") or [
-                    *called(line, "true_computation"),
-                    *called(line, "false_computation"),
-                ]
-                total += (max if worst else min)(cycles(branch, worst) for branch in branches)
-            elif " while(" in line:
-                condition = "\n".join(computations[called(line, "condition")[0]])
-                trips = map(int, re.findall(r"constant\((\d+)\)", condition))
-                total += max(trips, default=1) * cycles(called(line, "body")[0], worst)
-            elif " call(" in line:
-                total += cycles(called(line, "to_apply")[0], worst)
-        return total
-
-    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
-    assert entry is not None
-    return cycles(entry[1], False), cycles(entry[1], True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -219,17 +163,18 @@ def main(arguments: list[str] | None = None) -> None:
             lambda leaf: jax.ShapeDtypeStruct((images, *leaf.shape[1:]), leaf.dtype),
             problem.batch,
         )
+        sharded = ", parameters sharded" if options.fsdp else ""
+        title = f"{model} on {options.topology}{sharded}, {IMAGES_PER_CHIP} images a chip"
         rows = []
         for name in tqdm(options.only or competitors, desc=model, leave=False):
             step = competitors[name]
             compiled = compile_for_tpu(step, problem.params, batch, chips, options.fsdp)
             rows.append(row(name, compiled))
-        sharded = ", parameters sharded" if options.fsdp else ""
-        title = f"{model} on {options.topology}{sharded}, {IMAGES_PER_CHIP} images a chip"
-        parts.append(f"## {title}\n\n{markdown(HEADER, rows)}")
-        print(parts[-1], flush=True)
-        if options.out is not None:
-            options.out.write_text("\n\n".join(parts) + "\n")
+            table = f"## {title}\n\n{markdown(HEADER, rows)}"
+            if options.out is not None:  # after each row, since a program can take minutes
+                options.out.write_text("\n\n".join([*parts, table]) + "\n")
+        parts.append(table)
+        print(table, flush=True)
 
 
 if __name__ == "__main__":

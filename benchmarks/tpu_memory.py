@@ -22,7 +22,7 @@ from benchmarks.method_costs import TRANSFORMS, UNEQUAL_STEPS
 from benchmarks.steps import RHO, RHO_MAX, Step
 from benchmarks.tpu import compile_for_tpu, topology
 
-WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
+WIDTH, LAYERS, BATCH, DEVICES = 4096, 4, 64, 8
 METHODS = {
     "sgd": optax.with_extra_args_support(optax.identity()),
     **TRANSFORMS,

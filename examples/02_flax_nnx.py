@@ -66,7 +66,7 @@ def main(
         rho: radius of the ascent; XSAM probes at twice this distance
         epochs: passes through the training images
         search: XSAM's search, all values of alpha or a third of them
-        probe_batch_size: values of alpha evaluated together; None is 1 on CPU, 3 on GPU and TPU
+        probe_batch_size: values of alpha evaluated together; None is 3 on GPU and TPU, 1 on CPU
     """
     if not (0 < rho < np.inf and epochs >= 1):
         raise SystemExit(f"rho must be above 0 and epochs at least 1, got {rho} and {epochs}")

@@ -9,7 +9,7 @@ give alpha_max and the number of steps. With `--alpha-max` up to 3 XSAM ends in 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,13 @@ def loss_fn(params: jax.Array) -> jax.Array:
     return -jnp.logaddexp(flat, sharp)
 
 
-def make_optimizers(alpha_max: float = 4.0) -> dict[str, Any]:
+def make_optimizers(alpha_max: float = 4.0, **search: Any) -> dict[str, Any]:
     """Returns three optimizers that differ in the first link of the chain only."""
-    sgd = optax.sgd(5.0, momentum=0.9)
+    sgd, search = optax.sgd(5.0, momentum=0.9), {"probe_every": 1, "alpha_max": alpha_max} | search
     return {
         "SGD": sgd,
         "SAM": optax.chain(sam(rho=6.0), sgd),
-        "XSAM": optax.chain(xsam(rho=6.0, rho_max=18.0, alpha_max=alpha_max, probe_every=1), sgd),
+        "XSAM": optax.chain(xsam(rho=6.0, rho_max=18.0, **search), sgd),
     }
 
 
@@ -81,11 +81,18 @@ def draw(trajectories: dict[str, jax.Array]) -> Any:
     return figure
 
 
-def main(alpha_max: float = 4.0, out: Path = Path("runs/two_minima")) -> None:
+def main(
+    alpha_max: float = 4.0,
+    search: Literal["grid", "section"] = "grid",
+    probe_batch_size: int | Literal["all"] | None = None,
+    out: Path = Path("runs/two_minima"),
+) -> None:
     """Compare SGD, SAM and XSAM on a function with a sharp and a flat minimum.
 
     Args:
         alpha_max: largest alpha that XSAM probes
+        search: XSAM's search, all values of alpha or a third of them
+        probe_batch_size: values of alpha evaluated together; None is 3 on GPU and TPU, 1 on CPU
         out: folder of the picture
     """
     if not 0 < alpha_max < np.inf:
@@ -95,7 +102,8 @@ def main(alpha_max: float = 4.0, out: Path = Path("runs/two_minima")) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(f"--out is no folder: {error}") from None
-    trajectories = {name: run(tx) for name, tx in make_optimizers(alpha_max).items()}
+    probe: Any = {"search": search, "probe_batch_size": probe_batch_size}
+    trajectories = {name: run(tx) for name, tx in make_optimizers(alpha_max, **probe).items()}
     print("method      mu   sigma    loss")
     for name, points in trajectories.items():
         mu, sigma = points[-1]

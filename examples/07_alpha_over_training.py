@@ -8,7 +8,7 @@ at the alpha* that XSAM finds, between 1.7 and 3.3. Takes ten seconds and draws 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,18 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
 
-def main(rho: float = 0.3, out: Path = Path("runs/alpha")) -> None:
+def main(
+    rho: float = 0.3,
+    search: Literal["grid", "section"] = "grid",
+    probe_batch_size: int | Literal["all"] | None = None,
+    out: Path = Path("runs/alpha"),
+) -> None:
     """Compare the maximum of the loss over alpha with the alpha* of XSAM.
 
     Args:
         rho: radius of the ascent; XSAM probes at twice this distance
+        search: XSAM's search, all values of alpha or a third of them
+        probe_batch_size: values of alpha evaluated together; None is 3 on GPU and TPU, 1 on CPU
         out: folder of the picture
     """
     if not 0 < rho < np.inf:
@@ -49,8 +56,9 @@ def main(rho: float = 0.3, out: Path = Path("runs/alpha")) -> None:
     steps = len(labels) // BATCH
     w1, w2 = jnp.split(jax.random.normal(jax.random.key(0), (64, 74)) / 8, [64], axis=1)
     params: Any = {"w1": w1, "w2": w2}
-    search: Any = {"alpha_max": 4.0, "num_alphas": len(ALPHAS), "probe_every": steps}
-    tx = optax.chain(xsam(rho, 2 * rho, **search), optax.sgd(0.05, momentum=0.9))
+    probe: Any = {"alpha_max": 4.0, "num_alphas": len(ALPHAS), "probe_every": steps}
+    probe |= {"search": search, "probe_batch_size": probe_batch_size}
+    tx = optax.chain(xsam(rho, 2 * rho, **probe), optax.sgd(0.05, momentum=0.9))
     opt_state = tx.init(params)
 
     @jax.jit

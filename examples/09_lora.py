@@ -65,7 +65,7 @@ def main(
         rho: radius of the ascent; XSAM probes at twice this distance
         steps: steps of fine-tuning
         search: XSAM's search, all values of alpha or a third of them
-        probe_batch_size: values of alpha evaluated together; None is 1 on CPU, 3 on GPU and TPU
+        probe_batch_size: values of alpha evaluated together; None is 3 on GPU and TPU, 1 on CPU
     """
     if not (1 <= rank <= 256 and 0 < rho < np.inf and steps >= 1):
         raise SystemExit("rank must be from 1 to 256, steps at least 1, and rho above 0 and finite")

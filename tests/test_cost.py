@@ -285,20 +285,30 @@ def test_length_of_a_slerped_direction_is_not_measured_again(name):
 
 
 @pytest.mark.parametrize(
-    ("size", "on_cpu", "elsewhere"), [(None, 1, 3), (1, 1, 1), (7, 7, 7), ("all", 21, 21)]
+    ("size", "num_params", "on_cpu", "elsewhere"),
+    [
+        (None, 1000, 1, 3),
+        (None, 60_000_000, 1, 1),
+        (1, 1000, 1, 1),
+        (7, 1000, 7, 7),
+        ("all", 1000, 21, 21),
+    ],
 )
-def test_default_chunk_of_the_probe_is_that_of_the_platform(size, on_cpu, elsewhere):
-    """Compiled for a platform that this machine need not have."""
+def test_default_chunk_of_the_probe_is_that_of_platform_and_model(
+    size, num_params, on_cpu, elsewhere
+):
+    """Lowered for platforms that this machine need not have."""
     tx = xsam_jax.xsam(0.1, 0.2, probe_batch_size=size)
 
     def update(params, state):
         return tx.update(params, state, params, value_fn=lambda params: jnp.sum(params**2))
 
-    params = jnp.ones(1000)
-    traced = jax.jit(update).trace(params, tx.init(params))
+    params = jax.ShapeDtypeStruct((num_params,), jnp.float32)
+    traced = jax.jit(update).trace(params, jax.eval_shape(tx.init, params))
     for platform, expected in {"cpu": on_cpu, "cuda": elsewhere, "tpu": elsewhere}.items():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert max(map(int, re.findall(r"tensor<(\d+)x1000xf32>", text)), default=1) == expected
+        chunks = map(int, re.findall(rf"tensor<(\d+)x{num_params}xf32>", text))
+        assert max(chunks, default=1) == expected
 
 
 @pytest.mark.parametrize(("name", "passes"), [("sam", 3), ("slerp_sam", 9), ("xsam", 12)])

@@ -129,6 +129,17 @@ def test_a_file_in_place_of_the_folder_gives_one_line_before_training(name, tmp_
     assert (tmp_path / "file").read_text() == ""
 
 
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if "search" in option_names(n)])
+def test_options_of_the_search_reach_xsam(name, tmp_path, capsys):
+    out = {"out": tmp_path} if "out" in option_names(name) else {}
+    for options, message in (
+        ({"search": "thirds"}, "search must be one of 'grid', 'section'"),
+        ({"probe_batch_size": 0}, "probe_batch_size must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_example(name).main(**options, **out)
+
+
 def test_home_is_expanded_in_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Steps compiled for TPUs, where the compiler is installed (`pip install libtpu`)."""
+"""Programs for TPUs, compiled where the compiler is installed (`pip install libtpu`)."""
 
 import importlib.util
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
+from benchmarks.program_text import collectives, estimated_cycles
+
+needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the compiler: pip install libtpu"
 )
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,7 @@ def compiled(*options):
     return table
 
 
+@needs_compiler
 def test_step_with_large_parameters():
     table = compiled("--models", "mlp")
     by_hand, sam, slerp_sam, xsam = (table[name] for name in STEPS[1:])
@@ -44,6 +47,42 @@ def test_step_with_large_parameters():
     assert xsam["estimated Mcycles, least"] < xsam["most"]
 
 
+@needs_compiler
 def test_step_with_sharded_parameters_on_a_pod():
     table = compiled("--size", "tiny", "--topology", "v5e:16x16", "--fsdp")
     assert table["sam"]["collectives"] == table["hand-written SAM"]["collectives"]
+
+
+PROGRAM = """HloModule step
+
+%body (arg: f32[8]) -> f32[8] {
+  %a = f32[8]{0} fusion(%arg), backend_config={"estimated_cycles":"10"}
+  %b = f32[8]{0} all-reduce(%a), to_apply=%sum
+}
+
+%condition (arg: f32[8]) -> pred[] {
+  %limit = s32[] constant(7)
+}
+
+%probe (arg: f32[8]) -> f32[8] {
+  %w = f32[8]{0} while(%arg), condition=%condition, body=%body
+}
+
+%keep (arg: f32[8]) -> f32[8] {
+  %k = f32[8]{0} copy(%arg), backend_config={"estimated_cycles":"3"}
+}
+
+ENTRY %main (x: f32[8], due: s32[]) -> f32[8] {
+  %g = (f32[2,8]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%x, %y), to_apply=%sum
+  %f = f32[8]{0} fusion(%g), backend_config={"estimated_cycles":"100"}
+  ROOT %c = f32[8]{0} conditional(%due, %f, %f), branch_computations={%keep, %probe}
+}
+"""
+
+
+def test_collectives_of_a_program_and_their_bytes():
+    assert collectives(PROGRAM) == (2, 4 * 8 + 4 * 2 * 8 + 2 * 4)
+
+
+def test_estimated_cycles_count_trips_of_loops_and_one_branch_of_conditionals():
+    assert estimated_cycles(PROGRAM) == (100 + 3, 100 + 7 * 10)

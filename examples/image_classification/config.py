@@ -53,7 +53,7 @@ class Config:
     search: Literal["grid", "section"] = "grid"
     """XSAM's search: all values of alpha, or a third of them by a Fibonacci search."""
     probe_batch_size: int | Literal["all"] | None = None
-    """Values of alpha whose losses XSAM evaluates together; None is 1 on CPU, 3 on GPU and TPU."""
+    """Values of alpha whose losses XSAM evaluates together; None is 3 on GPU and TPU, 1 on CPU."""
     method_args: dict[str, str] = field(default_factory=dict, hash=False)
     """Further arguments of the method, as in `--method-args decay 0.6`; see `--method list`."""
 

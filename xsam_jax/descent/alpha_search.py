@@ -19,6 +19,8 @@ BatchSize: TypeAlias = int | Literal["all"] | None
 # On CPU a convolution vmapped over its kernels is slow, and one alpha at a time is fastest. On TPU
 # this many forward passes need no more memory than a gradient (docs/benchmarks.md).
 ACCELERATOR_BATCH_SIZE = 3
+# A larger model keeps the device busy with one alpha, and copies of its parameters need memory.
+LARGE_MODEL = 50_000_000
 
 
 def check_batch_size(probe_batch_size: Any) -> None:
@@ -37,7 +39,7 @@ def check_batch_size(probe_batch_size: Any) -> None:
 
 
 def grid_search(
-    loss_at: LossAt, alphas: jax.Array, batch_size: BatchSize = None
+    loss_at: LossAt, alphas: jax.Array, batch_size: BatchSize = None, num_params: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """Evaluates every alpha. The first maximum wins.
 
@@ -45,7 +47,8 @@ def grid_search(
       loss_at: the loss as a function of a scalar alpha.
       alphas: the grid, of shape (n,).
       batch_size: the number of losses that `jax.vmap` evaluates together, "all" for the whole grid,
-        or None for the choice of the platform: 1 on CPU, `ACCELERATOR_BATCH_SIZE` elsewhere.
+        or None: 1 on CPU and for a large model, `ACCELERATOR_BATCH_SIZE` elsewhere.
+      num_params: the number of parameters. More than `LARGE_MODEL` make the model a large one.
 
     Returns:
       The index of the maximum, int32, and its loss.
@@ -63,6 +66,8 @@ def grid_search(
             return jax.vmap(loss_at)
         return lambda alphas: jax.lax.map(loss_at, alphas, batch_size=size)
 
+    if batch_size is None and num_params > LARGE_MODEL:
+        batch_size = 1
     if batch_size is None:
         losses = jax.lax.platform_dependent(
             alphas, cpu=losses_in_chunks(1), default=losses_in_chunks(ACCELERATOR_BATCH_SIZE)

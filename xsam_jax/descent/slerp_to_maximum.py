@@ -69,9 +69,9 @@ def slerp_to_maximum(
       num_alphas: :math:`n \ge 2`, the number of grid points, both ends included (default 21).
         Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together, or "all" for the
-        whole grid. Memory grows with it. The default None is the choice of the platform: one after
-        the other on CPU, where vmapped convolutions are slow, and 3 together on GPU and TPU, where
-        this needs no more memory than a gradient. "section" does not use it. Static.
+        whole grid. Memory grows with it. The default None is 3 on GPU and TPU, where this needs no
+        more memory than a gradient, and 1 on CPU, where vmapped convolutions are slow. It is 1 for
+        more than 50 million parameters, too. "section" does not use it. Static.
       search: "grid" (default) evaluates every point. "section", a Fibonacci search, evaluates 7 of
         21 points. It finds the same point if the loss over the grid rises, then falls. Static.
       between: where :math:`v_0` points, as in `slerp`: "displacement" (default) or "first". Static.
@@ -137,7 +137,8 @@ def slerp_to_maximum(
             fractions = jnp.arange(num_alphas, dtype=alpha.dtype) / (num_alphas - 1)
             alphas = varying_like(fractions * jnp.asarray(alpha_max, alpha.dtype), alpha)
             if search == "grid":
-                index, loss = grid_search(loss_at, alphas, probe_batch_size)
+                num_params = optax.tree.size(params)
+                index, loss = grid_search(loss_at, alphas, probe_batch_size, num_params)
             else:
                 index, loss = section_search(loss_at, alphas)
             return jnp.where(jnp.isfinite(loss), alphas[index], alpha)

@@ -66,8 +66,8 @@ def xsam(
       num_alphas: the number of grid points, 20 to 40 (default 21). More make the grid finer and a
         probe more expensive. Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together, or "all" for the
-        whole grid. The default None is the choice of the platform: 1 on CPU, and 3 on GPU and TPU,
-        see `slerp_to_maximum`. Static.
+        whole grid. The default None is 3 on GPU and TPU, and 1 on CPU and for more than 50 million
+        parameters, see `slerp_to_maximum`. Static.
       scale: the norm of the update: "last" (default) is :math:`\|g_k\|`. "first", "mean" and "max"
         are other gradient norms. "slope" and "slope_max" are slopes of the loss. See `match_norm`.
         Static.
