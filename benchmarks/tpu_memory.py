@@ -22,11 +22,12 @@ from benchmarks.method_costs import TRANSFORMS, UNEQUAL_STEPS
 from benchmarks.steps import RHO, RHO_MAX, Step
 from benchmarks.tpu import compile_for_tpu, topology
 
-WIDTH, LAYERS, BATCH, DEVICES = 4096, 4, 64, 8
+WIDTH, LAYERS, BATCH, DEVICES = 1024, 8, 64, 8
 METHODS = {
     "sgd": optax.with_extra_args_support(optax.identity()),
     **TRANSFORMS,
     **UNEQUAL_STEPS,
+    "xsam, probes one by one": xj.xsam(RHO, RHO_MAX, probe_batch_size=1),
     "xsam, 2 steps": xj.xsam(RHO, RHO_MAX, steps=2),
 }
 

@@ -75,7 +75,11 @@ def trainer(bench: Bench) -> str:
 
 
 EPOCHS = {"tiny": 2, "full": 20, "large": 20}
-STEPS_PER_EPOCH = {"tiny": 4, "full": 50, "large": 200}
+STEPS_PER_EPOCH = {  # as many as CIFAR-10 has, where a step is short
+    "tiny": {"mlp": 4},
+    "full": {"mlp": 400, "resnet8": 50},
+    "large": {"mlp": 400, "resnet18": 400},
+}
 
 
 def overhead(bench: Bench) -> str:
@@ -85,7 +89,7 @@ def overhead(bench: Bench) -> str:
 
 
 def _overhead(model: str, size: str) -> list[str]:
-    rounds, batch_size, steps = EPOCHS[size], BATCHES[size][model], STEPS_PER_EPOCH[size]
+    rounds, batch_size, steps = EPOCHS[size], BATCHES[size][model], STEPS_PER_EPOCH[size][model]
     settings: Any = {"model": model, "batch_size": batch_size, "epochs": rounds + 3}
     config = Config(dataset="cifar10", method="sam", rho=0.05, **settings)
     batches = Batches(_noise(steps * batch_size), config)
