@@ -65,6 +65,8 @@ def family_steps(problem: Problem) -> dict[str, steps.Step]:
         **{name: steps.ours(loss_fn, tx) for name, tx in TRANSFORMS.items()},
         "decoupled_wsam": steps.ours(loss_fn, decoupled_wsam, optax.identity()),
         "esam": steps.ours(loss_fn, esam, losses_fn=problem.losses_fn),
+        "momentum_sam": steps.looking_ahead(loss_fn, xj.momentum_sam(steps.BASE, 10 * RHO)),
+        "async_sam": steps.looking_ahead(loss_fn, xj.async_sam(steps.BASE, RHO)),
         "look_sam, every fifth step": steps.ours(loss_fn, look_sam, sharp=True),
         "look_sam, other steps": steps.ours(loss_fn, look_sam, sharp=False),
     }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.models import Batch
-from xsam_jax import sam, slerp_sam, xsam
+from xsam_jax import look_ahead, sam, slerp_sam, xsam
 
 RHO = 0.05
 RHO_MAX = 0.1
@@ -99,6 +99,17 @@ def ours(
         if losses_fn is not None:
             extra["losses_fn"] = lambda params: losses_fn(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn, **extra)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return Step(tx.init, step)
+
+
+def looking_ahead(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
+    """Returns a step of an optimizer whose only gradient is the one at `look_ahead`."""
+
+    def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(look_ahead(opt_state, params), batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
     return Step(tx.init, step)

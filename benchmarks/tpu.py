@@ -152,7 +152,7 @@ HEADER = [
 def main(arguments: list[str] | None = None) -> None:
     """Prints a table for each model."""
     options = read_options(Options, arguments)
-    chips, parts = topology(options.topology).devices, []
+    chips, parts = topology(options.topology).devices, list[str]()
     images = IMAGES_PER_CHIP * len(chips)
     for model in options.models:
         problem = build(model, options.size)

@@ -20,20 +20,23 @@ from tqdm import tqdm
 import xsam_jax as sx
 
 SHAPES, BATCH, STEPS = ((64, 192), (192, 192), (192, 10)), 64, 15  # steps per epoch
-pd.options.display.float_format = "{:.2f}".format
 METHODS: dict[str, Any] = {  # radii relative to SAM's, other arguments as published
-    "sgd": lambda rho: optax.identity(), "sam": sx.sam, "fisher_sam": sx.fisher_sam,
+    "sgd": lambda rho: optax.identity(), "wsam": lambda rho: sx.wsam(rho / 5, gamma=0.9),
+    "sam": sx.sam, "look_sam": lambda rho: sx.look_sam(rho / 2, alpha=0.7, every=5),
     "xsam": lambda rho: sx.xsam(rho, 2 * rho, probe_every=STEPS, alpha_max=4.0, num_alphas=41),
     "slerp_sam": lambda rho: sx.slerp_sam(rho, alpha=1.5), "friendly_sam": sx.friendly_sam,
     "asam": lambda rho: sx.asam(10 * rho), "friendly_asam": lambda rho: sx.friendly_asam(10 * rho),
     "msam": lambda rho: sx.msam(rho, steps=2), "lsam": lambda rho: sx.lsam(rho, steps=2),
     "vasso": lambda rho: sx.vasso(rho, theta=0.4), "gsam": lambda rho: sx.gsam(rho, alpha=0.4),
-    "gradient_norm_penalty": lambda rho: sx.gradient_norm_penalty(rho, alpha=0.8),
-    "gam": lambda rho: sx.gam(3 * rho, 0.3 * rho, 0.5, 0.6, 0.03), "cr_sam": sx.cr_sam,
-    "look_sam": lambda rho: sx.look_sam(rho / 2, alpha=0.7, every=5),
+    "gradient_norm_penalty": lambda rho: sx.gradient_norm_penalty(rho, 0.8), "cr_sam": sx.cr_sam,
+    "gam": lambda rho: sx.gam(3 * rho, 0.3 * rho, 0.5, 0.6, 0.03), "fisher_sam": sx.fisher_sam,
     "esam": lambda rho: sx.esam(rho, beta=0.6, gamma=0.5, key=jax.random.key(0)),
-    "wsam": lambda rho: sx.wsam(rho / 5, gamma=0.9), "decoupled_wsam": lambda rho: optax.identity(),
 }  # fmt: skip
+OPTIMIZERS: dict[str, Any] = {  # with SGD inside
+    "decoupled_wsam": lambda rho, sgd, rate: sx.decoupled_wsam(sgd, rate, 2 * rho, gamma=0.9),
+    "momentum_sam": lambda rho, sgd, rate: sx.momentum_sam(sgd, 5 * rho),
+    "async_sam": lambda rho, sgd, rate: sx.async_sam(sgd, rho),
+}
 
 
 def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
@@ -47,8 +50,8 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
 
     schedule = optax.cosine_decay_schedule(0.05, len(batches))
     sgd = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9))
-    contains_sgd = sx.decoupled_wsam(sgd, schedule, 2 * rho, gamma=0.9)
-    tx = contains_sgd if "decoupled" in method else optax.chain(METHODS[method](rho), sgd)
+    make = METHODS.get(method)
+    tx = optax.chain(make(rho), sgd) if make else OPTIMIZERS[method](rho, sgd, schedule)
 
     def train_step(carry: Any, rows: jax.Array) -> Any:
         params, opt_state = carry
@@ -58,18 +61,19 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
 
         loss: Any = {"value_fn": lambda params: losses_fn(params).mean(), "losses_fn": losses_fn}
-        grads = jax.grad(loss["value_fn"])(params)
+        looks_ahead = method in ("momentum_sam", "async_sam")  # one gradient a step, taken there
+        point = sx.look_ahead(opt_state, params) if looks_ahead else params
+        grads = jax.grad(loss["value_fn"])(point)
         updates, opt_state = tx.update(grads, opt_state, params, **loss)  # losses_fn is for ESAM
-        log = [optax.tree.get(opt_state, name, jnp.nan) for name in ("alpha", "psi")]
-        return (optax.apply_updates(params, updates), opt_state), log
+        return (optax.apply_updates(params, updates), opt_state), None
 
     params = [(kernel, jnp.zeros(kernel.shape[1])) for kernel in kernels]
-    (params, _), log = jax.lax.scan(train_step, (params, tx.init(params)), batches)
-    return [100 * jnp.mean(logits_fn(params, x).argmax(-1) == y) for x, y in held_out], log
+    (params, _), _ = jax.lax.scan(train_step, (params, tx.init(params)), batches)
+    return [100 * jnp.mean(logits_fn(params, x).argmax(-1) == y) for x, y in held_out]
 
 
 def main(
-    method: tuple[Literal["all", *METHODS], ...] = ("sgd", "sam", "xsam"),  # type: ignore
+    method: tuple[Literal["all", *METHODS, *OPTIMIZERS], ...] = ("sgd", "sam", "xsam"),  # type: ignore
     rho: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7),
     seeds: int = 16,
     epochs: int = 60,
@@ -92,27 +96,23 @@ def main(
     of_seeds = jax.device_put(of_seeds, jax.NamedSharding(mesh, jax.P("seeds")))
     fast = {"xla_cpu_multi_thread_eigen": False}  # one thread a device saves a seventh of the time
     train_all = jax.jit(jax.vmap(train, [0] + 4 * [None]), static_argnums=4, compiler_options=fast)
-    names, runs, tables = METHODS if "all" in method else dict.fromkeys(method), {}, {}
+    names, tables = [*METHODS, *OPTIMIZERS] if "all" in method else dict.fromkeys(method), {}
     for m, r in tqdm([(n, r) for n in names for r in sorted({*rho})[: 1 if n == "sgd" else None]]):
-        runs[m, r] = jax.device_get(train_all(of_seeds, r, images, held_out, m))
-        tables[m, r] = pd.DataFrame(runs[m, r][0], ["validation", "test"]).T  # of seeds
+        accuracy = jax.device_get(train_all(of_seeds, r, images, held_out, m))
+        tables[m, r] = pd.DataFrame(accuracy, ["validation", "test"]).T  # of seeds
     settings = pd.concat(tables, names=["method", "rho"]).groupby(["method", "rho"], sort=False)
     over_rho = settings.mean().unstack("method").sort_index().ffill()  # SGD has a single row
     best = settings["validation"].mean().groupby("method", sort=False).idxmax()
     test = pd.DataFrame({name: tables[setting]["test"] for name, setting in best.items()})
     gap = test.sub(test[base := "sam" if "sam" in test else test.columns[0]], axis=0)
-    print(f"Validation accuracy in %, mean of {seeds} seeds:\n{over_rho['validation'].T}")
+    print(f"Validation accuracy in %, mean of {seeds} seeds:\n{over_rho['validation'].T.round(2)}")
     print(f"Test accuracy in % at the best rho. A gap to {base} below two errors is a tie:")
     summary = {"rho": best.str[1], "test": test.mean(), "std": test.std(), "error": test.sem()}
-    print(pd.DataFrame(summary | {"gap": gap.mean(), "gap error": gap.sem()}).to_string())
+    print(pd.DataFrame(summary | {"gap": gap.mean(), "gap error": gap.sem()}).round(2).to_string())
     errors, colors = settings["test"].sem().unstack("method"), "tab20" if len(best) > 9 else None
     axes = over_rho["test"].plot(yerr=errors, marker=".", ylabel="test accuracy (%)", cmap=colors)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.figure.savefig(out / "accuracy_over_rho.png", dpi=200, bbox_inches="tight")
-    if "xsam" in best:
-        log = [x.reshape(seeds, epochs, -1).mean((0, 2)) for x in runs[best["xsam"]][1]]
-        axes = pd.DataFrame(log, ["alpha*", "psi (radians)"]).T.plot(subplots=True, xlabel="epoch")
-        axes[0].figure.savefig(out / "alpha_and_psi.png", dpi=200)
 
 
 if __name__ == "__main__":

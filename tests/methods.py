@@ -29,6 +29,7 @@ class Method:
     probes: bool = False
     sample_losses: bool = False  # it needs losses_fn, not value_fn
     optimizer: bool = False  # it has the base optimizer inside
+    looks_ahead: bool = False  # its only gradient is that at look_ahead
     counts_sharp_steps: bool = False  # schedules inside stand still where the gate is shut
 
     def make(self, **kwargs):
@@ -162,4 +163,28 @@ REPRESENTATIVES = {
         "sam, recorded",  # scalars of the descent in the state
     )
 }
+# Optimizers whose only gradient is the caller's, taken at `look_ahead`. They need no loss.
+ONE_GRADIENT = {
+    "momentum_sam": Method(
+        xsam_jax.momentum_sam,
+        {"rho": 0.3},
+        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        gradients=0,
+        optimizer=True,
+        looks_ahead=True,
+    ),
+    "async_sam": Method(
+        xsam_jax.async_sam,
+        {"rho": 0.3},
+        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        gradients=0,
+        optimizer=True,
+        looks_ahead=True,
+    ),
+}
 NAMES = {n for n in xsam_jax.methods.__all__ if n.islower()} - {"lr_coupled_rho"}
+
+
+def gradient_point(method, opt_state, params):
+    """Where the caller takes its gradient."""
+    return xsam_jax.look_ahead(opt_state, params) if method.looks_ahead else params

@@ -590,3 +590,77 @@ def decoupled_wsam(
         theta = theta - inner_learning_rate(t) * m - learning_rate(t) * a * (g1 - g0)
         visited.append(theta)
     return np.stack(visited)
+
+
+def momentum_sam(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    rho: Callable[[int], float],
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    num_steps: int,
+    *,
+    decays_the_perturbed_point: bool = False,
+    nesterov: bool = False,
+) -> Vector:
+    """Momentum-SAM (Becker et al. 2024) with heavy ball: theta_1, ..., theta_num_steps.
+
+    The gradient is that at p = theta - rho v / ||v||. The authors' code decays p, not theta.
+    """
+    theta, v, visited = theta0, np.zeros_like(theta0), []
+    for t in range(num_steps):
+        p = theta - rho(t) * unit(v) if t else theta
+        g = grad_of_step(t)(p) + weight_decay * (p if decays_the_perturbed_point else theta)
+        v = momentum * v + g
+        theta = theta - learning_rate * (g + momentum * v if nesterov else v)
+        visited.append(theta)
+    return np.stack(visited)
+
+
+def momentum_sam_adamw(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    rho: float,
+    learning_rate: float,
+    weight_decay: float,
+    num_steps: int,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    eps: float = 1e-8,
+) -> Vector:
+    """Momentum-SAM with AdamW. The perturbation is along the first moment, without its bias."""
+    theta, m, v, visited = theta0, np.zeros_like(theta0), np.zeros_like(theta0), []
+    for t in range(num_steps):
+        g = grad_of_step(t)(theta - rho * unit(m) if t else theta)
+        m, v = beta_1 * m + (1 - beta_1) * g, beta_2 * v + (1 - beta_2) * g**2
+        corrected = m / (1 - beta_1 ** (t + 1)), v / (1 - beta_2 ** (t + 1))
+        step = corrected[0] / (np.sqrt(corrected[1]) + eps)
+        theta = theta - learning_rate * (step + weight_decay * theta)
+        visited.append(theta)
+    return np.stack(visited)
+
+
+def async_sam(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    rho: Callable[[int], float],
+    learning_rate: float,
+    momentum: float,
+    num_steps: int,
+    *,
+    reuse: bool,
+) -> Vector:
+    """AsyncSAM with a delay of 1 (Jo et al. 2025), with heavy ball: theta_1, ....
+
+    It ascends along p, the last clean gradient, or with `reuse` the last perturbed one.
+    """
+    theta, v, p, visited = theta0, np.zeros_like(theta0), None, []
+    for t in range(num_steps):
+        grad = grad_of_step(t)
+        g = grad(theta if p is None else theta + rho(t) * unit(p))
+        p = g if reuse else grad(theta)
+        v = momentum * v + g
+        theta = theta - learning_rate * v
+        visited.append(theta)
+    return np.stack(visited)

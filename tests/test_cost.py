@@ -35,6 +35,9 @@ def compiled(name, step_name):
     competitors = {
         **steps.competitors(problem(name).loss_fn),
         "sam, three steps": steps.ours(problem(name).loss_fn, xsam_jax.sam(0.05, steps=3)),
+        "momentum_sam": steps.looking_ahead(
+            problem(name).loss_fn, xsam_jax.momentum_sam(steps.BASE, 0.5)
+        ),
     }
     competitor = competitors[step_name]
     p = problem(name)
@@ -48,6 +51,14 @@ def flops(name, step_name):
 
 def memory(name, step_name):
     return compiled(name, step_name).memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_momentum_sam_costs_what_the_base_optimizer_costs(name):
+    assert 1.0 < flops(name, "momentum_sam") / flops(name, "gradient") <= 1.02
+    assert memory(name, "momentum_sam") - memory(name, "gradient") <= 4 * 1.2 * optax.tree.size(
+        problem(name).params
+    )
 
 
 @pytest.mark.parametrize(("step_name", "gradients"), [("slerp_sam", 2), ("sam, three steps", 4)])

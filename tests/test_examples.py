@@ -161,7 +161,7 @@ def start_of(seeds, steps):
 
 
 IMAGES = jnp.asarray(np.random.default_rng(1).random((1000, 64), np.float32))
-HELD_OUT = [(IMAGES[:100], np.arange(100) % 10)] * 2
+HELD_OUT = [(IMAGES, np.arange(1000) % 10)] * 2
 
 
 def many_seeds(method):
@@ -174,14 +174,12 @@ def many_seeds(method):
 def test_seeds_under_vmap_equal_a_single_seed(monkeypatch):
     monkeypatch.setattr(digits, "STEPS", 3)  # a probe at the first and at the fourth step
     start = start_of(seeds=3, steps=5)
-    accuracies, (alpha, psi) = jax.jit(many_seeds("xsam"))(start, 0.3)
+    _, accuracies = jax.jit(many_seeds("xsam"))(start, 0.3)
     one = jax.tree.map(lambda leaf: leaf[1:2], start)
-    single, (single_alpha, single_psi) = jax.jit(many_seeds("xsam"))(one, 0.3)
-    np.testing.assert_allclose(np.array(single)[:, 0], np.array(accuracies)[:, 1], atol=1.01)
-    np.testing.assert_allclose(single_alpha[0], alpha[1], atol=1e-6)
-    # Rounding grows over the steps.
-    np.testing.assert_allclose(single_psi[0], psi[1], rtol=1e-3)
-    assert np.ptp(psi[:, -1]) > 0.01  # seeds differ
+    _, single = jax.jit(many_seeds("xsam"))(one, 0.3)
+    # Rounding may change the guess for an image.
+    np.testing.assert_allclose(single[0], accuracies[1], atol=0.11)
+    assert np.min(np.diff(np.sort(accuracies))) > 0.15  # seeds differ
 
 
 def equations(jaxpr):
@@ -208,15 +206,15 @@ def test_the_probe_of_many_seeds_stays_a_conditional():
 
 
 # Compiled are those that need more than the others: the losses of samples, the base optimizer.
-@pytest.mark.parametrize("method", digits.METHODS)
+@pytest.mark.parametrize("method", [*digits.METHODS, *digits.OPTIMIZERS])
 def test_every_method_of_the_demo_makes_a_step(method):
     start = jax.tree.map(lambda leaf: leaf[0], start_of(seeds=1, steps=2))
     step = functools.partial(digits.train, method=method)
-    if method not in ("esam", "decoupled_wsam"):
-        accuracies, _ = jax.eval_shape(step, start, 0.1, IMAGES, HELD_OUT)
+    if method not in ("esam", *digits.OPTIMIZERS):
+        accuracies = jax.eval_shape(step, start, 0.1, IMAGES, HELD_OUT)
         assert [accuracy.shape for accuracy in accuracies] == [(), ()]
     else:
-        accuracies, _ = jax.jit(step)(start, 0.1, IMAGES, HELD_OUT)
+        accuracies = jax.jit(step)(start, 0.1, IMAGES, HELD_OUT)
         assert np.all(np.isfinite(accuracies))
 
 
@@ -224,19 +222,15 @@ def test_the_demo_has_every_method_of_the_library():
     import xsam_jax as sx
 
     parts = {"sharpness_aware", "gated", "lr_coupled_rho", "ascent", "descent", "gating", "methods"}
-    parts |= {"groups", "per_group", "split_into_groups", "in_float32"}
+    parts |= {"groups", "per_group", "split_into_groups", "in_float32", "look_ahead"}
     functions = {name for name in sx.__all__ if name.islower()} - parts
-    assert set(digits.METHODS) == functions | {"sgd"}
+    assert {*digits.METHODS, *digits.OPTIMIZERS} == functions | {"sgd"}
 
 
 def fake_train(start, rho, images, held_out, method):
     """Returns the best validation accuracy at rho = 0.3, and the best test accuracy at 0.5."""
     seed = start[0].sum() % 7 / 10  # differs between seeds
-    found = jnp.ones(len(start[2])) * (method == "xsam")
-    return [90 - jnp.abs(rho - 0.3) + seed, 70 + 10 * rho + seed + (method == "sam")], [
-        found,
-        found,
-    ]
+    return [90 - jnp.abs(rho - 0.3) + seed, 70 + 10 * rho + seed + (method == "sam")]
 
 
 def read_tables(text):
@@ -260,15 +254,14 @@ def test_the_demo_chooses_rho_on_validation(tmp_path, capsys, monkeypatch):
     assert validation["rho"] == [0.1, 0.3, 0.5]
     assert np.argmax(validation["sam"]) == np.argmax(validation["xsam"]) == 1
     assert len(set(validation["sgd"])) == 1
-    for name in ("accuracy_over_rho", "alpha_and_psi"):
-        assert_is_a_picture(tmp_path / "new" / "folder" / f"{name}.png")
+    assert_is_a_picture(tmp_path / "new" / "folder" / "accuracy_over_rho.png")
 
 
 def test_the_demo_compares_seed_by_seed(tmp_path, capsys, monkeypatch):
     def train(start, rho, images, held_out, method):
         noise = start[0].sum() % 7 / 10
         of_method = noise**2 * (method == "sam")
-        return [90.0 + of_method, 80.0 + noise + of_method], [noise, noise]
+        return [90.0 + of_method, 80.0 + noise + of_method]
 
     monkeypatch.setattr(digits, "train", train)
     digits.main(("sam", "sgd"), rho=(0.1,), seeds=4, epochs=1, out=tmp_path)
@@ -286,7 +279,7 @@ def test_the_demo_draws_labels_weights_and_batches_for_each_seed(tmp_path, monke
         sizes = [len(y) for _, y in held_out]
         jax.debug.callback(lambda *of_seed: seen.append(of_seed), *start, images)
         accuracy = jnp.ones(()) * sum(size == n for size, n in zip(sizes, (297, 500), strict=True))
-        return [accuracy + start[0].sum() % 3, accuracy], [accuracy, accuracy]
+        return [accuracy + start[0].sum() % 3, accuracy]
 
     monkeypatch.setattr(digits, "train", train)
     digits.main(("sgd", "sam"), rho=(0.1,), seeds=2, epochs=3, out=tmp_path)

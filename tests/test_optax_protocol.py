@@ -12,7 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from methods import METHODS, NAMES, REPRESENTATIVES
+from methods import METHODS, NAMES, ONE_GRADIENT, REPRESENTATIVES, gradient_point
 
 import xsam_jax
 from xsam_jax.ascent import normalize, scale_by_radius
@@ -25,8 +25,9 @@ LEARNING_RATE = 0.02
 RTOL = 1e-4
 # Properties that depend on the formula are tested with every method. Properties of the state and of
 # the conditionals are tested with every kind of these.
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-every_kind = pytest.mark.parametrize("method", REPRESENTATIVES.values(), ids=REPRESENTATIVES)
+ALL, KINDS = METHODS | ONE_GRADIENT, REPRESENTATIVES | ONE_GRADIENT
+every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL)
+every_kind = pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
 # Wrappers of Optax see the update and the state only.
 WRAPPED = {
     name: REPRESENTATIVES[name]
@@ -91,7 +92,7 @@ def scheduled(method):
 
 def make_step(method, tx):
     def step(params, opt_state):
-        value, grads = jax.value_and_grad(loss_fn)(params)
+        value, grads = jax.value_and_grad(loss_fn)(gradient_point(method, opt_state, params))
         updates, opt_state = tx.update(
             grads, opt_state, params, value=value, **method.arguments(loss_fn)
         )
@@ -135,7 +136,7 @@ def params_of_sgd():
 
 
 def test_methods_table_has_every_method():
-    assert {m.alias.__name__ for m in METHODS.values()} >= NAMES
+    assert {m.alias.__name__ for m in ALL.values()} >= NAMES
     assert set(xsam_jax.__all__) >= NAMES
 
 
@@ -526,7 +527,7 @@ def test_map_params_finds_the_parameters_in_the_state(method):
         optax.tree.scale(1.0, jax.tree.map(jnp.ones_like, make_params())),
     )
     # Besides the momentum: averages of gradients, and directions.
-    like_parameters = {"trace", "average", "orthogonal"}
+    like_parameters = {"trace", "average", "orthogonal", "gradient"}
 
     def moved(path):
         return bool(like_parameters & {getattr(key, "name", None) for key in path})

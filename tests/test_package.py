@@ -33,9 +33,10 @@ ARROWS = {
     "groups": {"_checks", "_devices", "_value_fn", "_tree", "groups"},
     "methods": {
         *("_checks", "_devices", "_value_fn", "_schedules", "_tree"),
-        *("core", "ascent", "descent", "gating", "methods"),
+        *("core", "_look_ahead", "ascent", "descent", "gating", "methods"),
     },
     "in_float32": {"_checks", "_tree"},
+    "_look_ahead": {"_checks"},
     "flax_nnx": {"_value_fn"},
     "flax_linen": set(),
     "analysis": {"_checks", "_tree", "core", "ascent", "analysis"},

@@ -18,7 +18,7 @@ import optax
 import pytest
 from flax import linen, nnx
 from flax.training import train_state
-from methods import METHODS, NAMES
+from methods import METHODS, NAMES, ONE_GRADIENT
 
 import xsam_jax
 from xsam_jax import _tree as tree
@@ -1275,6 +1275,41 @@ def test_state_stays_in_host_memory_and_steps_are_the_same(ns):
     assert_close(jax.device_get((params, opt_state)), jax.device_get(expected), rtol=1e-5)
 
 
+@recipe("One gradient a step")
+def test_one_gradient_a_step_has_a_momentum_and_clean_parameters(ns):
+    """The first step has no momentum yet: it is that of SGD."""
+    gradient = gradient_of(ns.initial, ns.batch)
+    assert_close(ns.params, add_scale(ns.initial, -0.1, gradient), rtol=1e-5)
+    ahead = sub(ns.look_ahead(ns.opt_state, ns.params), ns.params)
+    assert_close(ahead, along(gradient, -0.5), rtol=1e-4)
+
+
+@recipe("One gradient in Flax")
+def test_look_ahead_in_flax_takes_the_step_of_momentum_sam(ns):
+    """Both against the steps with NumPy's own momentum, and the model holds clean parameters."""
+
+    def heavy_ball(params, loss_fn):
+        momentum = jax.tree.map(jnp.zeros_like, params)
+        for step in range(3):
+            point = add_scale(params, -1, along(momentum, 0.5)) if step else params
+            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, jax.grad(loss_fn)(point))
+            params = add_scale(params, -0.1, momentum)
+        return params
+
+    expected = heavy_ball(ns.params, lambda params: ns.loss_fn(params, ns.batch))
+    assert_close(ns.state.params, expected, rtol=1e-4)
+
+    graphdef, *variables = nnx.split(ns.Network(nnx.Rngs(0)), nnx.Param, ...)
+    start, rest = map(nnx.as_pure, variables)
+
+    def model_loss(params):
+        return ns.model_loss(nnx.merge(graphdef, params, rest), ns.batch)
+
+    expected = heavy_ball(start, model_loss)
+    assert_close(nnx.as_pure(nnx.state(ns.model, nnx.Param)), expected, rtol=1e-4)
+    assert np.any(ns.model.norm.mean[...] != 0)  # statistics of the pass advance
+
+
 @recipe("Line searches and L-BFGS")
 def test_line_search_has_the_sharpness_aware_direction_and_lowers_the_loss(ns):
     step = sub(ns.initial, ns.params)
@@ -1435,8 +1470,9 @@ def rows(first_column):
 
 
 TABLE = rows("method")
-ALIASES = [method for method in METHODS.values() if method.alias.__name__ in NAMES]
-ALIAS_NAMES = [name for name, method in METHODS.items() if method.alias.__name__ in NAMES]
+ALL = METHODS | ONE_GRADIENT
+ALIASES = [method for method in ALL.values() if method.alias.__name__ in NAMES]
+ALIAS_NAMES = [name for name, method in ALL.items() if method.alias.__name__ in NAMES]
 
 
 def test_tables_have_every_method_and_every_gate():
@@ -1463,7 +1499,7 @@ def test_number_of_gradients_is_that_of_the_table(method):
 
     counted.defvjp(lambda params: (bowl(params), params), backward)
     stated = TABLE[method.alias.__name__]["gradients"]
-    number = int(stated.split()[0].replace("k", str(method.statics.get("steps", 1))))
+    number = int(stated.split()[0].replace("k", str(method.statics.get("steps", 1))).strip(","))
     tx, params = method.make(), jnp.array([1.0, -0.5, 0.25])
     # Traced with a Python bool, so that Python sees every gradient, and no branch beside.
     sharps = [True, False] if "in every n-th step" in stated else [None]
@@ -1522,7 +1558,8 @@ def test_method_equals_its_parts_in_the_table(name):
 
 
 def test_table_of_parts_has_every_method_with_two_slots():
-    assert set(PARTS) == NAMES - {"sam", "look_sam", "esam", "decoupled_wsam"}
+    optimizers = {"decoupled_wsam", "momentum_sam", "async_sam"}
+    assert set(PARTS) == NAMES - {"sam", "look_sam", "esam"} - optimizers
 
 
 @recipe("Combine an ascent with a descent")
@@ -1612,6 +1649,8 @@ def test_example_state_and_convention_of_a_row_are_true(name):
         "that of the optimizer": (0, 0),  # which is plain gradient descent here
         "count": (0, 1),
         "3 scalars": (0, 3),
+        "that of the optimizer, 2 scalars": (1, 2),  # a momentum here
+        "1 copy, a scalar, that of the optimizer": (1, 1),
         "1 copy, count": (1, 1),
         "1 copy, 2 counts": (1, 2),
     }

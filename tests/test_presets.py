@@ -359,6 +359,7 @@ def test_settings_of_unknown_names_raise():
 PARAMS = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
 SEARCH = {"probe_every": 1, "alpha_max": 3.2, "num_alphas": 9}
 KEY = jax.random.key(0)
+BASE = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
 
 
 def value_fn(params):
@@ -387,7 +388,7 @@ def program(tx):
 
 
 def training(steps=1, **search):
-    return Training(0.6, steps, SEARCH | search, optax.sgd(0.1), 0.1, KEY)
+    return Training(0.6, steps, SEARCH | search, BASE, 0.1, KEY)
 
 
 def weights(params):
@@ -433,8 +434,15 @@ OVERRIDDEN = [
         "decoupled_wsam",
         1,
         {"gamma": "0.6"},
-        lambda: sx.decoupled_wsam(optax.sgd(0.1), 0.1, 0.3, 0.6),
+        lambda: sx.decoupled_wsam(BASE, 0.1, 0.3, 0.6),
     ),
+    (
+        "momentum_sam",
+        1,
+        {"convention": "official"},
+        lambda: sx.momentum_sam(BASE, 0.3, convention="official"),
+    ),
+    ("async_sam", 1, {"reuse": "false"}, lambda: sx.async_sam(BASE, 0.3, reuse=False)),
     (
         "gradient_norm_penalty",
         1,

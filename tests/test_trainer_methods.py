@@ -21,7 +21,10 @@ def test_every_method_of_the_library_has_a_row():
     assert set(FAMILY) == functions | {"sgd", "msam+", "lsam+"}
 
 
-KINDS = ("sgd", "gsam", "lsam+", "gam", "look_sam", "esam", "decoupled_wsam")
+KINDS = (
+    *("sgd", "gsam", "lsam+", "gam", "look_sam", "esam", "decoupled_wsam"),
+    *("momentum_sam", "async_sam"),
+)
 
 
 # One of each kind; test_no_two_rows_are_the_same_method steps with all of them.
@@ -51,7 +54,8 @@ def test_no_two_rows_are_the_same_method():
             return losses_fn(params).mean()
 
         def step(params, state):
-            grads = jax.grad(value_fn)(params)
+            point = xsam_jax.look_ahead(state, params) if method.looks_ahead else params
+            grads = jax.grad(value_fn)(point)
             extra_args = {"value_fn": value_fn, "losses_fn": losses_fn}
             updates, state = tx.update(grads, state, params, **extra_args)
             return optax.apply_updates(params, updates), state

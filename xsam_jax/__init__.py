@@ -16,6 +16,7 @@ These rules hold for all methods:
 """
 
 from xsam_jax import ascent, descent, gating, groups, methods
+from xsam_jax._look_ahead import look_ahead
 from xsam_jax._schedules import Radius
 from xsam_jax._value_fn import GradFn, ValueFn
 from xsam_jax.core import AscentPath, SharpnessAwareState, sharpness_aware
@@ -23,6 +24,7 @@ from xsam_jax.gating.gated import gated
 from xsam_jax.groups import per_group, split_into_groups
 from xsam_jax.in_float32 import in_float32
 from xsam_jax.methods.asam import asam
+from xsam_jax.methods.async_sam import async_sam
 from xsam_jax.methods.cr_sam import cr_sam
 from xsam_jax.methods.esam import esam
 from xsam_jax.methods.fisher_sam import fisher_sam
@@ -32,6 +34,7 @@ from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
 from xsam_jax.methods.gsam import gsam, lr_coupled_rho
 from xsam_jax.methods.look_sam import look_sam
 from xsam_jax.methods.lsam import lsam
+from xsam_jax.methods.momentum_sam import momentum_sam
 from xsam_jax.methods.msam import msam
 from xsam_jax.methods.sam import sam
 from xsam_jax.methods.vasso import vasso
@@ -65,6 +68,10 @@ __all__ = [
     "look_sam",
     "esam",
     "decoupled_wsam",
+    # Methods with one gradient a step, and where to take it
+    "momentum_sam",
+    "async_sam",
+    "look_ahead",
     # One perturbation per group of examples
     "per_group",
     "split_into_groups",

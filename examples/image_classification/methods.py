@@ -45,12 +45,14 @@ class Method(NamedTuple):
       scale: The usual radius divided by the radius of SAM, or None for a method without radius.
       steps: Whether the method can take several ascent steps.
       has_base: Whether `make` returns the whole optimizer, including the base optimizer.
+      looks_ahead: Whether the gradient is taken at `look_ahead`, not at the parameters.
     """
 
     make: Callable[..., optax.GradientTransformation]
     scale: float | None = 1.0
     steps: bool = False
     has_base: bool = False
+    looks_ahead: bool = False
 
 
 def path_sum(method: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
@@ -151,6 +153,21 @@ FAMILY = {
         lambda rho, t, beta=0.6, gamma=0.5, convention="paper": sx.esam(
             rho, beta, gamma, t.key, convention=convention
         )
+    ),
+}
+
+# Methods with one gradient a step.
+FAMILY |= {
+    "momentum_sam": Method(
+        lambda rho, t, convention="chain": sx.momentum_sam(t.base, rho, convention=convention),
+        scale=5.0,
+        has_base=True,
+        looks_ahead=True,
+    ),
+    "async_sam": Method(
+        lambda rho, t, reuse=True: sx.async_sam(t.base, rho, reuse=reuse),
+        has_base=True,
+        looks_ahead=True,
     ),
 }
 

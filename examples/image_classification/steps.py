@@ -18,7 +18,7 @@ from examples.image_classification.config import Config
 from examples.image_classification.first_pass import first_pass
 from examples.image_classification.methods import METHODS, Training, make_method
 from examples.image_classification.models import make_model
-from xsam_jax import per_group
+from xsam_jax import look_ahead, per_group
 
 Metrics = dict[str, jax.Array]
 
@@ -193,9 +193,11 @@ class Program:
             statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
             return optax.softmax_cross_entropy(logits, targets), (accuracy, statistics)
 
-        # Only the clean pass updates the running statistics of BatchNorm.
+        # Only this pass updates the running statistics of BatchNorm.
         sizes = self._config.groups, self._config.accumulate
-        clean = first_pass(losses_fn, state.params, (images, batch.labels), *sizes)
+        looks_ahead = METHODS[self._config.method].looks_ahead
+        point = look_ahead(state.opt_state, state.params) if looks_ahead else state.params
+        clean = first_pass(losses_fn, point, (images, batch.labels), *sizes)
         accuracy, statistics = clean.aux
         updates, opt_state = self._make_optimizer(traced).update(
             clean.updates, state.opt_state, state.params, **clean.arguments

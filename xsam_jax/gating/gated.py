@@ -76,8 +76,8 @@ def gated(
       `count` unbatched (axis None).
 
     Raises:
-      TypeError: `transform` is not a gradient transformation, or, in `init`, is a chain or
-        `decoupled_wsam`. `gate` is not a gate. In `update`, `sharp` is not a bool.
+      TypeError: `transform` is not a gradient transformation, or, in `init`, is a chain or an
+        optimizer. `gate` is not a gate. In `update`, `sharp` is not a bool.
       ValueError: in `update`, `transform` is a `per_group`, inside which the gate belongs.
 
     Example:
@@ -188,8 +188,9 @@ def _check_returns_gradient(state: Any) -> None:
         )
     if checks.has_node(state, lambda node: getattr(node, "returns_updates", False)):
         raise TypeError(
-            "gated must not have decoupled_wsam inside: it is an optimizer, not a gradient "
-            "transformation in front of one. Write wsam, the coupled form"
+            "gated must not have decoupled_wsam, momentum_sam or async_sam inside: they are "
+            "optimizers, not gradient transformations in front of one. Write wsam, the coupled "
+            "form, or a schedule of rho, 0 where the gate is shut"
         )
 
 

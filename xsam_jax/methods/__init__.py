@@ -2,12 +2,14 @@ r"""The methods by name, one file per paper.
 
 Each is a gradient transformation in front of a base optimizer,
 `optax.chain(sam(0.05), optax.sgd(0.1))`, and its update is called with
-`value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the contract. There are two
-exceptions: `esam` needs `losses_fn`, the loss of each sample, in place of `value_fn`, and
-`decoupled_wsam` is an optimizer with the base optimizer inside.
+`value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the contract. There are
+exceptions: `esam` needs `losses_fn`, the loss of each sample, in place of `value_fn`.
+`decoupled_wsam`, `momentum_sam` and `async_sam` are optimizers with the base optimizer inside, and
+the last two need no `value_fn`: they take one gradient a step, at `look_ahead`.
 """
 
 from xsam_jax.methods.asam import asam
+from xsam_jax.methods.async_sam import AsyncSamState, async_sam
 from xsam_jax.methods.cr_sam import cr_sam
 from xsam_jax.methods.esam import esam
 from xsam_jax.methods.fisher_sam import fisher_sam
@@ -17,6 +19,7 @@ from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
 from xsam_jax.methods.gsam import gsam, lr_coupled_rho
 from xsam_jax.methods.look_sam import LookSamState, look_sam
 from xsam_jax.methods.lsam import lsam
+from xsam_jax.methods.momentum_sam import MomentumSamState, momentum_sam
 from xsam_jax.methods.msam import msam
 from xsam_jax.methods.sam import sam
 from xsam_jax.methods.vasso import vasso
@@ -24,9 +27,12 @@ from xsam_jax.methods.wsam import DecoupledWsamState, decoupled_wsam, wsam
 from xsam_jax.methods.xsam import slerp_sam, xsam
 
 __all__ = [
+    "AsyncSamState",
     "DecoupledWsamState",
     "LookSamState",
+    "MomentumSamState",
     "asam",
+    "async_sam",
     "cr_sam",
     "decoupled_wsam",
     "esam",
@@ -39,6 +45,7 @@ __all__ = [
     "look_sam",
     "lr_coupled_rho",
     "lsam",
+    "momentum_sam",
     "msam",
     "sam",
     "slerp_sam",

@@ -1,0 +1,138 @@
+"""AsyncSAM, with a delay of one step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xsam_jax import _checks as checks
+from xsam_jax import _tree as tree
+from xsam_jax import _value_fn
+from xsam_jax._schedules import advance, at_count, schedule_state
+
+
+class AsyncSamState(NamedTuple):
+    """The state of AsyncSAM.
+
+    Attributes:
+      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
+      gradient: the gradient of the last step, with the shapes and dtypes of the parameters.
+      schedule: a step counter if `rho` is a schedule, and empty otherwise.
+      inner: the state of the base optimizer.
+    """
+
+    radius: jax.Array
+    gradient: optax.Updates
+    schedule: optax.OptState
+    inner: optax.OptState
+
+    @property
+    def returns_updates(self) -> bool:
+        """True: `gated` refuses a transform whose results are updates, not gradients."""
+        return True
+
+    def perturbation(self, params: optax.Params) -> optax.Updates:
+        """Returns the perturbation of the next gradient, for `look_ahead`."""
+        del params
+        return tree.with_norm(self.radius, self.gradient)
+
+
+def async_sam(
+    optimizer: optax.GradientTransformation,
+    rho: optax.ScalarOrSchedule,
+    *,
+    reuse: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AsyncSAM: ascends along the gradient of the last step, at the cost of the base optimizer.
+
+    With :math:`p_t` the gradient of the last step and :math:`p_0 = 0`,
+
+    .. math:: g_t = \nabla L_t(\theta_t + \rho\, p_t / \|p_t\|), \qquad
+              \theta_{t+1} = \theta_t + \mathrm{optimizer}(g_t), \qquad p_{t+1} = g_t.
+
+    This is `sam` with an ascent that is one step old. The paper computes it on a second device, in
+    parallel, as the gradient at the parameters, :math:`p_{t+1} = \nabla L_t(\theta_t)`
+    (`reuse=False`).
+
+    Use it in place of `sam` when a second gradient is too expensive, and batches are large enough
+    for gradients of two steps to agree. It needs one copy of the parameters. The caller takes the
+    gradient at `look_ahead`.
+
+    BatchNorm takes its running statistics in the only pass there is, at the perturbed parameters.
+
+    Args:
+      optimizer: the base optimizer.
+      rho: :math:`\rho \ge 0`, the length of the ascent as in `sam`, or a schedule of it. 0 is the
+        base optimizer.
+      reuse: whether :math:`p` is the gradient that the caller passes (default True), or one at the
+        parameters, which costs a further gradient. The two do not depend on each other. Static.
+
+    Returns:
+      An optimizer with state `AsyncSamState`. Extra arguments reach `optimizer`. With
+      `reuse=False` its update needs `value_fn` or `grad_fn`, as that of `sharpness_aware`.
+
+    Raises:
+      TypeError: `optimizer` is not a gradient transformation, or `rho` not a real number.
+      ValueError: `rho` is negative. In `update` with `reuse=False`, `params`, or both `value_fn`
+        and `grad_fn`, are missing.
+
+    Example:
+      >>> from xsam_jax import look_ahead
+      >>> loss_fn = lambda params: params[0] ** 2 + 4 * params[1] ** 2
+      >>> tx = async_sam(optax.sgd(0.05, momentum=0.9), rho=0.1)
+      >>> params = jnp.array([1.0, 1.0])
+      >>> opt_state = tx.init(params)
+      >>> for _ in range(2):
+      ...     grads = jax.grad(loss_fn)(look_ahead(opt_state, params))
+      ...     updates, opt_state = tx.update(grads, opt_state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print([f"{p:.3f}" for p in params])
+      ['0.718', '-0.039']
+
+    References:
+      `Asynchronous Sharpness-Aware Minimization For Fast and Accurate Deep Learning
+      <https://arxiv.org/abs/2503.11147>`_, 2025
+    """
+    checks.transformation("optimizer", optimizer)
+    checks.real("rho", rho, minimum=0.0, schedule=True)
+    base = optax.with_extra_args_support(optimizer)
+
+    def radius(schedule: Any) -> jax.Array:
+        return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
+
+    def init_fn(params: optax.Params) -> AsyncSamState:
+        checks.parameters(params)
+        schedule, zeros = schedule_state(rho), jax.tree.map(jnp.zeros_like, params)
+        return AsyncSamState(radius(schedule), zeros, schedule, base.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: AsyncSamState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AsyncSamState]:
+        checks.state(state, AsyncSamState)
+        gradient = updates if reuse else _gradient_at(params, updates, **extra_args)
+        steps, inner = base.update(updates, state.inner, params, **extra_args)
+        schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
+        return steps, AsyncSamState(radius(schedule), gradient, schedule, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _gradient_at(
+    params: optax.Params | None,
+    updates: optax.Updates,
+    value_fn: Any = None,
+    grad_fn: Any = None,
+    **extra_args: Any,
+) -> optax.Updates:
+    del extra_args
+    checks.parameters_of_update(params)
+    _value_fn.check_functions(value_fn, grad_fn, params, updates, None, {})
+    if grad_fn is None:
+        return jax.grad(value_fn)(params)
+    return _value_fn.gradient_at(params, grad_fn, updates)
