@@ -65,6 +65,10 @@ def family_steps(problem: Problem) -> dict[str, steps.Step]:
         **{name: steps.ours(loss_fn, tx) for name, tx in TRANSFORMS.items()},
         "decoupled_wsam": steps.ours(loss_fn, decoupled_wsam, optax.identity()),
         "esam": steps.ours(loss_fn, esam, losses_fn=problem.losses_fn),
+        "lookbehind, 2 steps": steps.ours(
+            loss_fn, xj.lookbehind(steps.BASE, RHO, 2), optax.identity()
+        ),
+        "sampa": steps.looking_ahead(loss_fn, xj.sampa(steps.BASE, steps.LEARNING_RATE, RHO)),
         "momentum_sam": steps.looking_ahead(loss_fn, xj.momentum_sam(steps.BASE, 10 * RHO)),
         "async_sam": steps.looking_ahead(loss_fn, xj.async_sam(steps.BASE, RHO)),
         "look_sam, every fifth step": steps.ours(loss_fn, look_sam, sharp=True),

@@ -105,11 +105,15 @@ def ours(
 
 
 def looking_ahead(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
-    """Returns a step of an optimizer whose only gradient is the one at `look_ahead`."""
+    """Returns a step of an optimizer that takes the gradient at `look_ahead`."""
+    tx = optax.with_extra_args_support(tx)
 
     def step(params: Any, opt_state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(look_ahead(opt_state, params), batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
+        def value_fn(params: Any) -> jax.Array:
+            return loss_fn(params, batch)
+
+        loss, grads = jax.value_and_grad(value_fn)(look_ahead(opt_state, params))
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
         return optax.apply_updates(params, updates), opt_state, loss
 
     return Step(tx.init, step)

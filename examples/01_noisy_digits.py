@@ -32,11 +32,12 @@ METHODS: dict[str, Any] = {  # radii relative to SAM's, other arguments as publi
     "gam": lambda rho: sx.gam(3 * rho, 0.3 * rho, 0.5, 0.6, 0.03), "fisher_sam": sx.fisher_sam,
     "esam": lambda rho: sx.esam(rho, beta=0.6, gamma=0.5, key=jax.random.key(0)),
 }  # fmt: skip
-OPTIMIZERS: dict[str, Any] = {  # with SGD inside
-    "decoupled_wsam": lambda rho, sgd, rate: sx.decoupled_wsam(sgd, rate, 2 * rho, gamma=0.9),
-    "momentum_sam": lambda rho, sgd, rate: sx.momentum_sam(sgd, 5 * rho),
-    "async_sam": lambda rho, sgd, rate: sx.async_sam(sgd, rho),
-}
+OPTIMIZERS: dict[str, Any] = {  # with SGD inside, whose learning rate some of them need
+    "decoupled_wsam": lambda sgd, rho, rate: sx.decoupled_wsam(sgd, rate, 2 * rho, gamma=0.9),
+    "momentum_sam": lambda sgd, rho, rate: sx.momentum_sam(sgd, 5 * rho),
+    "async_sam": lambda *a: sx.async_sam(*a[:2]), "lookbehind": lambda *a: sx.lookbehind(*a[:2]),
+    "sampa": lambda sgd, rho, rate: sx.sampa(sgd, rate, rho),
+}  # fmt: skip
 
 
 def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
@@ -51,7 +52,7 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
     schedule = optax.cosine_decay_schedule(0.05, len(batches))
     sgd = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9))
     make = METHODS.get(method)
-    tx = optax.chain(make(rho), sgd) if make else OPTIMIZERS[method](rho, sgd, schedule)
+    tx = optax.chain(make(rho), sgd) if make else OPTIMIZERS[method](sgd, rho, schedule)
 
     def train_step(carry: Any, rows: jax.Array) -> Any:
         params, opt_state = carry
@@ -61,7 +62,7 @@ def train(seed: Any, rho: Any, images: Any, held_out: Any, method: str) -> Any:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
 
         loss: Any = {"value_fn": lambda params: losses_fn(params).mean(), "losses_fn": losses_fn}
-        looks_ahead = method in ("momentum_sam", "async_sam")  # one gradient a step, taken there
+        looks_ahead = method in ("momentum_sam", "async_sam", "sampa")
         point = sx.look_ahead(opt_state, params) if looks_ahead else params
         grads = jax.grad(loss["value_fn"])(point)
         updates, opt_state = tx.update(grads, opt_state, params, **loss)  # losses_fn is for ESAM
@@ -94,8 +95,7 @@ def main(
     of_seeds = labels, kernels, orders[:, 1:, : STEPS * BATCH].reshape(seeds, -1, BATCH)
     mesh = jax.sharding.Mesh(jax.devices()[: np.gcd(seeds, jax.device_count())], "seeds")
     of_seeds = jax.device_put(of_seeds, jax.NamedSharding(mesh, jax.P("seeds")))
-    fast = {"xla_cpu_multi_thread_eigen": False}  # one thread a device saves a seventh of the time
-    train_all = jax.jit(jax.vmap(train, [0] + 4 * [None]), static_argnums=4, compiler_options=fast)
+    train_all = jax.jit(jax.vmap(train, [0] + 4 * [None]), static_argnums=4)
     names, tables = [*METHODS, *OPTIMIZERS] if "all" in method else dict.fromkeys(method), {}
     for m, r in tqdm([(n, r) for n in names for r in sorted({*rho})[: 1 if n == "sgd" else None]]):
         accuracy = jax.device_get(train_all(of_seeds, r, images, held_out, m))

@@ -134,6 +134,14 @@ METHODS = {
         {"inner": optax.sgd(0.02, momentum=0.9)},
         optimizer=True,
     ),
+    "lookbehind": Method(
+        xsam_jax.lookbehind,
+        {"rho": 0.3, "alpha": 0.6},
+        {"optimizer": optax.sgd(0.02, momentum=0.9), "steps": 2},
+        static_args=("steps",),
+        gradients=2,
+        optimizer=True,
+    ),
     "sam every other step": Method(every_other_sam, {"rho": 0.3}, counts_sharp_steps=True),
     "xsam at random": Method(
         random_xsam, {"rho": 0.3, "rho_max": 0.6}, probes=True, counts_sharp_steps=True
@@ -158,13 +166,21 @@ REPRESENTATIVES = {
         "look_sam",  # a tree of parameters in the state, one conditional around the gradient
         "esam",  # losses of samples, a draw for every leaf
         "decoupled_wsam",  # an optimizer inside
+        "lookbehind",  # an optimizer in the descent
         "xsam at random",  # a conditional in a conditional
         "sam where the gradient is long",  # a gate with a state
         "sam, recorded",  # scalars of the descent in the state
     )
 }
-# Optimizers whose only gradient is the caller's, taken at `look_ahead`. They need no loss.
+# Optimizers that take the caller's gradient at `look_ahead`. Most need no loss.
 ONE_GRADIENT = {
+    "sampa": Method(
+        xsam_jax.sampa,
+        {"rho": 0.3, "learning_rate": 0.02, "weight": 0.4},
+        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        optimizer=True,
+        looks_ahead=True,
+    ),
     "momentum_sam": Method(
         xsam_jax.momentum_sam,
         {"rho": 0.3},

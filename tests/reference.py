@@ -664,3 +664,62 @@ def async_sam(
         theta = theta - learning_rate * v
         visited.append(theta)
     return np.stack(visited)
+
+
+def lookbehind(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    rho: Callable[[int], float],
+    steps: int,
+    alpha: float | Callable[[Vector, Vector], Vector],
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    num_steps: int,
+) -> Vector:
+    """Lookbehind (Mordido et al. 2024) with heavy ball: theta_1, ..., theta_num_steps.
+
+    `alpha` is a number, or a function of the first and of all fast steps together.
+    """
+    theta, v, visited = theta0, np.zeros_like(theta0), []
+    for t in range(num_steps):
+        u, w, fast = theta, theta, []
+        for _ in range(steps):
+            u = u + rho(t) * unit(grad_of_step(t)(u))
+            v = momentum * v + grad_of_step(t)(u) + weight_decay * w
+            w = w - learning_rate * v
+            fast.append(w)
+        a = alpha(fast[0] - theta, w - theta) if callable(alpha) else alpha
+        theta = a * w + (1 - a) * theta
+        visited.append(theta)
+    return np.stack(visited)
+
+
+def sampa(
+    theta0: Vector,
+    grad_of_step: Callable[[int], Grad],
+    ascent_grad_of_step: Callable[[int], Grad],
+    rho: Callable[[int], float],
+    weight: float,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    num_steps: int,
+    *,
+    official: bool,
+) -> Vector:
+    """SAMPa (Xie et al. 2024) with heavy ball: theta_1, ..., theta_num_steps.
+
+    The official code moves y with momentum and decay, and takes the ascent's gradient on the last
+    batch.
+    """
+    theta, v, gy, visited = theta0, np.zeros_like(theta0), np.zeros_like(theta0), []
+    for t in range(num_steps):
+        gs = ascent_grad_of_step(t)(theta + rho(t) * unit(gy) if t else theta)
+        plain = gy + weight_decay * theta + momentum * v
+        y = theta - learning_rate * (plain if official else gy)
+        gy = grad_of_step(t)(y)
+        v = momentum * v + (1 - weight) * gs + weight * gy + weight_decay * theta
+        theta = theta - learning_rate * v
+        visited.append(theta)
+    return np.stack(visited)

@@ -199,7 +199,7 @@ def test_groups_differ_from_the_whole_batch(name):
     assert np.max(np.abs(in_numpy(name)[0] - in_numpy(name, groups=1)[0])) > 1e-2
 
 
-REFUSED = ("look_sam", "decoupled_wsam")
+REFUSED = ("look_sam", "decoupled_wsam", "lookbehind")
 every_accepted = pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n not in REFUSED])
 
 
@@ -369,7 +369,11 @@ def test_methods_with_a_rule_for_their_state_are_accepted(name):
         state = tx.init(make_params())
         chex.assert_trees_all_equal(state, METHODS[name].make().init(make_params()))
         return
-    part = {"look_sam": ".orthogonal", "decoupled_wsam": ".inner[0].trace"}[name]
+    part = {
+        "look_sam": ".orthogonal",
+        "decoupled_wsam": ".inner[0].trace",
+        "lookbehind": ".descent.inner[0].trace",
+    }[name]
     with pytest.raises(TypeError, match=rf"no rule .* state{re.escape(part)}"):
         tx.init(make_params())
 

@@ -1,4 +1,4 @@
-"""Methods with one gradient a step, taken at `look_ahead`."""
+"""Methods with the optimizer inside, most with their gradient at `look_ahead`."""
 
 from functools import partial
 
@@ -13,7 +13,17 @@ import pytest
 import reference
 from jax.flatten_util import ravel_pytree
 
-from xsam_jax import async_sam, gating, look_ahead, momentum_sam, sam
+from xsam_jax import (
+    asam,
+    async_sam,
+    gating,
+    look_ahead,
+    lookbehind,
+    momentum_sam,
+    sam,
+    sampa,
+)
+from xsam_jax.ascent import scale_by_magnitude
 
 LEARNING_RATE, MOMENTUM, DECAY, NUM_STEPS, RHO = 0.05, 0.9, 0.02, 30, 0.3
 SIZE = len(problems.LABELS)
@@ -41,20 +51,20 @@ def grad_of_step(t):
     return lambda theta: np.asarray(flat_gradient(theta, BATCHES[t]))
 
 
-def run(tx, params=None):
-    """The flat parameters after every step."""
+def run(tx, looks_ahead=True, batches=BATCHES):
+    """The flat parameters after every step. `batches` are those of the caller's gradient."""
 
     def step(carry, indices):
         params, state = carry
-        grads = jax.grad(loss)(look_ahead(state, params), indices)
-        value_fn = partial(loss, indices=indices)
+        point = look_ahead(state, params) if looks_ahead else params
+        grads = jax.grad(loss)(point, indices[0])
+        value_fn = partial(loss, indices=indices[1])
         updates, state = tx.update(grads, state, params, value_fn=value_fn)
         params = optax.apply_updates(params, updates)
         return (params, state), ravel_pytree(params)[0]
 
-    params = PARAMS if params is None else params
-    train = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), BATCHES)[1])
-    return train(params)
+    train = jax.jit(lambda params, *xs: jax.lax.scan(step, (params, tx.init(params)), xs)[1])
+    return train(PARAMS, batches, BATCHES)
 
 
 def rising(t):
@@ -79,6 +89,45 @@ REFERENCE = partial(
     weight_decay=DECAY,
     num_steps=NUM_STEPS,
 )
+LOOKBEHIND = partial(
+    reference.lookbehind,
+    THETA,
+    grad_of_step,
+    learning_rate=LEARNING_RATE,
+    momentum=MOMENTUM,
+    weight_decay=DECAY,
+    num_steps=NUM_STEPS,
+)
+SAMPA = partial(
+    reference.sampa,
+    THETA,
+    grad_of_step,
+    rho=rising,
+    weight=0.3,
+    learning_rate=LEARNING_RATE,
+    momentum=MOMENTUM,
+    weight_decay=DECAY,
+    num_steps=NUM_STEPS,
+)
+LAST_BATCHES = np.roll(BATCHES, 1, axis=0)
+
+
+def last_grad_of_step(t):
+    return grad_of_step(t - 1)  # of the last batch, for the first step that of the thirtieth
+
+
+def cosine_of(first, way):
+    return (1 + first @ way / np.linalg.norm(first) / np.linalg.norm(way)) / 2
+
+
+def cosine_of_each_array(first, way):
+    """One alpha for each array, repeated for its entries."""
+    arrays = zip(*(jax.tree.leaves(unravel(jnp.asarray(x))) for x in (first, way)), strict=True)
+    return np.concatenate(
+        [np.full(np.size(a), cosine_of(np.ravel(a), np.ravel(b))) for a, b in arrays]
+    )
+
+
 ADAMW = optax.adamw(0.01, weight_decay=DECAY)
 # The library's side, and the paper's.
 RULES = {
@@ -110,11 +159,53 @@ RULES = {
 }
 
 
+RULES |= {
+    "sampa": (
+        sampa(sgd(), LEARNING_RATE, rising, 0.3),
+        lambda: SAMPA(grad_of_step, official=False),
+    ),
+    "sampa, official, same batch": (
+        sampa(sgd(), LEARNING_RATE, rising, 0.3, convention="official"),
+        lambda: SAMPA(grad_of_step, official=True),
+    ),
+    "sampa, official, last batch": (
+        sampa(sgd(), LEARNING_RATE, rising, 0.3, convention="official"),
+        lambda: SAMPA(last_grad_of_step, official=True),
+    ),
+    "lookbehind": (lookbehind(sgd(), rising, 3, 0.4), lambda: LOOKBEHIND(rising, 3, 0.4)),
+    "lookbehind, adaptive": (
+        lookbehind(sgd(), RHO, 2, "adaptive"),
+        lambda: LOOKBEHIND(lambda t: RHO, 2, cosine_of),
+    ),
+    "lookbehind, adaptive, official": (
+        lookbehind(sgd(), RHO, 2, "adaptive", convention="official"),
+        lambda: LOOKBEHIND(lambda t: RHO, 2, cosine_of_each_array),
+    ),
+}
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", RULES)
 def test_method_is_its_published_formula(name):
     tx, expect = RULES[name]
-    np.testing.assert_allclose(run(tx), expect(), rtol=1e-9)
+    batches = LAST_BATCHES if "last batch" in name else BATCHES
+    visited = run(tx, looks_ahead="lookbehind" not in name, batches=batches)
+    np.testing.assert_allclose(visited, expect(), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_lookbehind_with_one_step_and_alpha_1_is_sam():
+    expected = run(optax.chain(sam(RHO), sgd()), looks_ahead=False)
+    visited = run(lookbehind(sgd(), RHO, 1, 1.0), looks_ahead=False)
+    np.testing.assert_allclose(visited, expected, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_lookbehind_has_the_ascent_of_asam():
+    """One step with alpha 1 is ASAM."""
+    expected = run(optax.chain(asam(RHO, 0.2), sgd()), looks_ahead=False)
+    tx = lookbehind(sgd(), RHO, 1, 1.0, direction=scale_by_magnitude(0.2))
+    np.testing.assert_allclose(run(tx, looks_ahead=False), expected, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")
@@ -179,7 +270,11 @@ def params_of(dtype=jnp.float32):
 
 def after_a_step(tx, params, grads=None):
     grads = jax.grad(quadratic)(params) if grads is None else grads
-    return tx.update(grads, tx.init(params), params)
+    return tx.update(grads, tx.init(params), params, value_fn=quadratic)
+
+
+def sampa_of(optimizer, rho):
+    return sampa(optimizer, 0.1, rho)
 
 
 LABELS = {"weight": "a", "bias": "b"}
@@ -217,7 +312,7 @@ def test_a_parameter_without_momentum_is_not_perturbed():
     assert length == pytest.approx(RHO, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", [momentum_sam, async_sam])
+@pytest.mark.parametrize("method", [momentum_sam, async_sam, sampa_of])
 def test_dtypes_of_the_parameters_are_kept(method):
     params = params_of(jnp.bfloat16)
     tx = method(optax.sgd(0.1, 0.9), 1.0)
@@ -249,14 +344,14 @@ def test_async_sam_with_a_constant_gradient_is_sam():
     chex.assert_trees_all_close(updates, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", [momentum_sam, async_sam])
+@pytest.mark.parametrize("method", [momentum_sam, async_sam, sampa_of])
 def test_a_run_resumes_with_equal_bits_from_clean_parameters(method, tmp_path):
     tx, params = method(optax.adam(0.1), optax.linear_schedule(0.1, 1.0, 5)), params_of()
 
     @jax.jit
     def step(params, state):
         grads = jax.grad(quadratic)(look_ahead(state, params))
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, value_fn=quadratic)
         return optax.apply_updates(params, updates), state
 
     saved = step(*step(params, tx.init(params)))
@@ -280,6 +375,9 @@ def test_look_ahead_finds_the_state_in_wrappers():
 
 
 # --- Errors ---
+
+
+SGD = optax.sgd(0.1)
 
 
 def two_momenta():
@@ -322,10 +420,28 @@ def two_momenta():
             "opt_state does not belong to params",
         ),
         (
-            lambda p: after_a_step(async_sam(optax.adam(0.1), 0.3, reuse=False), p),
+            lambda p: async_sam(optax.adam(0.1), 0.3, reuse=False).update(
+                p, async_sam(optax.adam(0.1), 0.3).init(p), p
+            ),
             ValueError,
             "value_fn is missing",
         ),
+        (
+            lambda p: sampa_of(SGD, 0.3).update(p, sampa_of(SGD, 0.3).init(p), p),
+            ValueError,
+            "value_fn is missing",
+        ),
+        (lambda p: sampa(0.1, 0.1, 0.3), TypeError, "optimizer must be an optax.Gradient"),
+        (lambda p: sampa(SGD, -0.1, 0.3), ValueError, "learning_rate must be at least 0"),
+        (lambda p: sampa(SGD, 0.1, -0.3), ValueError, "rho must be at least 0"),
+        (lambda p: sampa(SGD, 0.1, 0.3, 1.1), ValueError, "weight must be at most 1, got 1.1"),
+        (lambda p: sampa(SGD, 0.1, 0.3, convention="x"), ValueError, "convention must be one of"),
+        (lambda p: lookbehind(0.1, 0.3), TypeError, "optimizer must be an optax.Gradient"),
+        (lambda p: lookbehind(SGD, 0.3, 0), ValueError, "steps must be at least 1"),
+        (lambda p: lookbehind(SGD, (0.3, 0.1, 0.2), 2), ValueError, "one radius per ascent step"),
+        (lambda p: lookbehind(SGD, 0.3, 2, 1.5), ValueError, "alpha must be at most 1, got 1.5"),
+        (lambda p: lookbehind(SGD, 0.3, 2, "cosine"), ValueError, "alpha must be one of 'adap"),
+        (lambda p: lookbehind(SGD, 0.3, convention="x"), ValueError, "convention must be one of"),
         (
             lambda p: momentum_sam(optax.adam(0.1), 0.3).update(
                 p, momentum_sam(optax.adam(0.1), 0.3).init(p)
@@ -341,7 +457,7 @@ def two_momenta():
         (
             lambda p: gating.gated(momentum_sam(optax.adam(0.1), 0.3), gating.every(2)).init(p),
             TypeError,
-            "gated must not have decoupled_wsam, momentum_sam or async_sam inside",
+            "gated must not have decoupled_wsam, lookbehind, momentum_sam",
         ),
     ],
 )

@@ -1558,7 +1558,7 @@ def test_method_equals_its_parts_in_the_table(name):
 
 
 def test_table_of_parts_has_every_method_with_two_slots():
-    optimizers = {"decoupled_wsam", "momentum_sam", "async_sam"}
+    optimizers = {"decoupled_wsam", "lookbehind", "momentum_sam", "async_sam", "sampa"}
     assert set(PARTS) == NAMES - {"sam", "look_sam", "esam"} - optimizers
 
 

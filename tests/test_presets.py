@@ -442,6 +442,24 @@ OVERRIDDEN = [
         {"convention": "official"},
         lambda: sx.momentum_sam(BASE, 0.3, convention="official"),
     ),
+    (
+        "lookbehind",
+        3,
+        {"alpha": "0.3", "at_least": "1"},
+        lambda: sx.lookbehind(BASE, 0.3, 3, 0.3),
+    ),
+    (
+        "lookbehind",
+        1,
+        {"convention": "official"},
+        lambda: sx.lookbehind(BASE, 0.3, 2, "adaptive", convention="official"),
+    ),
+    (
+        "sampa",
+        1,
+        {"weight": "0.4", "convention": "official"},
+        lambda: sx.sampa(BASE, 0.1, 0.3, 0.4, convention="official"),
+    ),
     ("async_sam", 1, {"reuse": "false"}, lambda: sx.async_sam(BASE, 0.3, reuse=False)),
     (
         "gradient_norm_penalty",

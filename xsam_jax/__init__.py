@@ -33,10 +33,12 @@ from xsam_jax.methods.gam import gam
 from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
 from xsam_jax.methods.gsam import gsam, lr_coupled_rho
 from xsam_jax.methods.look_sam import look_sam
+from xsam_jax.methods.lookbehind import lookbehind
 from xsam_jax.methods.lsam import lsam
 from xsam_jax.methods.momentum_sam import momentum_sam
 from xsam_jax.methods.msam import msam
 from xsam_jax.methods.sam import sam
+from xsam_jax.methods.sampa import sampa
 from xsam_jax.methods.vasso import vasso
 from xsam_jax.methods.wsam import decoupled_wsam, wsam
 from xsam_jax.methods.xsam import slerp_sam, xsam
@@ -68,9 +70,11 @@ __all__ = [
     "look_sam",
     "esam",
     "decoupled_wsam",
-    # Methods with one gradient a step, and where to take it
+    "lookbehind",
+    # Methods that know their perturbation before the step, and where to take the gradient
     "momentum_sam",
     "async_sam",
+    "sampa",
     "look_ahead",
     # One perturbation per group of examples
     "per_group",

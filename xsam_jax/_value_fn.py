@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,31 @@ def gradient_at(point: optax.Params, grad_fn: GradFn, updates: optax.Updates) ->
     reason = "grads do not differ, so it should be the mean gradient, too"
     _devices.check_common("grad_fn", gradient, updates, f"{reason}. Write {mean}")
     return gradient
+
+
+def gradient_of(
+    point: optax.Params,
+    updates: optax.Updates,
+    value_fn: ValueFn | None = None,
+    grad_fn: GradFn | None = None,
+    obj_fn: ValueFn | None = None,
+    **others: Any,
+) -> optax.Updates:
+    """Returns the gradient at `point`, from the extra arguments of an update, after their checks.
+
+    Args:
+      point: parameters.
+      updates: the incoming gradient.
+      value_fn: the loss, or None.
+      grad_fn: its gradient, or None.
+      obj_fn: another name of `value_fn`.
+      **others: further extra arguments, for the message.
+    """
+    value_fn = either(value_fn, obj_fn)
+    check_functions(value_fn, grad_fn, point, updates, None, others)
+    if grad_fn is not None:
+        return gradient_at(point, grad_fn, updates)
+    return jax.grad(cast(ValueFn, value_fn))(point)
 
 
 def trace(name: str, function: Any, params: optax.Params, loss: str) -> Any:

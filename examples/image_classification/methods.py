@@ -128,6 +128,18 @@ FAMILY = {
         scale=2.0,
         has_base=True,
     ),
+    # Takes its own ascent steps, two unless more are asked for.
+    "lookbehind": Method(
+        lambda rho, t, alpha="adaptive", at_least=2, convention="paper": sx.lookbehind(
+            t.base,
+            rho,
+            max(at_least, t.steps),
+            alpha if alpha == "adaptive" else float(alpha),
+            convention=convention,
+        ),
+        steps=True,
+        has_base=True,
+    ),
     "gradient_norm_penalty": Method(
         lambda rho, t, alpha=0.8, convention="paper": sx.gradient_norm_penalty(
             rho, alpha, convention=convention
@@ -156,8 +168,15 @@ FAMILY = {
     ),
 }
 
-# Methods with one gradient a step.
+# Methods whose state says where the gradient is taken.
 FAMILY |= {
+    "sampa": Method(
+        lambda rho, t, weight=0.2, convention="paper": sx.sampa(
+            t.base, t.learning_rate, rho, weight, convention=convention
+        ),
+        has_base=True,
+        looks_ahead=True,
+    ),
     "momentum_sam": Method(
         lambda rho, t, convention="chain": sx.momentum_sam(t.base, rho, convention=convention),
         scale=5.0,

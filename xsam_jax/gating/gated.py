@@ -188,9 +188,9 @@ def _check_returns_gradient(state: Any) -> None:
         )
     if checks.has_node(state, lambda node: getattr(node, "returns_updates", False)):
         raise TypeError(
-            "gated must not have decoupled_wsam, momentum_sam or async_sam inside: they are "
-            "optimizers, not gradient transformations in front of one. Write wsam, the coupled "
-            "form, or a schedule of rho, 0 where the gate is shut"
+            "gated must not have decoupled_wsam, lookbehind, momentum_sam, async_sam or sampa "
+            "inside: they are optimizers, not gradient transformations in front of one. Write "
+            "wsam, the coupled form, or a schedule of rho, 0 where the gate is shut"
         )
 
 

@@ -75,9 +75,9 @@ def check_state_rule(
         ]
         raise TypeError(
             "per_group has no rule for a part of the state of this method, which would differ "
-            f"between groups: state{names[0]}. All methods work but look_sam, momentum_sam, "
-            "async_sam, and decoupled_wsam unless its optimizer is plain optax.sgd. An optimizer "
-            "in a chain comes after per_group: optax.chain(per_group(sam(0.05)), optax.adam(0.1))"
+            f"between groups: state{names[0]}. All methods work but look_sam, and those "
+            "with an optimizer inside unless it is plain optax.sgd. An optimizer in a chain comes "
+            "after per_group: optax.chain(per_group(sam(0.05)), optax.adam(0.1))"
         )
 
 

@@ -4,8 +4,9 @@ Each is a gradient transformation in front of a base optimizer,
 `optax.chain(sam(0.05), optax.sgd(0.1))`, and its update is called with
 `value_fn=lambda params: loss(params, batch)`. See `sharpness_aware` for the contract. There are
 exceptions: `esam` needs `losses_fn`, the loss of each sample, in place of `value_fn`.
-`decoupled_wsam`, `momentum_sam` and `async_sam` are optimizers with the base optimizer inside, and
-the last two need no `value_fn`: they take one gradient a step, at `look_ahead`.
+`decoupled_wsam`, `lookbehind`, `momentum_sam`, `async_sam` and `sampa` are optimizers with the base
+optimizer inside. The last three take the gradient at `look_ahead`, and only `sampa` needs
+`value_fn`.
 """
 
 from xsam_jax.methods.asam import asam
@@ -18,10 +19,12 @@ from xsam_jax.methods.gam import gam
 from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
 from xsam_jax.methods.gsam import gsam, lr_coupled_rho
 from xsam_jax.methods.look_sam import LookSamState, look_sam
+from xsam_jax.methods.lookbehind import LookbehindState, lookbehind
 from xsam_jax.methods.lsam import lsam
 from xsam_jax.methods.momentum_sam import MomentumSamState, momentum_sam
 from xsam_jax.methods.msam import msam
 from xsam_jax.methods.sam import sam
+from xsam_jax.methods.sampa import SampaState, sampa
 from xsam_jax.methods.vasso import vasso
 from xsam_jax.methods.wsam import DecoupledWsamState, decoupled_wsam, wsam
 from xsam_jax.methods.xsam import slerp_sam, xsam
@@ -30,7 +33,9 @@ __all__ = [
     "AsyncSamState",
     "DecoupledWsamState",
     "LookSamState",
+    "LookbehindState",
     "MomentumSamState",
+    "SampaState",
     "asam",
     "async_sam",
     "cr_sam",
@@ -43,11 +48,13 @@ __all__ = [
     "gradient_norm_penalty",
     "gsam",
     "look_sam",
+    "lookbehind",
     "lr_coupled_rho",
     "lsam",
     "momentum_sam",
     "msam",
     "sam",
+    "sampa",
     "slerp_sam",
     "vasso",
     "wsam",

@@ -115,24 +115,13 @@ def async_sam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AsyncSamState]:
         checks.state(state, AsyncSamState)
-        gradient = updates if reuse else _gradient_at(params, updates, **extra_args)
+        if reuse:
+            gradient = updates
+        else:
+            checks.parameters_of_update(params)
+            gradient = _value_fn.gradient_of(params, updates, **extra_args)
         steps, inner = base.update(updates, state.inner, params, **extra_args)
         schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
         return steps, AsyncSamState(radius(schedule), gradient, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _gradient_at(
-    params: optax.Params | None,
-    updates: optax.Updates,
-    value_fn: Any = None,
-    grad_fn: Any = None,
-    **extra_args: Any,
-) -> optax.Updates:
-    del extra_args
-    checks.parameters_of_update(params)
-    _value_fn.check_functions(value_fn, grad_fn, params, updates, None, {})
-    if grad_fn is None:
-        return jax.grad(value_fn)(params)
-    return _value_fn.gradient_at(params, grad_fn, updates)
