@@ -4,19 +4,21 @@ import functools
 import math
 import re
 
-SIZES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+SIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
 
 
 def collectives(text: str) -> tuple[int, int]:
     """Returns the number of collectives of a compiled program, and the bytes of their results."""
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    found = re.findall(rf" = (.*?) (?:{kinds})(?:-start)?\(", text)
-    arrays = [pair for shape in found for pair in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
-    sizes = [
-        SIZES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n)
-        for dtype, shape in arrays
-    ]
-    return len(found), sum(sizes)
+    found = re.findall(rf" = (.*?) ({kinds})(-start)?\(", text)
+    total = 0
+    for shape, kind, start in found:
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+        if start and kind != "all-reduce":  # it also returns its operands, first
+            arrays = arrays[len(arrays) // 2 :]
+        for dtype, sizes in arrays:
+            total += SIZES[dtype] * math.prod(int(n) for n in sizes.split(",") if n)
+    return len(found), total
 
 
 def estimated_cycles(text: str) -> tuple[int, int]:

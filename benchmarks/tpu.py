@@ -11,6 +11,7 @@ compares the memory of all methods.
 """
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -76,12 +77,9 @@ class Options:
 @functools.cache
 def topology(name: str = "v5e:2x4") -> Any:
     """Returns the description of some TPU chips, or ends the program without the compiler."""
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as error:
-        if "libtpu" in str(error):
-            sys.exit("The compiler of TPUs is missing: pip install libtpu")
-        raise
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("The compiler of TPUs is missing: pip install libtpu")
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
 def all_steps(problem: Problem) -> dict[str, steps.Step]:

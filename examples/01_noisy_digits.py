@@ -22,7 +22,7 @@ import xsam_jax as sx
 SHAPES, BATCH, STEPS = ((64, 192), (192, 192), (192, 10)), 64, 15  # steps per epoch
 METHODS: dict[str, Any] = {  # radii relative to SAM's, other arguments as published
     "sgd": lambda rho: optax.identity(), "wsam": lambda rho: sx.wsam(rho / 5, gamma=0.9),
-    "sam": sx.sam, "look_sam": lambda rho: sx.look_sam(rho / 2, alpha=0.7, every=5),
+    "sam": sx.sam, "look_sam": lambda rho: sx.look_sam(rho / 2, 0.7, 5), "eigen_sam": sx.eigen_sam,
     "xsam": lambda rho: sx.xsam(rho, 2 * rho, probe_every=STEPS, alpha_max=4.0, num_alphas=41),
     "slerp_sam": lambda rho: sx.slerp_sam(rho, alpha=1.5), "friendly_sam": sx.friendly_sam,
     "asam": lambda rho: sx.asam(10 * rho), "friendly_asam": lambda rho: sx.friendly_asam(10 * rho),

@@ -26,6 +26,7 @@ class Method:
     statics: dict[str, Any] = field(default_factory=dict)
     static_args: tuple[str, ...] = ()
     gradients: int = 1  # beside the caller's, in a sharpness-aware step
+    products: bool = False  # products of the Hessian in some steps
     probes: bool = False
     sample_losses: bool = False  # it needs losses_fn, not value_fn
     optimizer: bool = False  # it has the base optimizer inside
@@ -103,6 +104,13 @@ METHODS = {
         xsam_jax.friendly_asam, {"rho": 0.3, "decay": 0.6, "sigma": 0.7, "eta": 0.1}
     ),
     "vasso": Method(xsam_jax.vasso, {"rho": 0.3, "theta": 0.4}),
+    "eigen_sam": Method(
+        xsam_jax.eigen_sam,
+        {"rho": 0.3, "alpha": 0.4},
+        {"every": 2},
+        static_args=("every",),
+        products=True,
+    ),
     "wsam": Method(xsam_jax.wsam, {"rho": 0.3, "gamma": 0.6}),
     "gradient_norm_penalty": Method(xsam_jax.gradient_norm_penalty, {"rho": 0.3, "alpha": 0.8}),
     "gsam": Method(xsam_jax.gsam, {"rho": 0.3, "alpha": 0.4}),
@@ -159,6 +167,7 @@ REPRESENTATIVES = {
         "sam",  # no state; as all whose descent only adds gradients: slerp, wsam, gsam, msam, ...
         "asam, two steps",  # an ascent that reads the parameters
         "friendly_sam",  # an average in the ascent; as vasso and friendly_asam
+        "eigen_sam",  # products of the Hessian in the ascent, in a conditional
         "xsam, two steps",  # probes at once, in a conditional
         "xsam, section, slope_max",  # probes one after the other, and further losses
         "cr_sam",  # a gradient that waits for another
@@ -198,7 +207,8 @@ ONE_GRADIENT = {
         looks_ahead=True,
     ),
 }
-NAMES = {n for n in xsam_jax.methods.__all__ if n.islower()} - {"lr_coupled_rho"}
+HELPERS = {"lr_coupled_rho", "functional_grad_fn"}
+NAMES = {n for n in xsam_jax.methods.__all__ if n.islower()} - HELPERS
 
 
 def gradient_point(method, opt_state, params):

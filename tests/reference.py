@@ -240,24 +240,34 @@ def fisher(rho: float, eta: float = 1.0) -> Perturbation:
 
 
 class FriendlyDirection:
-    """F-SAM (Li et al. 2024), Algorithm 1, lines 5-7, or the order of the authors' code."""
+    """F-SAM (Li et al. 2024), Algorithm 1, lines 5-7, or the order of the authors' code.
 
-    def __init__(self, decay: float = 0.9, sigma: float = 1.0, convention: str = "paper") -> None:
+    With sigma "cosine" it is equation 11: sigma is the cosine of gradient and average.
+    """
+
+    def __init__(
+        self, decay: float = 0.9, sigma: float | str = 1.0, convention: str = "paper"
+    ) -> None:
         self.decay, self.sigma, self.convention = decay, sigma, convention
         self.m: Vector | None = None
 
     def __call__(self, g0: Vector) -> Callable[[Vector], Vector]:
         """Ends with the m of this training step. Returns its map g_i -> d_i."""
-        before, decay, sigma = self.m, self.decay, self.sigma
+        before, decay = self.m, self.decay
+
+        def less(g: Vector, m: Vector) -> Vector:
+            cosine = g @ m / np.linalg.norm(g) / np.linalg.norm(m)
+            return g - (cosine if self.sigma == "cosine" else self.sigma) * m
+
         if self.convention == "paper":
             before = np.zeros_like(g0) if before is None else before
             self.m = decay * before + (1 - decay) * g0
-            return lambda g: g - sigma * (decay * before + (1 - decay) * g)
+            return lambda g: less(g, decay * before + (1 - decay) * g)
         if before is None:
             self.m = g0
             return lambda g: g
         self.m = decay * before + (1 - decay) * g0
-        return lambda g: g - sigma * before
+        return lambda g: less(g, before)
 
 
 class AverageDirection:
@@ -368,7 +378,7 @@ class FriendlySam:
     """F-SAM, Algorithm 1."""
 
     def __init__(
-        self, rho: float, decay: float = 0.9, sigma: float = 1.0, convention: str = "paper"
+        self, rho: float, decay: float = 0.9, sigma: float | str = 1.0, convention: str = "paper"
     ) -> None:
         self.route = along(FriendlyDirection(decay, sigma, convention), radius(rho))
 
@@ -506,6 +516,62 @@ class LookSam:
             self.g_v = reject(g1, g0)
             return g1
         return g0 + self.alpha * np.linalg.norm(g0) * unit(self.g_v)
+
+
+class EigenSam:
+    """Eigen-SAM (Luo et al. 2024), with the Hessian of the batch as a matrix."""
+
+    def __init__(
+        self,
+        rho: float,
+        alpha: float,
+        every: int,
+        hessian_of_step: Callable[[int], Callable[[Vector], np.ndarray]],
+        iterations: int = 5,
+    ) -> None:
+        self.rho, self.alpha, self.every, self.iterations = rho, alpha, every, iterations
+        self.hessian_of_step, self.t = hessian_of_step, -1
+
+    def step(self, theta: Vector, loss: Loss, grad: Grad) -> Vector:
+        """The gradient at the end of an ascent that is turned towards the eigenvector."""
+        self.t += 1
+        g = grad(theta)
+        u = unit(g)
+        if self.t % self.every == 0:
+            self.v = u if self.t == 0 else self.v
+            hessian = self.hessian_of_step(self.t)(theta)
+            for _ in range(self.iterations):
+                self.v = unit(hessian @ self.v)
+        turned = np.sign(g @ self.v) * (self.v - (u @ self.v) * u)
+        return grad(theta + self.rho * (u + self.alpha * turned))
+
+
+def sam_sps_step(
+    theta: Vector,
+    loss: Loss,
+    grad: Grad,
+    rho: float,
+    maximum: float,
+    minimum_loss: float,
+    weight_decay: float,
+) -> Vector:
+    """SAM-SPS (Oikonomou and Loizou 2026) at lambda = 1: what is subtracted from theta."""
+    d = rho * unit(grad(theta))
+    g1 = grad(theta + d)
+    size = (loss(theta + d) - minimum_loss - g1 @ d) / (g1 @ g1)
+    return max(0.0, min(size, maximum)) * (g1 + weight_decay * theta)
+
+
+def functional_sam(
+    theta: Vector,
+    network: Callable[[Vector], Vector],
+    jacobian: Callable[[Vector], np.ndarray],
+    derivative: Callable[[Vector], Vector],
+    rho: float,
+) -> Vector:
+    """Functional SAM (Singh et al. 2025): the Jacobian at theta_1, the derivative at theta_0."""
+    c = derivative(network(theta))
+    return jacobian(theta + rho * unit(jacobian(theta).T @ c)).T @ c
 
 
 class Esam:

@@ -223,7 +223,16 @@ def test_slope_takes_its_documented_forward_passes():
     assert counts(xsam(scale="slope_max"), 2)[0][1] == (1, 2)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+WITHOUT_PRODUCTS = {name: method for name, method in METHODS.items() if not method.products}
+
+
+def test_eigen_sam_takes_a_product_for_each_iteration_in_every_nth_step():
+    """A product of the Hessian evaluates the gradient and its derivative."""
+    rows, _ = counts(xsam_jax.eigen_sam(0.1, 0.2, every=3), 4)
+    assert [row[0] for row in rows] == [1 + 5, 1, 1, 1 + 5]
+
+
+@pytest.mark.parametrize("method", WITHOUT_PRODUCTS.values(), ids=WITHOUT_PRODUCTS)
 def test_method_takes_its_documented_gradients(method):
     rows, state = counts(method.make(), 6, method.arguments(loss_fn))
     gradients = [row[0] for row in rows]

@@ -14,6 +14,7 @@ import xsam_jax
 from xsam_jax import _tree as tree
 from xsam_jax.descent import match_norm, slerp, slerp_to_maximum
 from xsam_jax.descent.alpha_search import section_search
+from xsam_jax.descent.slerp import Plane
 
 # One worker runs all tests, which share compiled programs.
 pytestmark = pytest.mark.xdist_group("degenerate")
@@ -172,6 +173,15 @@ def count_evaluations(value_fn):
     return counted, points
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_radius_of_zero_is_not_probed_whatever_the_rounding_of_the_first_gradient(steps):
+    gradient = jax.grad(bowl)(START)
+    rounded = gradient * (1 + 1e-4 * jnp.sin(jnp.arange(gradient.size)))
+    tx = xsam_jax.xsam(0.0, 0.6, steps=steps, probe_every=1)
+    _, state = tx.update(rounded, tx.init(START), START, value_fn=bowl)
+    assert optax.tree.get(state, "alpha") == 1.0
+
+
 def test_radius_of_zero_does_not_probe():
     """Without a displacement the step is SGD's, and alpha stays. The next step probes."""
     counted, points = count_evaluations(bowl)
@@ -195,6 +205,32 @@ def test_slope_without_displacement_is_its_limit(scale):
     updates, _ = update(xsam_jax.xsam(0.0, 1e-3, scale=scale))
     gradient = jax.grad(bowl)(START)
     np.testing.assert_allclose(tree.norm(updates), tree.norm(gradient), rtol=5e-3)
+
+
+@pytest.mark.parametrize("angle", [0.1, 0.21, 2.9, np.pi - 0.031])
+def test_angle_and_direction_of_a_million_entries(angle):
+    """The sums of float32 numbers are as accurate as those of few."""
+    rng = np.random.default_rng(0)
+    start, side = rng.normal(size=(2, 1_000_000))
+    side -= start * (start @ side) / (start @ start)
+    start, side = start / np.linalg.norm(start), side / np.linalg.norm(side)
+    # Rounded to float32 before the exact angle is taken.
+    u, v = (
+        np.float32(x) for x in (3 * start, 0.7 * (np.cos(angle) * start + np.sin(angle) * side))
+    )
+    exact_u, exact_v = (x / np.linalg.norm(x) for x in (np.float64(u), np.float64(v)))
+    exact = 2 * np.arctan2(np.linalg.norm(exact_u - exact_v), np.linalg.norm(exact_u + exact_v))
+    found, direction = slerped(u, v, 1.7)
+    assert found == pytest.approx(exact, rel=1e-5)
+    weights = np.sin([-0.7 * exact, 1.7 * exact]) / np.sin(exact)
+    assert np.linalg.norm(direction - weights[0] * exact_u - weights[1] * exact_v) <= 1e-5
+
+
+@jax.jit
+def slerped(u, v, alpha):
+    lengths = tree.divisor(u), tree.divisor(v)
+    plane = Plane(u, v, *lengths, *tree.half_angle(u, v, *lengths))
+    return plane.psi, plane.direction(jnp.float32(alpha))
 
 
 AXES = jnp.eye(3)

@@ -223,6 +223,7 @@ def test_the_demo_has_every_method_of_the_library():
 
     parts = {"sharpness_aware", "gated", "lr_coupled_rho", "ascent", "descent", "gating", "methods"}
     parts |= {"groups", "per_group", "split_into_groups", "in_float32", "look_ahead"}
+    parts |= {"functional_grad_fn"}
     functions = {name for name in sx.__all__ if name.islower()} - parts
     assert {*digits.METHODS, *digits.OPTIMIZERS} == functions | {"sgd"}
 

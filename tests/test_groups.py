@@ -199,7 +199,7 @@ def test_groups_differ_from_the_whole_batch(name):
     assert np.max(np.abs(in_numpy(name)[0] - in_numpy(name, groups=1)[0])) > 1e-2
 
 
-REFUSED = ("look_sam", "decoupled_wsam", "lookbehind")
+REFUSED = ("look_sam", "decoupled_wsam", "lookbehind", "eigen_sam")
 every_accepted = pytest.mark.parametrize("name", [n for n in REPRESENTATIVES if n not in REFUSED])
 
 
@@ -371,6 +371,7 @@ def test_methods_with_a_rule_for_their_state_are_accepted(name):
         return
     part = {
         "look_sam": ".orthogonal",
+        "eigen_sam": ".ascent[0].vector",
         "decoupled_wsam": ".inner[0].trace",
         "lookbehind": ".descent.inner[0].trace",
     }[name]

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import xsam_jax
 from xsam_jax import _tree as tree
-from xsam_jax import ascent, gating
+from xsam_jax import ascent, descent, gating
 
 LEARNING_RATE, MOMENTUM, NUM_STEPS = 0.05, 0.9, 30
 RHO, RHO_MAX, ALPHA_MAX = 0.3, 0.6, 4.0
@@ -175,6 +175,9 @@ METHODS = [
     ("friendly_asam", {"rho": RHO, "eta": 0.2, "mask": weights, **FRIENDLY}),
     ("friendly_asam", {"rho": RHO, "eta": 0.2, **FRIENDLY, **OFFICIAL}),
     ("friendly_asam", {"rho": RHO, "eta": 0.0, **FRIENDLY, **OFFICIAL}),  # the official code
+    ("friendly_sam", {"rho": RHO, "decay": 0.7, "sigma": "cosine"}),
+    ("friendly_sam", {"rho": RHO, "decay": 0.7, "sigma": "cosine", **OFFICIAL}),
+    ("friendly_asam", {"rho": RHO, "decay": 0.7, "sigma": "cosine"}),
     ("vasso", {"rho": RHO, "theta": 0.3}),
     ("wsam", {"rho": RHO, "gamma": 0.8}),
     ("gradient_norm_penalty", {"rho": RHO, "alpha": 0.6}),
@@ -331,6 +334,98 @@ def test_decoupled_wsam_corrects_outside_the_inner_optimizer(rate):
     inner = optax.sgd(inner_rate, momentum=MOMENTUM)
     tx = xsam_jax.decoupled_wsam(inner, rate, RHO, 0.8)
     assert_same(run(tx, optimizer=optax.identity())[0], expected)
+
+
+flat_hessian = jax.jit(jax.hessian(lambda theta, indices: loss(unravel(theta), indices)))
+
+
+@pytest.mark.parametrize(("alpha", "every", "iterations"), [(0.4, 7, 5), (1.5, 3, 2)])
+def test_eigen_sam_is_its_published_formula(alpha, every, iterations):
+    algorithm = reference.EigenSam(
+        RHO, alpha, every, lambda t: of_batch(flat_hessian, t), iterations
+    )
+    expected = expect(algorithm.step)
+    tx = xsam_jax.eigen_sam(RHO, alpha, every, iterations=iterations)
+    assert_same(run(tx)[0], expected)
+    assert distance(expected[-1], expect(SAM)[-1]) > 1e-3
+
+
+def test_eigen_sam_without_the_eigenvector_is_sam():
+    assert_same(run(xsam_jax.eigen_sam(RHO, 0.0))[0], expect(SAM))
+
+
+@pytest.mark.parametrize(("maximum", "minimum_loss"), [(10.0, 0.0), (0.5, 0.0), (10.0, 0.6)])
+def test_polyak_step_is_its_published_formula(maximum, minimum_loss):
+    """Mostly free, mostly at the upper bound, and sometimes at the lower bound."""
+    theta, visited, arguments = THETA, [], (RHO, maximum, minimum_loss, 0.01)
+    for t in range(NUM_STEPS):
+        theta = theta - reference.sam_sps_step(theta, *loss_and_grad(t), *arguments)
+        visited.append(theta)
+    route = optax.chain(ascent.normalize(), ascent.scale_by_radius(RHO))
+    tx = xsam_jax.sharpness_aware(route, descent.polyak_step(*arguments[1:]))
+    assert_same(run(tx, optimizer=optax.sgd(1.0))[0], np.stack(visited))
+
+
+def network(params, indices):
+    x = jnp.asarray(problems.INPUTS)[indices]
+    for layer in params["hidden"]:
+        x = jnp.tanh(x @ layer["weight"] + layer["bias"])
+    return x @ params["output"]["weight"] + params["output"]["bias"]
+
+
+def cross_entropy(logits, indices):
+    labels = jnp.asarray(problems.LABELS)[indices]
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def test_functional_sam_is_its_published_formula():
+    theta, batch = THETA, BATCHES[0]
+
+    def flat_network(theta):
+        return network(unravel(jnp.asarray(theta)), batch).ravel()
+
+    def derivative(logits):
+        probabilities = np.exp(np.reshape(logits, (len(batch), -1)))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        targets = np.eye(probabilities.shape[1])[problems.LABELS[batch]]
+        return ((probabilities - targets) / len(batch)).ravel()
+
+    jacobian = jax.jacrev(flat_network)
+    numpy = lambda f: lambda x: np.asarray(f(x))  # noqa: E731
+    expected = reference.functional_sam(
+        theta, numpy(flat_network), numpy(jacobian), derivative, RHO
+    )
+    grad_fn = xsam_jax.functional_grad_fn(
+        lambda params: network(params, batch), partial(cross_entropy, indices=batch), PARAMS
+    )
+    grads, tx = grad_fn(PARAMS), xsam_jax.sam(RHO)
+    assert_same(ravel_pytree(grads)[0], of_batch(flat_gradient, 0)(theta))
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
+    assert_same(ravel_pytree(updates)[0], expected)
+    assert distance(expected, reference.sam(theta, *loss_and_grad(0), RHO)) > 1e-3
+    # XSAM reads losses, too.
+    xsam = xsam_jax.xsam(RHO, RHO_MAX)
+    value_fn = partial(loss, indices=batch)
+    state = xsam.init(PARAMS)
+    updates, _ = xsam.update(grads, state, PARAMS, grad_fn=grad_fn, value_fn=value_fn)
+    np.testing.assert_allclose(
+        np.linalg.norm(ravel_pytree(updates)[0]), np.linalg.norm(expected), rtol=1e-9
+    )
+
+
+def test_functional_sam_of_a_linear_network_is_the_gradient():
+    """Its Jacobian is the same everywhere, so no ascent changes anything."""
+    x = jnp.asarray(problems.INPUTS)
+    params = jnp.linspace(-1.0, 1.0, x.shape[1])
+
+    def squared(outputs):
+        return jnp.mean((outputs - 1.0) ** 2)
+
+    grad_fn = xsam_jax.functional_grad_fn(lambda params: x @ params, squared, params)
+    tx, grads = xsam_jax.sam(RHO), grad_fn(params)
+    updates, _ = tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
+    closed_form = 2 * x.T @ (x @ params - 1.0) / len(x)
+    np.testing.assert_allclose(updates, closed_form, rtol=1e-9)
 
 
 def factors_of_subset(beta, **convention):

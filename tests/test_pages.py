@@ -1508,7 +1508,8 @@ def test_number_of_gradients_is_that_of_the_table(method):
         arguments = method.arguments(counted) | extra
         update = functools.partial(tx.update, **arguments)
         jax.eval_shape(update, params, tx.init(params), params)
-        assert len(taken) == (0 if sharp is False else number)
+        # Traced once, the loop over the products of the Hessian takes one more.
+        assert len(taken) == (0 if sharp is False else number + method.products)
         taken.clear()
 
 
@@ -1559,7 +1560,45 @@ def test_method_equals_its_parts_in_the_table(name):
 
 def test_table_of_parts_has_every_method_with_two_slots():
     optimizers = {"decoupled_wsam", "lookbehind", "momentum_sam", "async_sam", "sampa"}
-    assert set(PARTS) == NAMES - {"sam", "look_sam", "esam"} - optimizers
+    assert set(PARTS) == NAMES - {"sam", "look_sam", "esam", "eigen_sam"} - optimizers
+
+
+@recipe("Published compositions")
+def test_published_compositions_are_their_formulas(ns):
+    params, value_fn = ns.initial, functools.partial(setup().loss_fn, batch=ns.batch)
+    first = gradient_of(params, ns.batch)
+    after = sam_gradient(params, ns.batch, 0.05)
+
+    def result(tx):
+        return tx.update(first, tx.init(params), params, value_fn=value_fn)[0]
+
+    assert_close(result(ns.stable_sam), along(after, norm(first)), rtol=1e-4)
+    unnormalized = gradient_of(add_scale(params, 0.05, first), ns.batch)
+    assert_close(result(ns.usam), unnormalized, rtol=1e-4)
+    rise = value_fn(add_scale(params, 1, along(first, 0.05))) - 0.05 * optax.tree.vdot(
+        after, along(first, 1.0)
+    )
+    size = min(1.0, rise / norm(after) ** 2)
+    assert_close(result(ns.sam_sps), jax.tree.map(lambda g: -size * g, after), rtol=1e-3)
+    # In its first step RMSProp divides by the size of each entry.
+    signs = jax.tree.map(jnp.sign, first)
+    expected = gradient_of(add_scale(params, 1, along(signs, 0.05)), ns.batch)
+    assert_close(result(ns.functional_sam), expected, rtol=1e-3)
+
+
+@recipe("Functional SAM")
+def test_functional_sam_trains(ns):
+    """The formula is tested in test_methods.py."""
+    before, after = (setup().loss_fn(p, ns.batch) for p in (ns.initial, ns.params))
+    assert after < before
+
+
+@recipe("Ascent from random parameters (R-SAM)")
+def test_the_ascent_of_rsam_is_along_the_gradient_at_random_parameters(ns):
+    noise = optax.tree.random_like(jax.random.key(0), ns.initial, jax.random.normal)
+    nearby = gradient_of(add_scale(ns.initial, 0.01, noise), ns.batch)
+    expected = gradient_of(add_scale(ns.initial, 1, along(nearby, 0.05)), ns.batch)
+    assert_close(ns.params, add_scale(ns.initial, -0.1, expected), rtol=1e-5)
 
 
 @recipe("Combine an ascent with a descent")

@@ -477,6 +477,7 @@ OVERRIDDEN = [
         {"ratio": "3", "beta_0": "0.2", "beta_1": "0.3", "gamma": "0.4", "convention": "paper"},
         lambda: sx.gam(0.3, 0.1, 0.2, 0.3, 0.4, convention="paper"),
     ),
+    ("eigen_sam", 1, {"alpha": "0.3", "every": "2"}, lambda: sx.eigen_sam(0.3, 0.3, 2)),
     ("look_sam", 1, {"alpha": "0.3", "every": "2"}, lambda: sx.look_sam(0.3, 0.3, 2)),
     (
         "esam",

@@ -43,7 +43,8 @@ def test_step_with_large_parameters():
     assert slerp_sam["MB accessed"] <= 1.08 * sam["MB accessed"]
     assert slerp_sam["collectives"] == sam["collectives"]
     assert xsam["collectives"] == sam["collectives"] + 1  # the mean of the probe's losses
-    assert xsam["peak MB"] <= table["gradient"]["peak MB"]
+    for column in ("peak MB", "temporary MB"):
+        assert xsam[column] <= (1.01 if column == "peak MB" else 2.0) * slerp_sam[column]
     assert xsam["estimated Mcycles, least"] < xsam["most"]
 
 
@@ -51,6 +52,7 @@ def test_step_with_large_parameters():
 def test_step_with_sharded_parameters_on_a_pod():
     table = compiled("--size", "tiny", "--topology", "v5e:16x16", "--fsdp")
     assert table["sam"]["collectives"] == table["hand-written SAM"]["collectives"]
+    assert table["xsam"]["collectives"] > table["slerp_sam"]["collectives"]
 
 
 PROGRAM = """HloModule step
@@ -74,6 +76,8 @@ PROGRAM = """HloModule step
 
 ENTRY %main (x: f32[8], due: s32[]) -> f32[8] {
   %g = (f32[2,8]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%x, %y), to_apply=%sum
+  %s = (f32[8]{0}, f32[64]{0}) all-gather-start(%x), dimensions={0}
+  %d = f32[64]{0} all-gather-done(%s)
   %f = f32[8]{0} fusion(%g), backend_config={"estimated_cycles":"100"}
   ROOT %c = f32[8]{0} conditional(%due, %f, %f), branch_computations={%keep, %probe}
 }
@@ -81,7 +85,7 @@ ENTRY %main (x: f32[8], due: s32[]) -> f32[8] {
 
 
 def test_collectives_of_a_program_and_their_bytes():
-    assert collectives(PROGRAM) == (2, 4 * 8 + 4 * 2 * 8 + 2 * 4)
+    assert collectives(PROGRAM) == (3, 4 * 8 + 4 * 2 * 8 + 2 * 4 + 4 * 64)
 
 
 def test_estimated_cycles_count_trips_of_loops_and_one_branch_of_conditionals():

@@ -26,9 +26,11 @@ from xsam_jax.in_float32 import in_float32
 from xsam_jax.methods.asam import asam
 from xsam_jax.methods.async_sam import async_sam
 from xsam_jax.methods.cr_sam import cr_sam
+from xsam_jax.methods.eigen_sam import eigen_sam
 from xsam_jax.methods.esam import esam
 from xsam_jax.methods.fisher_sam import fisher_sam
 from xsam_jax.methods.friendly_sam import friendly_asam, friendly_sam
+from xsam_jax.methods.functional_sam import functional_grad_fn
 from xsam_jax.methods.gam import gam
 from xsam_jax.methods.gradient_norm_penalty import gradient_norm_penalty
 from xsam_jax.methods.gsam import gsam, lr_coupled_rho
@@ -56,6 +58,7 @@ __all__ = [
     "friendly_sam",
     "friendly_asam",
     "vasso",
+    "eigen_sam",
     # Methods with another descent
     "xsam",
     "slerp_sam",
@@ -84,6 +87,8 @@ __all__ = [
     # Which steps are sharpness-aware, and how the radius changes
     "gated",
     "lr_coupled_rho",
+    # A gradient that makes any method functional
+    "functional_grad_fn",
     # Parts
     "ascent",
     "descent",

@@ -1,11 +1,38 @@
 """Where to take the next gradient, for methods that take one gradient a step."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from xsam_jax import _checks as checks
+from xsam_jax import _tree as tree
+
+
+class LastGradientState(NamedTuple):
+    """The state of an optimizer that ascends along a gradient of the last step.
+
+    Attributes:
+      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
+      gradient: a gradient of the last step, with the shapes and dtypes of the parameters.
+      schedule: a step counter if a number is a schedule, and empty otherwise.
+      inner: the state of the base optimizer.
+    """
+
+    radius: jax.Array
+    gradient: optax.Updates
+    schedule: optax.OptState
+    inner: optax.OptState
+
+    @property
+    def returns_updates(self) -> bool:
+        """True: `gated` refuses a transform whose results are updates, not gradients."""
+        return True
+
+    def perturbation(self, params: optax.Params) -> optax.Updates:
+        """Returns the perturbation of the next gradient, for `look_ahead`."""
+        del params
+        return tree.with_norm(self.radius, self.gradient)
 
 
 def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:

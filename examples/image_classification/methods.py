@@ -145,6 +145,9 @@ FAMILY = {
             rho, alpha, convention=convention
         )
     ),
+    "eigen_sam": Method(
+        lambda rho, t, alpha=0.2, every=100: sx.eigen_sam(rho, alpha, every),
+    ),
     "gsam": Method(lambda rho, t, alpha=0.4: sx.gsam(rho, alpha)),
     "msam": path_sum(sx.msam, include_first=False),
     "msam+": path_sum(sx.msam, include_first=True),

@@ -24,7 +24,10 @@ class GradientAverageState(NamedTuple):
 
 
 def subtract_ema(
-    decay: float | jax.Array = 0.9, sigma: float | jax.Array = 1.0, *, convention: str = "paper"
+    decay: float | jax.Array = 0.9,
+    sigma: float | jax.Array | str = 1.0,
+    *,
+    convention: str = "paper",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Subtracts the moving average of gradients, which leaves the noise of the batch (F-SAM).
 
@@ -40,7 +43,8 @@ def subtract_ema(
     Args:
       decay: :math:`\lambda`, in [0, 1] (default 0.9). A larger one averages over more steps.
       sigma: :math:`\sigma`, any real number (default 1). A larger one subtracts more. 0 keeps the
-        gradient.
+        gradient. "cosine" is that of the angle between gradient and average (equation 11 of the
+        paper).
       convention: "paper" (default) or "official". Static.
 
     Returns:
@@ -49,7 +53,8 @@ def subtract_ema(
 
     Raises:
       TypeError: `decay` or `sigma` is not a real number.
-      ValueError: `decay` is out of range, `sigma` is not finite, or `convention` is unknown.
+      ValueError: `decay` is out of range, `sigma` is not finite or another text, or `convention`
+        is unknown.
 
     Example:
       >>> tx = subtract_ema(decay=0.5)
@@ -64,7 +69,10 @@ def subtract_ema(
       Algorithm 1
     """
     checks.real("decay", decay, minimum=0.0, maximum=1.0)
-    checks.real("sigma", sigma)
+    if isinstance(sigma, str):
+        checks.choice("sigma", sigma, ("cosine",))
+    else:
+        checks.real("sigma", sigma)
     checks.convention(convention)
 
     def update_fn(
@@ -77,12 +85,12 @@ def subtract_ema(
     ) -> tuple[optax.Updates, GradientAverageState]:
         del params, extra_args
         average = tree.combine(decay, state.average, 1.0 - decay, updates)
+        # Before the first step the average is zero, so that the official direction is the gradient.
+        subtracted = state.average if convention == "official" else average
+        factor = tree.cosine(subtracted, updates) if isinstance(sigma, str) else sigma
+        direction = tree.combine(1.0, updates, -factor, subtracted)
         if convention == "official":
-            # Before the first step the average is zero, so that the direction is the gradient.
-            direction = tree.combine(1.0, updates, -sigma, state.average)
             average = _where(state.count == 0, tree.scale(1.0, updates), average)
-        else:
-            direction = tree.combine(1.0, updates, -sigma, average)
         return tree.cast_like(direction, updates), _advance(
             state, average, updates, mean_over_groups
         )

@@ -11,6 +11,7 @@ from xsam_jax.descent.add_curvature import add_curvature
 from xsam_jax.descent.gradient_norm_aware import gradient_norm_aware
 from xsam_jax.descent.match_norm import SCALES, match_norm
 from xsam_jax.descent.mix_first import mix_first
+from xsam_jax.descent.polyak_step import polyak_step
 from xsam_jax.descent.record import DIAGNOSTICS, RecordState, record
 from xsam_jax.descent.slerp import slerp
 from xsam_jax.descent.slerp_to_maximum import SlerpToMaximumState, slerp_to_maximum
@@ -27,6 +28,7 @@ __all__ = [
     "gradient_norm_aware",
     "match_norm",
     "mix_first",
+    "polyak_step",
     "record",
     "slerp",
     "slerp_to_maximum",

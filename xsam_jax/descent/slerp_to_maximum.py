@@ -69,9 +69,9 @@ def slerp_to_maximum(
       num_alphas: :math:`n \ge 2`, the number of grid points, both ends included (default 21).
         Static.
       probe_batch_size: the number of losses that `jax.vmap` evaluates together, or "all" for the
-        whole grid. Memory grows with it. The default None is 3 on GPU and TPU, where this needs no
-        more memory than a gradient, and 1 on CPU, where vmapped convolutions are slow. It is 1 for
-        more than 50 million parameters, too. "section" does not use it. Static.
+        whole grid. Memory grows with it. The default None is 3 on GPU and TPU, where a probe then
+        needs no more memory than the rest of the step, and 1 on CPU, where vmapped convolutions are
+        slow, and for more than 50 million trained parameters. "section" does not use it. Static.
       search: "grid" (default) evaluates every point. "section", a Fibonacci search, evaluates 7 of
         21 points. It finds the same point if the loss over the grid rises, then falls. Static.
       between: where :math:`v_0` points, as in `slerp`: "displacement" (default) or "first". Static.
@@ -125,8 +125,11 @@ def slerp_to_maximum(
         path = checks.ascent_path("slerp_to_maximum", path, params)
         value_fn = _value_fn.require_value_fn("slerp_to_maximum probes losses", value_fn)
         plane = Plane.of_path(path, updates, between)
+        # At a radius of zero, two gradients of one point differ by rounding.
+        moved = sum(tree.squared_norm(perturbation) for perturbation in path.perturbations) > 0
         # A group without a plane has the same loss at all alphas.
-        probed, psi = mean_over_groups((plane.can_be_probed.astype(plane.psi.dtype), plane.psi))
+        can_be_probed = (plane.can_be_probed & moved).astype(plane.psi.dtype)
+        probed, psi = mean_over_groups((can_be_probed, plane.psi))
         radius = jnp.asarray(at_count(rho_max, state))
 
         def loss_at(alpha: jax.Array) -> jax.Array:

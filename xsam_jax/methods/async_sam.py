@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,8 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
+from xsam_jax._look_ahead import LastGradientState
 from xsam_jax._schedules import advance, at_count, schedule_state
-
-
-class AsyncSamState(NamedTuple):
-    """The state of AsyncSAM.
-
-    Attributes:
-      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
-      gradient: the gradient of the last step, with the shapes and dtypes of the parameters.
-      schedule: a step counter if `rho` is a schedule, and empty otherwise.
-      inner: the state of the base optimizer.
-    """
-
-    radius: jax.Array
-    gradient: optax.Updates
-    schedule: optax.OptState
-    inner: optax.OptState
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
-
-    def perturbation(self, params: optax.Params) -> optax.Updates:
-        """Returns the perturbation of the next gradient, for `look_ahead`."""
-        del params
-        return tree.with_norm(self.radius, self.gradient)
 
 
 def async_sam(
@@ -71,7 +46,7 @@ def async_sam(
         parameters, which costs a further gradient. The two do not depend on each other. Static.
 
     Returns:
-      An optimizer with state `AsyncSamState`. Extra arguments reach `optimizer`. With
+      An optimizer with state `LastGradientState`. Extra arguments reach `optimizer`. With
       `reuse=False` its update needs `value_fn` or `grad_fn`, as that of `sharpness_aware`.
 
     Raises:
@@ -103,18 +78,18 @@ def async_sam(
     def radius(schedule: Any) -> jax.Array:
         return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
 
-    def init_fn(params: optax.Params) -> AsyncSamState:
+    def init_fn(params: optax.Params) -> LastGradientState:
         checks.parameters(params)
         schedule, zeros = schedule_state(rho), jax.tree.map(jnp.zeros_like, params)
-        return AsyncSamState(radius(schedule), zeros, schedule, base.init(params))
+        return LastGradientState(radius(schedule), zeros, schedule, base.init(params))
 
     def update_fn(
         updates: optax.Updates,
-        state: AsyncSamState,
+        state: LastGradientState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, AsyncSamState]:
-        checks.state(state, AsyncSamState)
+    ) -> tuple[optax.Updates, LastGradientState]:
+        checks.state(state, LastGradientState)
         if reuse:
             gradient = updates
         else:
@@ -122,6 +97,6 @@ def async_sam(
             gradient = _value_fn.gradient_of(params, updates, **extra_args)
         steps, inner = base.update(updates, state.inner, params, **extra_args)
         schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
-        return steps, AsyncSamState(radius(schedule), gradient, schedule, inner)
+        return steps, LastGradientState(radius(schedule), gradient, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -17,7 +17,7 @@ from xsam_jax.methods.asam import Mask
 def friendly_sam(
     rho: Radius,
     decay: float | jax.Array = 0.9,
-    sigma: float | jax.Array = 1.0,
+    sigma: float | jax.Array | str = 1.0,
     *,
     convention: str = "paper",
 ) -> optax.GradientTransformationExtraArgs:
@@ -36,7 +36,8 @@ def friendly_sam(
       rho: the length of the ascent, as in `sam`.
       decay: :math:`\lambda`, in [0, 1] (default 0.9). A larger one averages over more steps.
       sigma: :math:`\sigma`, any real number (default 1). A larger one subtracts more of the
-        average. 0 is `sam`.
+        average. 0 is `sam`. "cosine" is that of the angle between gradient and average (equation 11
+        of the paper).
       convention: "paper" (default), or "official" for :math:`m_0 = d_0 = g_0` and later
         :math:`d_t = g_t - \sigma m_{t-1}`. At :math:`\sigma = 1` the two directions agree except
         for the start of the average. Static.
@@ -69,7 +70,7 @@ def friendly_sam(
 def friendly_asam(
     rho: Radius,
     decay: float | jax.Array = 0.9,
-    sigma: float | jax.Array = 1.0,
+    sigma: float | jax.Array | str = 1.0,
     eta: float | jax.Array = 0.01,
     *,
     mask: Mask | None = None,
@@ -87,7 +88,8 @@ def friendly_asam(
     Args:
       rho: the radius in units of :math:`T`, as in `asam`.
       decay: :math:`\lambda`, in [0, 1] (default 0.9), as in `friendly_sam`.
-      sigma: :math:`\sigma`, any real number (default 1). 0 is `asam`.
+      sigma: :math:`\sigma`, any real number (default 1), or "cosine", as in `friendly_sam`. 0 is
+        `asam`.
       eta: :math:`\eta \ge 0` (default 0.01), as in `asam`.
       mask: the leaves that :math:`T` scales, as in `asam`. Static.
       convention: "paper" (default) or "official", as in `friendly_sam`. Static.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +11,8 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
+from xsam_jax._look_ahead import LastGradientState
 from xsam_jax._schedules import advance, at_count, schedule_state
-
-
-class SampaState(NamedTuple):
-    """The state of SAMPa.
-
-    Attributes:
-      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
-      gradient: the gradient at the auxiliary parameters, with the shapes and dtypes of the
-        parameters.
-      schedule: a step counter if `rho` or `learning_rate` is a schedule, and empty otherwise.
-      inner: the state of the base optimizer.
-    """
-
-    radius: jax.Array
-    gradient: optax.Updates
-    schedule: optax.OptState
-    inner: optax.OptState
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
-
-    def perturbation(self, params: optax.Params) -> optax.Updates:
-        """Returns the perturbation of the next gradient, for `look_ahead`."""
-        del params
-        return tree.with_norm(self.radius, self.gradient)
 
 
 def sampa(
@@ -77,8 +51,8 @@ def sampa(
         Static.
 
     Returns:
-      An optimizer with state `SampaState`. Its update needs `value_fn` or `grad_fn`, as that of
-      `sharpness_aware`. Extra arguments reach `optimizer`.
+      An optimizer with state `LastGradientState`. Its update needs `value_fn` or `grad_fn`, as that
+      of `sharpness_aware`. Extra arguments reach `optimizer`.
 
     Raises:
       TypeError: `optimizer` is not a gradient transformation, or another argument is not a real
@@ -113,20 +87,20 @@ def sampa(
     def radius(schedule: Any) -> jax.Array:
         return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
 
-    def init_fn(params: optax.Params) -> SampaState:
+    def init_fn(params: optax.Params) -> LastGradientState:
         checks.parameters(params)
         schedule = schedule_state(rho, learning_rate)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return SampaState(radius(schedule), zeros, schedule, base.init(params))
+        return LastGradientState(radius(schedule), zeros, schedule, base.init(params))
 
     def update_fn(
         updates: optax.Updates,
-        state: SampaState,
+        state: LastGradientState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, SampaState]:
+    ) -> tuple[optax.Updates, LastGradientState]:
         checks.parameters_of_update(params)
-        checks.state(state, SampaState)
+        checks.state(state, LastGradientState)
         if convention == "official":
             step, _ = base.update(state.gradient, state.inner, params, **extra_args)
         else:
@@ -138,6 +112,6 @@ def sampa(
         mixed = tree.cast_like(mixed, updates)
         steps, inner = base.update(mixed, state.inner, params, **extra_args)
         schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
-        return steps, SampaState(radius(schedule), gradient, schedule, inner)
+        return steps, LastGradientState(radius(schedule), gradient, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

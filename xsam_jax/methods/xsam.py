@@ -47,8 +47,8 @@ def xsam(
     examples/experiments/RESULTS.md). In the paper it gains most with several ascent steps. Our runs
     do not show that gain. A step costs `steps` further gradients. A probe costs `num_alphas`
     forward passes, or 7 of 21 with `search="section"`. If a forward pass takes a third of a
-    gradient, the defaults add 3.5 % to the time of SAM (measured, docs/benchmarks.md: 3 % on a
-    ResNet-8, 12 % on an MLP). The paper probes once per epoch.
+    gradient, the probes of the defaults add 3.5 % to the time of SAM. In all we measured up to 3 %
+    on a ResNet-8, and 12 % on an MLP (docs/benchmarks.md). The paper probes once per epoch.
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
