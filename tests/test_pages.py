@@ -1502,7 +1502,7 @@ def test_number_of_gradients_is_that_of_the_table(method):
     number = int(stated.split()[0].replace("k", str(method.statics.get("steps", 1))).strip(","))
     tx, params = method.make(), jnp.array([1.0, -0.5, 0.25])
     # Traced with a Python bool, so that Python sees every gradient, and no branch beside.
-    sharps = [True, False] if "in every n-th step" in stated else [None]
+    sharps = [True, False] if "1 in every n-th step" in stated else [None]
     for sharp in sharps:
         extra = {} if sharp is None else {"sharp": sharp}
         arguments = method.arguments(counted) | extra

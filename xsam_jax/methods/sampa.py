@@ -34,7 +34,7 @@ def sampa(
 
     The caller takes :math:`g_t` at `look_ahead`. The update takes :math:`q_{t+1}`, from
     `value_fn`. Neither needs the other, so a second group of devices can halve the time of a step.
-    On one device a step costs as much as one of `sam`.
+    On one device a step costs as much as one of `sam`, and XLA may hold the activations of both.
 
     Use it in place of `sam` where a second device is at hand for each, or to reproduce the paper.
     It needs one copy of the parameters.
