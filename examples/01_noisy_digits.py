@@ -99,7 +99,7 @@ def main(
     names, tables = [*METHODS, *OPTIMIZERS] if "all" in method else dict.fromkeys(method), {}
     for m, r in tqdm([(n, r) for n in names for r in sorted({*rho})[: 1 if n == "sgd" else None]]):
         accuracy = jax.device_get(train_all(of_seeds, r, images, held_out, m))
-        tables[m, r] = pd.DataFrame(accuracy, ["validation", "test"]).T  # of seeds
+        tables[m, r] = pd.DataFrame(np.float64(accuracy), ["validation", "test"]).T  # of seeds
     settings = pd.concat(tables, names=["method", "rho"]).groupby(["method", "rho"], sort=False)
     over_rho = settings.mean().unstack("method").sort_index().ffill()  # SGD has a single row
     best = settings["validation"].mean().groupby("method", sort=False).idxmax()

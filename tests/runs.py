@@ -17,7 +17,7 @@ import pytest
 
 from examples.image_classification.config import Config
 from examples.image_classification.presets import settings_for
-from examples.image_classification.progress import Stopped, StopRequest
+from examples.image_classification.progress import Progress, Stopped, StopRequest
 from examples.image_classification.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +98,18 @@ def train_with_few_checkpoints(config):
 
 def stop_at(last, config, monkeypatch):
     """Trains up to a step."""
+    update, reached = Progress.update, []
+
+    def counted(self, metrics, epoch):
+        update(self, metrics, epoch)
+        reached.append(self._done + len(metrics["train_loss"]))
+
+    def requested(self):
+        self.is_agreed = reached[-1] == last
+        return self.is_agreed
+
     with monkeypatch.context() as patch:
-
-        def requested(self, step):
-            self.is_agreed = step == last
-            return self.is_agreed
-
+        patch.setattr(Progress, "update", counted)
         patch.setattr(StopRequest, "requested", requested)
         with pytest.raises(Stopped, match=f"stopped after step {last}, which is saved"):
             train(config, show=False)

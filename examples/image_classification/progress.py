@@ -51,6 +51,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = self.is_agreed = False
+        self._calls = 0
         self.number = int(signal.SIGTERM)
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -76,12 +77,14 @@ class StopRequest:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step, the same on all processes."""
+    def requested(self) -> bool:
+        """Returns whether to stop after this call, the same on all processes."""
+        # JAX has the processes agree on the number of a call, which must grow by one each time.
+        self._calls += 1
         if jax.process_count() == 1:
             self.is_agreed = self._received
         elif not self.is_agreed:
-            self.is_agreed = multihost_utils.reached_preemption_sync_point(step)
+            self.is_agreed = multihost_utils.reached_preemption_sync_point(self._calls)
         return self.is_agreed
 
 

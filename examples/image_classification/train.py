@@ -157,7 +157,7 @@ def train_epoch(
             )
             progress.update(metrics, label)
             step += len(metrics["train_loss"])
-            if stop.requested(step) and step % per_epoch:
+            if stop.requested() and step % per_epoch:
                 break
         progress.read_pending()
     except NotFinite as error:
