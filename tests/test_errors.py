@@ -75,6 +75,11 @@ BAD_ARGUMENTS = [
     (lambda: xsam(alpha_max=INF), ValueError, "alpha_max must be finite, got inf"),
     (lambda: xsam(num_alphas=1), ValueError, "num_alphas must be at least 2, got 1"),
     (lambda: xsam(num_alphas=jnp.int32(5)), TypeError, "num_alphas shapes the .*static_args"),
+    (
+        lambda: xsam(probe_batch_size=1, search="section"),
+        ValueError,
+        "probe_batch_size is for search='grid', leave it out",
+    ),
     (lambda: xsam(probe_batch_size=0), ValueError, "probe_batch_size must be at least 1, got 0"),
     (lambda: xsam(probe_batch_size="whole"), ValueError, "probe_batch_size must be one of 'all'"),
     (lambda: xsam(probe_batch_size=jnp.int32(2)), TypeError, "probe_batch_size .*static_args"),

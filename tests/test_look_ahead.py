@@ -402,12 +402,12 @@ def two_momenta():
         (
             lambda p: look_ahead(optax.adam(0.1).init(p), p),
             TypeError,
-            "opt_state has no states that look ahead",
+            "opt_state has no states of momentum_sam, async_sam or sampa",
         ),
         (
             lambda p: look_ahead([momentum_sam(optax.adam(0.1), 0.3).init(p)] * 2, p),
             TypeError,
-            "opt_state has 2 states that look ahead",
+            "opt_state has 2 states of momentum_sam",
         ),
         (
             lambda p: look_ahead(momentum_sam(optax.adam(0.1), 0.3).init(p), {"bias": p["bias"]}),

@@ -5,7 +5,9 @@
 
 These rules hold for all methods:
 
-* A method returns a gradient. The optimizer comes after it in the chain.
+* A method returns a gradient. The optimizer comes after it in the chain. `decoupled_wsam`,
+  `lookbehind`, `momentum_sam`, `async_sam` and `sampa` are optimizers with the base optimizer
+  inside: put nothing after them.
 * `value_fn(params)` is the loss as a pure function of the parameters. `sharpness_aware` describes
   the other arguments of `update`, and the errors that it raises.
 * Gradients keep their dtype. Norms and angles are float32, or float64 under x64.

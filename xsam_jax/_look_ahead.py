@@ -48,9 +48,9 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
 
     `params` are never perturbed, so evaluation, checkpoints and weight decay need no care.
 
-    If you forget `look_ahead`, there is no error: the gradient at `params` makes the method its
-    base optimizer. So compare the loss with that of a run at `rho = 0`: if they are equal in every
-    step, `look_ahead` is missing.
+    If you forget `look_ahead`, there is no error: the gradient at `params` makes `momentum_sam` and
+    `async_sam` their base optimizer. So compare the loss with that of a run at `rho = 0`: if they
+    are equal in every step, `look_ahead` is missing.
 
     Args:
       opt_state: the state of a method with one gradient a step, or of a chain or wrapper around it.
@@ -80,8 +80,8 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     states = [node for node in nodes if _looks_ahead(node)]
     if len(states) != 1:
         raise TypeError(
-            f"opt_state has {len(states) or 'no'} states that look ahead, one is needed: write "
-            "tx = momentum_sam(optimizer, rho), opt_state = tx.init(params), and "
+            f"opt_state has {len(states) or 'no'} states of momentum_sam, async_sam or sampa, one "
+            "is needed: write tx = momentum_sam(optimizer, rho), opt_state = tx.init(params), and "
             "look_ahead(opt_state, params)"
         )
     checks.parameters(params)
@@ -89,7 +89,8 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
         return optax.apply_updates(params, states[0].perturbation(params))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"opt_state does not belong to params, write opt_state = tx.init(params): {error}"
+            "opt_state does not belong to params: write opt_state = tx.init(params), and in Flax "
+            "NNX params = nnx.as_pure(nnx.state(model, nnx.Param))"
         ) from error
 
 

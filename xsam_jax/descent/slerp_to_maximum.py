@@ -71,7 +71,7 @@ def slerp_to_maximum(
       probe_batch_size: the number of losses that `jax.vmap` evaluates together, or "all" for the
         whole grid. Memory grows with it. The default None is 3 on GPU and TPU, where a probe then
         needs no more memory than the rest of the step, and 1 on CPU, where vmapped convolutions are
-        slow, and for more than 50 million trained parameters. "section" does not use it. Static.
+        slow, and for more than 50 million trained parameters. "section" has none. Static.
       search: "grid" (default) evaluates every point. "section", a Fibonacci search, evaluates 7 of
         21 points. It finds the same point if the loss over the grid rises, then falls. Static.
       between: where :math:`v_0` points, as in `slerp`: "displacement" (default) or "first". Static.
@@ -82,7 +82,8 @@ def slerp_to_maximum(
 
     Raises:
       TypeError: an argument is of the wrong type, or a static one is traced.
-      ValueError: an argument is out of range. In `update`, `path` or `value_fn` is missing.
+      ValueError: an argument is out of range, or "section" has a `probe_batch_size`. In `update`,
+        `path` or `value_fn` is missing.
 
     Example:
       >>> from xsam_jax.ascent import normalize, scale_by_radius
@@ -102,6 +103,11 @@ def slerp_to_maximum(
     checks.static_integer("num_alphas", num_alphas, 2)
     check_batch_size(probe_batch_size)
     checks.choice("search", search, SEARCHES)
+    if search == "section" and probe_batch_size is not None:
+        raise ValueError(
+            "probe_batch_size is for search='grid', leave it out: the section search evaluates one "
+            "alpha at a time"
+        )
     checks.choice("between", between, BETWEEN)
 
     def init_fn(params: optax.Params) -> SlerpToMaximumState:

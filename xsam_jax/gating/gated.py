@@ -190,7 +190,7 @@ def _check_returns_gradient(state: Any) -> None:
         raise TypeError(
             "gated must not have decoupled_wsam, lookbehind, momentum_sam, async_sam or sampa "
             "inside: they are optimizers, not gradient transformations in front of one. Write "
-            "wsam, the coupled form, or a schedule of rho, 0 where the gate is shut"
+            "wsam for decoupled_wsam, and for the others rho as a schedule, 0 where it is shut"
         )
 
 

@@ -36,6 +36,9 @@ def async_sam(
     for gradients of two steps to agree. It needs one copy of the parameters. The caller takes the
     gradient at `look_ahead`.
 
+    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
+    which the loss at `look_ahead` need not show.
+
     BatchNorm takes its running statistics in the only pass there is, at the perturbed parameters.
 
     Args:

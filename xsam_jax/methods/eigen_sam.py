@@ -46,8 +46,8 @@ def eigen_sam(
     of the step. They start from :math:`g_0` in the first step, and from the last v later.
 
     Use it in place of `sam` to lower the largest eigenvalue more, according to the paper. It needs
-    one copy of the parameters. A step costs one further gradient, and each iteration about two
-    more.
+    one copy of the parameters. A step costs one further gradient, and each iteration a product of
+    the Hessian, about two gradients. Its update needs `value_fn` or `grad_fn`.
 
     Args:
       rho: the length of the ascent along the gradient, as in `sam`.

@@ -59,6 +59,9 @@ def momentum_sam(
     no `value_fn` and no copy of the parameters. The caller takes the gradient at `look_ahead`.
     `msam` is another method, with several gradients.
 
+    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
+    which the loss at `look_ahead` need not show.
+
     BatchNorm takes its running statistics in the only pass there is, at the perturbed parameters.
 
     Args:

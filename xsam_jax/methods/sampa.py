@@ -39,6 +39,9 @@ def sampa(
     Use it in place of `sam` where a second device is at hand for each, or to reproduce the paper.
     It needs one copy of the parameters.
 
+    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
+    which the loss at `look_ahead` need not show.
+
     Args:
       optimizer: the base optimizer.
       learning_rate: :math:`\eta`, that of `optimizer`, or a schedule of it.
