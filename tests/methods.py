@@ -108,7 +108,7 @@ METHODS = {
         xsam_jax.eigen_sam,
         {"rho": 0.3, "alpha": 0.4},
         {"every": 2},
-        static_args=("every",),
+        static_args=("every", "iterations"),
         products=True,
     ),
     "wsam": Method(xsam_jax.wsam, {"rho": 0.3, "gamma": 0.6}),

@@ -10,6 +10,7 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
+from xsam_jax._devices import varying_like
 from xsam_jax._schedules import Radius
 from xsam_jax._value_fn import GradFn
 from xsam_jax.ascent.scale_by_radius import scale_by_radius
@@ -47,7 +48,8 @@ def eigen_sam(
 
     Use it in place of `sam` to lower the largest eigenvalue more, according to the paper. It needs
     one copy of the parameters. A step costs one further gradient, and each iteration a product of
-    the Hessian, about two gradients. Its update needs `value_fn` or `grad_fn`.
+    the Hessian, which takes the time of about two gradients and the activations of several. Its
+    update needs `value_fn` or `grad_fn`.
 
     Args:
       rho: the length of the ascent along the gradient, as in `sam`.
@@ -69,7 +71,7 @@ def eigen_sam(
       >>> grads, opt_state = jax.grad(loss_fn)(params), tx.init(params)
       >>> updates, opt_state = tx.update(grads, opt_state, params, value_fn=loss_fn)
       >>> print([f"{u:.3f}" for u in updates])
-      ['-0.204', '-0.878']
+      ['-0.204', '-0.879']
 
     References:
       Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
@@ -95,18 +97,22 @@ def eigen_sam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, TopEigenvectorState]:
         del extra_args
+        last = varying_like(state.vector, updates, params)
 
         def iterate(_: int, vector: Any) -> Any:
             tangent = tree.cast_like(vector, params)
-            return tree.unit(jax.jvp(grad_fn, (params,), (tangent,))[1])
+            product = jax.jvp(grad_fn, (params,), (tangent,))[1]
+            return varying_like(tree.unit(product), last)
 
         def power_iterations(vector: Any) -> Any:
-            first = tree.unit(updates)
-            start = jax.tree.map(lambda v, g: jnp.where(state.count == 0, g, v), vector, first)
-            return jax.lax.fori_loop(0, iterations, iterate, start)
+            is_first = tree.squared_norm(vector) == 0
+            start = varying_like(_where(is_first, tree.unit(updates), vector), last)
+            found = jax.lax.fori_loop(0, iterations, iterate, start)
+            # A NaN would stay in the state forever.
+            return _where(jnp.isfinite(tree.squared_norm(found)), found, vector)
 
         due = state.count % jnp.asarray(every) == 0
-        vector = jax.lax.cond(due, power_iterations, lambda vector: vector, state.vector)
+        vector = jax.lax.cond(due, power_iterations, lambda vector: vector, last)
         direction = tree.unit(updates)
         rest = tree.reject(vector, updates)
         sign = jnp.sign(tree.dot(updates, vector))
@@ -116,3 +122,7 @@ def eigen_sam(
 
     turned = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     return sharpness_aware(optax.chain(turned, scale_by_radius(rho)))
+
+
+def _where(condition: jax.Array, u: Any, v: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), u, v)
