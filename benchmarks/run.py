@@ -1,6 +1,6 @@
 """Measures the cost of `xsam_jax`: time, memory and compile time, as tables in Markdown.
 
-    python -m benchmarks.run                                    # everything, about 25 minutes
+    python -m benchmarks.run                                    # everything, about an hour
     python -m benchmarks.run --size tiny --rounds 2             # to see that it runs
     python -m benchmarks.run --only memory --models resnet vit
 
@@ -38,7 +38,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "leaves": ("Compile time with many arrays", method_costs.compile_time),
 }
 
-# With these everything takes about 25 minutes on two cores.
+# With these everything takes about an hour on two cores.
 ROUNDS = {"mlp": 40, "resnet": 12, "vit": 12}
 
 

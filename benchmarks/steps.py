@@ -119,6 +119,27 @@ def looking_ahead(loss_fn: LossFn, tx: optax.GradientTransformation) -> Step:
     return Step(tx.init, step)
 
 
+def probe_alone(loss_fn: LossFn) -> Step:
+    """Returns the update of XSAM with both gradients given, which are kept in the state."""
+    tx = xsam(RHO, RHO_MAX)
+
+    def init(params: Any) -> Any:
+        return params, params, tx.init(params)
+
+    def step(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        first, last, xsam_state = state
+        updates, xsam_state = tx.update(
+            first,
+            xsam_state,
+            params,
+            value_fn=lambda params: loss_fn(params, batch),
+            grad_fn=lambda params: last,
+        )
+        return params, (updates, last, xsam_state), optax.tree.get(xsam_state, "alpha")
+
+    return Step(init, step)
+
+
 def competitors(loss_fn: LossFn) -> dict[str, Step]:
     """Returns every step by the name it has in the tables, the reference second."""
     return {

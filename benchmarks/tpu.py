@@ -91,6 +91,7 @@ def all_steps(problem: Problem) -> dict[str, steps.Step]:
         name: steps.ours(loss_fn, xj.xsam(RHO, RHO_MAX, **options))
         for name, options in PROBES.items()
     }
+    probes["probe alone"] = steps.probe_alone(loss_fn)
     return {name: competitors[name] for name in by_hand} | probes | family_steps(problem)
 
 

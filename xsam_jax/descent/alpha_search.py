@@ -17,8 +17,8 @@ LossAt = Callable[[jax.Array], jax.Array]
 BatchSize: TypeAlias = int | Literal["all"] | None
 
 # On CPU a convolution vmapped over its kernels is slow, and one alpha at a time is fastest. On TPU,
-# so many at a time raise the peak memory of a step by at most 1 % (docs/benchmarks.md). A GPU was
-# not measured.
+# so many at a time need no more memory than a gradient, and raise the peak of a step by at most 1 %
+# (docs/benchmarks.md). A GPU was not measured.
 ACCELERATOR_BATCH_SIZE = 3
 # A larger model keeps the device busy with one alpha, and copies of its parameters need memory.
 LARGE_MODEL = 50_000_000
