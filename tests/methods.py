@@ -47,6 +47,7 @@ class Method:
 _XSAM = {"rho": 0.3, "rho_max": 0.6, "probe_every": 2, "alpha_max": 3.0}
 _XSAM_STATIC = ("steps", "num_alphas", "probe_batch_size")
 _KEY = jax.random.key(3)
+_SGD = optax.sgd(0.02, momentum=0.9)
 WITHOUT_RISE = {name: fn for name, fn in DIAGNOSTICS.items() if name != "loss_rise"}
 
 
@@ -139,13 +140,13 @@ METHODS = {
     "decoupled_wsam": Method(
         xsam_jax.decoupled_wsam,
         {"rho": 0.3, "gamma": 0.6, "learning_rate": 0.02},
-        {"inner": optax.sgd(0.02, momentum=0.9)},
+        {"inner": _SGD},
         optimizer=True,
     ),
     "lookbehind": Method(
         xsam_jax.lookbehind,
         {"rho": 0.3, "alpha": 0.6},
-        {"optimizer": optax.sgd(0.02, momentum=0.9), "steps": 2},
+        {"optimizer": _SGD, "steps": 2},
         static_args=("steps",),
         gradients=2,
         optimizer=True,
@@ -186,14 +187,14 @@ ONE_GRADIENT = {
     "sampa": Method(
         xsam_jax.sampa,
         {"rho": 0.3, "learning_rate": 0.02, "weight": 0.4},
-        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        {"optimizer": _SGD},
         optimizer=True,
         looks_ahead=True,
     ),
     "momentum_sam": Method(
         xsam_jax.momentum_sam,
         {"rho": 0.3},
-        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        {"optimizer": _SGD},
         gradients=0,
         optimizer=True,
         looks_ahead=True,
@@ -201,7 +202,7 @@ ONE_GRADIENT = {
     "async_sam": Method(
         xsam_jax.async_sam,
         {"rho": 0.3},
-        {"optimizer": optax.sgd(0.02, momentum=0.9)},
+        {"optimizer": _SGD},
         gradients=0,
         optimizer=True,
         looks_ahead=True,

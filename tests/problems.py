@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 PyTree = Any
@@ -70,14 +71,24 @@ def _network_data() -> tuple[np.ndarray, np.ndarray]:
 INPUTS, LABELS = _network_data()
 
 
-def network_loss(params: PyTree) -> jax.Array:
-    """Cross-entropy of a tanh network with two hidden layers, with labels of a linear teacher."""
+def network_logits(params: PyTree, indices: Any = slice(None)) -> jax.Array:
+    """The outputs of a tanh network with two hidden layers for some of the samples."""
     # NumPy's float64 would lift everything to float64 under x64.
-    x = jnp.asarray(INPUTS, params["output"]["bias"].dtype)
+    x = jnp.asarray(INPUTS, params["output"]["bias"].dtype)[indices]
     for layer in params["hidden"]:
         x = jnp.tanh(x @ layer["weight"] + layer["bias"])
-    logits = x @ params["output"]["weight"] + params["output"]["bias"]
-    log_probabilities = jax.nn.log_softmax(logits)
+    return x @ params["output"]["weight"] + params["output"]["bias"]
+
+
+def network_losses(params: PyTree, indices: Any) -> jax.Array:
+    """The cross-entropy of each of some samples."""
+    logits, labels = network_logits(params, indices), jnp.asarray(LABELS)[indices]
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def network_loss(params: PyTree) -> jax.Array:
+    """Cross-entropy of the network, with labels of a linear teacher."""
+    log_probabilities = jax.nn.log_softmax(network_logits(params))
     return -jnp.mean(jnp.take_along_axis(log_probabilities, LABELS[:, None], axis=1))
 
 

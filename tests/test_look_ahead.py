@@ -36,12 +36,7 @@ with jax.enable_x64(True):
 
 
 def loss(params, indices):
-    x = jnp.asarray(problems.INPUTS)[indices]
-    for layer in params["hidden"]:
-        x = jnp.tanh(x @ layer["weight"] + layer["bias"])
-    logits = x @ params["output"]["weight"] + params["output"]["bias"]
-    labels = jnp.asarray(problems.LABELS)[indices]
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return problems.network_losses(params, indices).mean()
 
 
 flat_gradient = jax.jit(jax.grad(lambda theta, indices: loss(unravel(theta), indices)))
@@ -80,23 +75,23 @@ def sgd(**options):
     return optax.chain(optax.add_decayed_weights(DECAY), sgd)
 
 
+TRAINING = {
+    "learning_rate": LEARNING_RATE,
+    "momentum": MOMENTUM,
+    "weight_decay": DECAY,
+    "num_steps": NUM_STEPS,
+}
 REFERENCE = partial(
     reference.momentum_sam,
     THETA,
     grad_of_step,
-    learning_rate=LEARNING_RATE,
-    momentum=MOMENTUM,
-    weight_decay=DECAY,
-    num_steps=NUM_STEPS,
+    **TRAINING,
 )
 LOOKBEHIND = partial(
     reference.lookbehind,
     THETA,
     grad_of_step,
-    learning_rate=LEARNING_RATE,
-    momentum=MOMENTUM,
-    weight_decay=DECAY,
-    num_steps=NUM_STEPS,
+    **TRAINING,
 )
 SAMPA = partial(
     reference.sampa,
@@ -104,10 +99,7 @@ SAMPA = partial(
     grad_of_step,
     rho=rising,
     weight=0.3,
-    learning_rate=LEARNING_RATE,
-    momentum=MOMENTUM,
-    weight_decay=DECAY,
-    num_steps=NUM_STEPS,
+    **TRAINING,
 )
 LAST_BATCHES = np.roll(BATCHES, 1, axis=0)
 

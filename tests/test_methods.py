@@ -38,21 +38,14 @@ pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("family")]
 # --- The batch losses, for the library and for the reference ---
 
 
-def losses(params, indices):
-    x = jnp.asarray(problems.INPUTS)[indices]
-    for layer in params["hidden"]:
-        x = jnp.tanh(x @ layer["weight"] + layer["bias"])
-    logits = x @ params["output"]["weight"] + params["output"]["bias"]
-    labels = jnp.asarray(problems.LABELS)[indices]
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
 def loss(params, indices):
-    return jnp.mean(losses(params, indices))
+    return jnp.mean(problems.network_losses(params, indices))
 
 
-flat_losses = jax.jit(lambda theta, indices: losses(unravel(theta), indices))
-flat_jacobian = jax.jit(jax.jacrev(lambda theta, indices: losses(unravel(theta), indices)))
+flat_losses = jax.jit(lambda theta, indices: problems.network_losses(unravel(theta), indices))
+flat_jacobian = jax.jit(
+    jax.jacrev(lambda theta, indices: problems.network_losses(unravel(theta), indices))
+)
 flat_gradient = jax.jit(jax.grad(lambda theta, indices: loss(unravel(theta), indices)))
 
 
@@ -84,7 +77,7 @@ def run(tx, incoming=gradient, optimizer=SGD):
             state,
             params,
             value_fn=lambda params: loss(params, indices),
-            losses_fn=lambda params: losses(params, indices),
+            losses_fn=lambda params: problems.network_losses(params, indices),
         )
         params = optax.apply_updates(params, updates)
         sharp_steps = optax.tree.get(state, "sharp_steps", 0)
@@ -366,13 +359,6 @@ def test_polyak_step_is_its_published_formula(maximum, minimum_loss):
     assert_same(run(tx, optimizer=optax.sgd(1.0))[0], np.stack(visited))
 
 
-def network(params, indices):
-    x = jnp.asarray(problems.INPUTS)[indices]
-    for layer in params["hidden"]:
-        x = jnp.tanh(x @ layer["weight"] + layer["bias"])
-    return x @ params["output"]["weight"] + params["output"]["bias"]
-
-
 def cross_entropy(logits, indices):
     labels = jnp.asarray(problems.LABELS)[indices]
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -382,7 +368,7 @@ def test_functional_sam_is_its_published_formula():
     theta, batch = THETA, BATCHES[0]
 
     def flat_network(theta):
-        return network(unravel(jnp.asarray(theta)), batch).ravel()
+        return problems.network_logits(unravel(jnp.asarray(theta)), batch).ravel()
 
     def derivative(logits):
         probabilities = np.exp(np.reshape(logits, (len(batch), -1)))
@@ -396,7 +382,9 @@ def test_functional_sam_is_its_published_formula():
         theta, numpy(flat_network), numpy(jacobian), derivative, RHO
     )
     grad_fn = xsam_jax.functional_grad_fn(
-        lambda params: network(params, batch), partial(cross_entropy, indices=batch), PARAMS
+        lambda params: problems.network_logits(params, batch),
+        partial(cross_entropy, indices=batch),
+        PARAMS,
     )
     grads, tx = grad_fn(PARAMS), xsam_jax.sam(RHO)
     assert_same(ravel_pytree(grads)[0], of_batch(flat_gradient, 0)(theta))

@@ -36,7 +36,7 @@ ARROWS = {
         *("core", "_look_ahead", "ascent", "descent", "gating", "methods"),
     },
     "in_float32": {"_checks", "_tree"},
-    "_look_ahead": {"_checks", "_tree"},
+    "_look_ahead": {"_checks", "_schedules", "_tree"},
     "flax_nnx": {"_value_fn"},
     "flax_linen": set(),
     "analysis": {"_checks", "_tree", "core", "ascent", "analysis"},

@@ -3,10 +3,22 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
+from xsam_jax._schedules import advance, at_count, schedule_state
+
+
+def radius_at(rho: optax.ScalarOrSchedule, schedule: optax.OptState) -> jax.Array:
+    """Returns the radius at the count of a `schedule_state`, in the dtype of norms.
+
+    Example:
+      >>> radius_at(0.5, optax.EmptyState())
+      Array(0.5, dtype=float32)
+    """
+    return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
 
 
 class LastGradientState(NamedTuple):
@@ -23,6 +35,22 @@ class LastGradientState(NamedTuple):
     gradient: optax.Updates
     schedule: optax.OptState
     inner: optax.OptState
+
+    @classmethod
+    def start(
+        cls, params: optax.Params, inner: optax.OptState, rho: Any, *numbers: Any
+    ) -> "LastGradientState":
+        """Returns the state before the first step. Further `numbers` may be schedules, too."""
+        schedule = schedule_state(rho, *numbers)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return cls(radius_at(rho, schedule), zeros, schedule, inner)
+
+    def after(
+        self, gradient: optax.Updates, inner: optax.OptState, rho: Any
+    ) -> "LastGradientState":
+        """Returns the state after a step, which took this gradient."""
+        schedule, gradient = advance(self.schedule), tree.cast_like(gradient, self.gradient)
+        return LastGradientState(radius_at(rho, schedule), gradient, schedule, inner)
 
     @property
     def returns_updates(self) -> bool:

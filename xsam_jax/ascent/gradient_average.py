@@ -90,7 +90,7 @@ def subtract_ema(
         factor = tree.cosine(subtracted, updates) if isinstance(sigma, str) else sigma
         direction = tree.combine(1.0, updates, -factor, subtracted)
         if convention == "official":
-            average = _where(state.count == 0, tree.scale(1.0, updates), average)
+            average = optax.tree.where(state.count == 0, tree.scale(1.0, updates), average)
         return tree.cast_like(direction, updates), _advance(
             state, average, updates, mean_over_groups
         )
@@ -167,8 +167,4 @@ def _advance(
     finite = jnp.isfinite(norm)
     # Count all steps, also those that are not finite: under vmap all seeds share one count.
     count = optax.safe_increment(state.count)
-    return GradientAverageState(count, _where(finite, average, state.average))
-
-
-def _where(condition: jax.Array, u: Any, v: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), u, v)
+    return GradientAverageState(count, optax.tree.where(finite, average, state.average))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
-from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
 from xsam_jax._look_ahead import LastGradientState
-from xsam_jax._schedules import advance, at_count, schedule_state
 
 
 def async_sam(
@@ -58,6 +54,7 @@ def async_sam(
         and `grad_fn`, are missing.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from xsam_jax import look_ahead
       >>> loss_fn = lambda params: params[0] ** 2 + 4 * params[1] ** 2
       >>> tx = async_sam(optax.sgd(0.05, momentum=0.9), rho=0.1)
@@ -71,20 +68,16 @@ def async_sam(
       ['0.718', '-0.039']
 
     References:
-      `Asynchronous Sharpness-Aware Minimization For Fast and Accurate Deep Learning
+      Jo et al., `Asynchronous Sharpness-Aware Minimization For Fast and Accurate Deep Learning
       <https://arxiv.org/abs/2503.11147>`_, 2025
     """
     checks.transformation("optimizer", optimizer)
     checks.real("rho", rho, minimum=0.0, schedule=True)
     base = optax.with_extra_args_support(optimizer)
 
-    def radius(schedule: Any) -> jax.Array:
-        return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
-
     def init_fn(params: optax.Params) -> LastGradientState:
         checks.parameters(params)
-        schedule, zeros = schedule_state(rho), jax.tree.map(jnp.zeros_like, params)
-        return LastGradientState(radius(schedule), zeros, schedule, base.init(params))
+        return LastGradientState.start(params, base.init(params), rho)
 
     def update_fn(
         updates: optax.Updates,
@@ -99,7 +92,6 @@ def async_sam(
             checks.parameters_of_update(params)
             gradient = _value_fn.gradient_of(params, updates, **extra_args)
         steps, inner = base.update(updates, state.inner, params, **extra_args)
-        schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
-        return steps, LastGradientState(radius(schedule), gradient, schedule, inner)
+        return steps, state.after(gradient, inner, rho)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -106,10 +106,10 @@ def eigen_sam(
 
         def power_iterations(vector: Any) -> Any:
             is_first = tree.squared_norm(vector) == 0
-            start = varying_like(_where(is_first, tree.unit(updates), vector), last)
+            start = varying_like(optax.tree.where(is_first, tree.unit(updates), vector), last)
             found = jax.lax.fori_loop(0, iterations, iterate, start)
             # A NaN would stay in the state forever.
-            return _where(jnp.isfinite(tree.squared_norm(found)), found, vector)
+            return optax.tree.where(jnp.isfinite(tree.squared_norm(found)), found, vector)
 
         due = state.count % jnp.asarray(every) == 0
         vector = jax.lax.cond(due, power_iterations, lambda vector: vector, last)
@@ -122,7 +122,3 @@ def eigen_sam(
 
     turned = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     return sharpness_aware(optax.chain(turned, scale_by_radius(rho)))
-
-
-def _where(condition: jax.Array, u: Any, v: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), u, v)

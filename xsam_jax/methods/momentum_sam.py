@@ -10,8 +10,8 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._look_ahead import look_ahead
-from xsam_jax._schedules import advance, at_count, schedule_state
+from xsam_jax._look_ahead import look_ahead, radius_at
+from xsam_jax._schedules import advance, schedule_state
 
 
 class MomentumSamState(NamedTuple):
@@ -104,13 +104,11 @@ def momentum_sam(
     checks.choice("convention", convention, ("chain", "official"))
     base = optax.with_extra_args_support(optimizer)
 
-    def radius(schedule: Any) -> jax.Array:
-        return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
-
     def init_fn(params: optax.Params) -> MomentumSamState:
         checks.parameters(params)
         inner, schedule = base.init(params), schedule_state(rho)
-        return MomentumSamState(radius(schedule), _sign(base, inner, params), schedule, inner)
+        sign = _sign(base, inner, params)
+        return MomentumSamState(radius_at(rho, schedule), sign, schedule, inner)
 
     def update_fn(
         updates: optax.Updates,
@@ -123,7 +121,8 @@ def momentum_sam(
         decayed = look_ahead(state, params) if convention == "official" else params
         updates, inner = base.update(updates, state.inner, decayed, **extra_args)
         schedule = advance(state.schedule)
-        return updates, MomentumSamState(radius(schedule), state.sign, schedule, inner)
+        radius = radius_at(rho, schedule)
+        return updates, MomentumSamState(radius, state.sign, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -137,14 +136,14 @@ def _sign(
     the momentum of steps. Two trial steps tell which, the second one because a warm-up may begin
     at zero.
     """
-    momentum = _momentum(state, params)
+    _momentum(state, params)  # raises if there is none
     if not optax.tree.get_all_with_path(state, "trace"):
         return -jnp.ones((), tree.accumulation_dtype())
     zeros, ones = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.ones_like, params)
     for _ in range(2):
         step, state = optimizer.update(ones, state, zeros)
-        momentum = _momentum(state, params)
-    return jnp.where(tree.dot(momentum, step) > 0, 1.0, -1.0).astype(tree.accumulation_dtype())
+    product = tree.dot(_momentum(state, params), step)
+    return jnp.where(product > 0, 1.0, -1.0).astype(tree.accumulation_dtype())
 
 
 def _momentum(state: optax.OptState, params: optax.Params) -> Any:

@@ -12,7 +12,7 @@ from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
 from xsam_jax._look_ahead import LastGradientState
-from xsam_jax._schedules import advance, at_count, schedule_state
+from xsam_jax._schedules import at_count
 
 
 def sampa(
@@ -87,14 +87,9 @@ def sampa(
     checks.convention(convention)
     base = optax.with_extra_args_support(optimizer)
 
-    def radius(schedule: Any) -> jax.Array:
-        return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
-
     def init_fn(params: optax.Params) -> LastGradientState:
         checks.parameters(params)
-        schedule = schedule_state(rho, learning_rate)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return LastGradientState(radius(schedule), zeros, schedule, base.init(params))
+        return LastGradientState.start(params, base.init(params), rho, learning_rate)
 
     def update_fn(
         updates: optax.Updates,
@@ -114,7 +109,6 @@ def sampa(
         mixed = tree.combine(1.0 - weight, updates, weight, gradient)
         mixed = tree.cast_like(mixed, updates)
         steps, inner = base.update(mixed, state.inner, params, **extra_args)
-        schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
-        return steps, LastGradientState(radius(schedule), gradient, schedule, inner)
+        return steps, state.after(gradient, inner, rho)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
