@@ -44,6 +44,9 @@ class Config:
     """Radius of XSAM's probes."""
     ascent_steps: int = 1
     """Ascent steps per update, each of length rho, for methods that can take several."""
+    sharp_every: int = 1
+    """Steps from one sharpness-aware step to the next; the steps between take the gradient as it
+    is."""
     probe_every: int | None = None
     """Steps between XSAM's probes; None is an epoch."""
     alpha_max: float = 2.0
@@ -127,11 +130,15 @@ def settings_ignored_by(name: str) -> dict[str, str]:
     method = find_method(name)
     ignored: dict[str, str] = {}
     if method.scale is None:
-        ignored |= dict.fromkeys(("rho", "groups"), "it has no ascent")
+        ignored |= dict.fromkeys(("rho", "groups", "sharp_every"), "it has no ascent")
     if not method.steps:
         ignored["ascent_steps"] = "its number of ascent steps is fixed"
     if method.has_base or name == "look_sam":
         ignored["groups"] = "its state has no rule for groups"
+    if method.has_base:
+        ignored["sharp_every"] = "it includes the optimizer, which every step needs"
+    if name == "look_sam":
+        ignored["sharp_every"] = "it has the argument every: --method-args every 5"
     if name == "esam":
         ignored["accumulate"] = "it compares all images of a batch"
     if not name.startswith("xsam"):
@@ -217,7 +224,7 @@ RANGES: list[tuple[str, Any, str]] = [
     ("validation_size warmup_epochs", lambda value: value >= 0, "at least 0"),
     ("weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
     (
-        "train_size epochs batch_size groups accumulate ascent_steps",
+        "train_size epochs batch_size groups accumulate ascent_steps sharp_every",
         lambda value: value >= 1,
         "at least 1",
     ),

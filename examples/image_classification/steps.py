@@ -16,9 +16,15 @@ from examples.image_classification.augment import make_augmentation
 from examples.image_classification.batches import DataSpec, Images, device_mesh, gather_batch
 from examples.image_classification.config import Config
 from examples.image_classification.first_pass import first_pass
-from examples.image_classification.methods import METHODS, Training, make_method
+from examples.image_classification.methods import (
+    METHODS,
+    Training,
+    make_method,
+    method_arguments,
+)
 from examples.image_classification.models import make_model
 from xsam_jax import look_ahead, per_group
+from xsam_jax.gating import every, gated
 
 Metrics = dict[str, jax.Array]
 
@@ -61,10 +67,19 @@ def make_optimizer(
     }
     training = Training(config.rho_max, config.ascent_steps, search, base, schedule, key)
     method = make_method(config.method, config.rho, training, **config.method_args)
+    if config.sharp_every > 1:
+        method = gated(method, every(config.sharp_every))
     if config.groups > 1:
         loop = "unrolled" if jax.default_backend() == "cpu" else "map"
         method = per_group(method, evaluation=loop if config.accumulate > 1 else "vmap")
     return method if METHODS[config.method].has_base else optax.chain(method, record_norm(), base)
+
+
+def sharp_period(config: Config) -> int:
+    """Returns the number of steps from one sharpness-aware step to the next."""
+    if config.method == "look_sam":
+        return int({**method_arguments("look_sam"), **config.method_args}["every"])
+    return config.sharp_every
 
 
 def record_norm() -> optax.GradientTransformation:
@@ -113,8 +128,9 @@ class Program:
     Attributes:
       abstract_state: Shapes, dtypes and shardings of the state, for restoring it.
       init: `init(traced)` returns the state before the first step.
-      train_steps: `train_steps(state, arrays, rows, traced)` takes a step for each row and returns
-        the new state and the metrics of each step.
+      train_steps: `train_steps(state, arrays, rows, traced, sharp)` takes a step for each row and
+        returns the new state and the metrics of each step. `sharp`, static, says whether the steps
+        are sharpness-aware. With None the program decides.
       predict: `predict(state, arrays, row)` returns logits and labels of one batch in evaluation
         mode. A label of -1 marks padding.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch in evaluation mode.
@@ -143,7 +159,10 @@ class Program:
         )
         self.init = jax.jit(self._init, out_shardings=shardings)
         self.train_steps = jax.jit(
-            self._train_steps, donate_argnums=0, out_shardings=(shardings, replicated)
+            self._train_steps,
+            donate_argnums=0,
+            static_argnums=4,
+            out_shardings=(shardings, replicated),
         )
         self.predict = jax.jit(self._predict, out_shardings=replicated)
         self.evaluate = jax.jit(self._evaluate, out_shardings=replicated)
@@ -177,7 +196,7 @@ class Program:
         return (pixels / jnp.float32(255) - mean) / std
 
     def _train_step(
-        self, state: State, batch: Images, traced: TracedSettings
+        self, state: State, batch: Images, traced: TracedSettings, sharp: bool | None
     ) -> tuple[State, Metrics]:
         batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
         step_key = jax.random.fold_in(jax.random.fold_in(traced.key, 2), state.step)
@@ -199,8 +218,9 @@ class Program:
         point = look_ahead(state.opt_state, state.params) if looks_ahead else state.params
         clean = first_pass(losses_fn, point, (images, batch.labels), *sizes)
         accuracy, statistics = clean.aux
+        decided = {} if sharp is None else {"sharp": sharp}
         updates, opt_state = self._make_optimizer(traced).update(
-            clean.updates, state.opt_state, state.params, **clean.arguments
+            clean.updates, state.opt_state, state.params, **clean.arguments, **decided
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -215,10 +235,10 @@ class Program:
         return State(state.step + 1, params, statistics, opt_state, sums), metrics
 
     def _train_steps(
-        self, state: State, arrays: Any, rows: Any, traced: TracedSettings
+        self, state: State, arrays: Any, rows: Any, traced: TracedSettings, sharp: bool | None
     ) -> tuple[State, Metrics]:
         def step(state: State, row: Any) -> tuple[State, Metrics]:
-            return self._train_step(state, gather_batch(arrays, row), traced)
+            return self._train_step(state, gather_batch(arrays, row), traced, sharp)
 
         if len(jax.tree.leaves(rows)[0]) > 1:
             return jax.lax.scan(step, state, rows)
