@@ -716,16 +716,17 @@ def async_sam(
     num_steps: int,
     *,
     reuse: bool,
+    direction: Callable[[Vector, Vector], Vector] = lambda theta, g: unit(g),
 ) -> Vector:
     """AsyncSAM with a delay of 1 (Jo et al. 2025), with heavy ball: theta_1, ....
 
     It ascends along p, the last clean gradient, or with `reuse` the last perturbed one.
     """
-    theta, v, p, visited = theta0, np.zeros_like(theta0), None, []
+    theta, v, p, visited = theta0, np.zeros_like(theta0), np.zeros_like(theta0), []
     for t in range(num_steps):
         grad = grad_of_step(t)
-        g = grad(theta if p is None else theta + rho(t) * unit(p))
-        p = g if reuse else grad(theta)
+        g = grad(theta + rho(t) * p)
+        p = direction(theta, g if reuse else grad(theta))
         v = momentum * v + g
         theta = theta - learning_rate * v
         visited.append(theta)

@@ -38,6 +38,7 @@ def test_on_eight_devices():
         "test_groups.py::TestOnEightDevices",
         "test_pages.py::test_several_devices_compute_the_step_of_one",
         "test_pages.py::test_groups_have_the_mean_of_their_updates",
+        "test_pages.py::test_sampa_on_two_halves_of_the_devices_is_sampa",
         "test_pages.py::test_nnx_state_has_the_sharding_of_the_metadata",
         "test_augment.py::test_an_image_does_not_depend_on_the_number_of_devices",
         "test_optax_suites.py::test_optax_suite",

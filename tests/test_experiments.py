@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -14,6 +15,8 @@ import stat
 import subprocess
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
@@ -23,12 +26,13 @@ from examples.experiments import compare, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_evaluation, read_runs
-from examples.image_classification import curves
-from examples.image_classification.batches import Images
+from examples.image_classification import curves, steps
+from examples.image_classification.batches import Batches, Images, schedule_rows
 from examples.image_classification.command_line import read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
+from examples.image_classification.models import make_model
 from examples.image_classification.presets import DEMO
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import EVALUATION
@@ -822,6 +826,29 @@ def test_an_evaluation_averages_over_corruptions_of_the_first_images(swept, caps
     titles = ["test", "ECE", "noise", "blur", "weather", "digital", "all corruptions"]
     assert [title for title in cells[0] if title in titles] == titles
     assert "* corruptions of the first 40 test images" in lines
+
+
+def test_renewed_statistics_are_those_of_an_epoch_at_the_parameters(monkeypatch):
+    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, width=4))
+    config = Config(model="resnet8_half", method="sgd", train_size=320, validation_size=100)
+    batches = Batches(load(config), config)
+    program = steps.Program(config, batches.spec)
+    state = program.init(steps.TracedSettings.of(config))._replace(opt_state=None)
+    before = jax.tree.map(np.asarray, state.params)
+    renewed = evaluate.Trained(batches, program, state).renew_statistics().state
+    chex.assert_trees_all_equal(renewed.params, before)
+    # The first convolution, of stride 2 over images padded by a pixel, in NumPy.
+    images = batches.images("train")
+    pixels = (images.pixels / 255.0 - np.array(batches.spec.mean)) / np.array(batches.spec.std)
+    padded = np.pad(pixels, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
+    kernel = before["stem"]["layers"][0]["kernel"]
+    means = np.einsum("nhwcij,ijck->nk", windows, kernel) / np.prod(windows.shape[1:3])
+    expected = np.zeros(means.shape[1])
+    for rows in schedule_rows(320, config.batch_size, config.seed, 0):
+        expected = 0.9 * expected + 0.1 * means[rows].mean(axis=0)
+    found = renewed.statistics["stem"]["layers"][1]["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def last_line(path):

@@ -372,8 +372,8 @@ def test_methods_with_a_rule_for_their_state_are_accepted(name):
     part = {
         "look_sam": ".orthogonal",
         "eigen_sam": ".ascent[0].vector",
-        "decoupled_wsam": ".inner[0].trace",
-        "lookbehind": ".descent.inner[0].trace",
+        "decoupled_wsam": ".base[0].trace",
+        "lookbehind": ".descent.base[0].trace",
     }[name]
     with pytest.raises(TypeError, match=rf"no rule .* state{re.escape(part)}"):
         tx.init(make_params())

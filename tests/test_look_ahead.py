@@ -120,6 +120,7 @@ def cosine_of_each_array(first, way):
     )
 
 
+HEAVY_BALL = optax.sgd(LEARNING_RATE, MOMENTUM)
 ADAMW = optax.adamw(0.01, weight_decay=DECAY)
 # The library's side, and the paper's.
 RULES = {
@@ -139,7 +140,7 @@ RULES = {
     ),
     **{
         f"async_sam, reuse={reuse}": (
-            async_sam(optax.sgd(LEARNING_RATE, MOMENTUM), rising, reuse=reuse),
+            async_sam(HEAVY_BALL, rising, reuse=reuse),
             partial(
                 reference.async_sam,
                 *(THETA, grad_of_step, rising, LEARNING_RATE, MOMENTUM, NUM_STEPS),
@@ -148,6 +149,14 @@ RULES = {
         )
         for reuse in (True, False)
     },
+    "async_sam, ascent of ASAM": (
+        async_sam(HEAVY_BALL, rising, direction=scale_by_magnitude(0.2)),
+        lambda: reference.async_sam(
+            *(THETA, grad_of_step, rising, LEARNING_RATE, MOMENTUM, NUM_STEPS),
+            reuse=True,
+            direction=reference.magnitude(1.0, 0.2),
+        ),
+    ),
 }
 
 
@@ -391,6 +400,20 @@ def two_momenta():
         (lambda p: momentum_sam(optax.sgd(0.1), 0.3).init(p), ValueError, "has no momentum"),
         (lambda p: momentum_sam(optax.sm3(0.1), 0.3).init(p), ValueError, "has no momentum"),
         (lambda p: momentum_sam(two_momenta(), 0.3).init(p), ValueError, "several momenta"),
+        (
+            lambda p: momentum_sam(optax.chain(sam(0.1), HEAVY_BALL), 0.3).init(p),
+            TypeError,
+            "no sharpness-aware method belongs inside momentum_sam",
+        ),
+        (
+            lambda p: optax.masked(
+                momentum_sam(HEAVY_BALL, 0.3), {"weight": True, "bias": False}
+            ).init(p),
+            ValueError,
+            r"momentum_sam\(optax.partition\(...\), rho\) for an optimizer",
+        ),
+        (lambda p: async_sam(SGD, (0.1, 0.2)), TypeError, "rho must be"),
+        (lambda p: async_sam(SGD, 0.1, direction=0.1), TypeError, "direction must be"),
         (
             lambda p: look_ahead(optax.adam(0.1).init(p), p),
             TypeError,

@@ -1225,6 +1225,23 @@ def test_state_is_sharded_like_the_parameters(ns):
         assert leaf.sharding.num_devices == jax.device_count()
 
 
+@recipe("Two gradients at once (SAMPa)")
+def test_sampa_on_two_halves_of_the_devices_is_sampa(ns):
+    """Runs on one device. Eight are in test_devices.py, where each takes one gradient."""
+    tx = xsam_jax.sampa(optax.sgd(0.1, momentum=0.9), 0.1, rho=0.05)
+    params, opt_state = ns.initial, tx.init(ns.initial)
+    for _ in range(2):
+        value_fn = functools.partial(ns.loss_fn, batch=ns.batch)
+        grads = jax.grad(value_fn)(xsam_jax.look_ahead(opt_state, params))
+        updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
+        params = optax.apply_updates(params, updates)
+    assert_close(jax.device_get(ns.params), jax.device_get(params), rtol=1e-5)
+    program = ns.train_step.lower(ns.params, ns.opt_state, ns.halved_batch).compile().as_text()
+    # Gradients of the hidden layer, which is 8 x 16, in one array on each device.
+    gradients = 2 if jax.device_count() == 1 else 1
+    assert f"f32[{gradients},8,16]" in program
+
+
 @recipe("One perturbation per group (m-sharpness)")
 def test_groups_have_the_mean_of_their_updates(ns):
     """Runs on one device, where jax.shard_map has one group. Eight are in test_devices.py."""
@@ -1586,6 +1603,20 @@ def test_published_compositions_are_their_formulas(ns):
     assert_close(result(ns.functional_sam), expected, rtol=1e-3)
 
 
+@recipe("Published compositions")
+def test_random_perturbations_are_of_length_rho_and_new_in_each_step(ns):
+    params, gradient = ns.initial, gradient_of(ns.initial, ns.batch)
+    tx, found = ns.random_perturbation, []
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(gradient, state, params)
+        point = xsam_jax.look_ahead(state, params)
+        found.append(add_scale(point, -1.0, params))
+    np.testing.assert_allclose([norm(e) for e in found], 0.05, rtol=1e-3)
+    u, v, g = (along(tree, 1.0) for tree in (*found, gradient))
+    assert max(abs(optax.tree.vdot(*pair)) for pair in ((u, v), (u, g), (v, g))) < 0.3
+
+
 @recipe("Functional SAM")
 def test_functional_sam_trains(ns):
     """The formula is tested in test_methods.py."""
@@ -1689,6 +1720,7 @@ def test_example_state_and_convention_of_a_row_are_true(name):
         "count": (0, 1),
         "3 scalars": (0, 3),
         "that of the optimizer, 2 scalars": (1, 2),  # a momentum here
+        "1 copy, that of the optimizer": (1, 0),
         "1 copy, a scalar, that of the optimizer": (1, 1),
         "1 copy, count": (1, 1),
         "1 copy, 2 counts": (1, 2),

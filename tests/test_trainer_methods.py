@@ -1,5 +1,6 @@
 """The table of methods of the trainer: every method has a row, trains, and differs from others."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,6 +12,7 @@ from methods import NAMES
 
 import xsam_jax
 from examples.experiments.seed_statistics import difference
+from examples.image_classification import steps
 from examples.image_classification.config import Config
 from examples.image_classification.methods import FAMILY, Training
 from examples.image_classification.presets import settings_for
@@ -37,6 +39,36 @@ def test_every_kind_of_method_trains_on_noisy_digits(method, tmp_path):
     history = train(Config(**settings, out=tmp_path / "run"), show=False)
     assert np.all(np.isfinite([record["train_loss"] for record in history]))
     assert history[-1]["validation_accuracy"] > 20  # a guess is right in ten percent
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "sam", "sharp_every": 3}, {"method": "look_sam", "method_args": {"every": "3"}}],
+)
+def test_a_call_of_one_step_leaves_the_decision_to_the_host(options, tmp_path, monkeypatch):
+    """Steps of the same kind, but without a conditional in the program."""
+    settings = settings_for(None, "digits", "mlp", "sam")
+    settings |= {**options, "epochs": 1, "train_size": 256, "rho": 0.1, "batch_size": 32}
+    decided = []
+
+    class Recording(steps.Program):
+        def _train_step(self, state, batch, traced, sharp):
+            decided.append(sharp)
+            return super()._train_step(state, batch, traced, sharp)
+
+    monkeypatch.setattr(steps, "Program", Recording)
+    history = {}
+    for size in (1, 8):
+        steps._shared_program.cache_clear()
+        config = Config(**settings, steps_per_dispatch=size, out=tmp_path / str(size))
+        (history[size],) = train(config, show=False)
+    assert decided == [True, False, None]  # one compilation each
+    assert history[1]["sharp_steps"] == history[8]["sharp_steps"] == 3
+    for name in ("train_loss", "sharp_gradient_norm", "validation_loss"):
+        assert history[1][name] == pytest.approx(history[8][name], rel=1e-5)
+    plain = Config(**settings | {"method": "sgd", "rho": None, "sharp_every": 1, "method_args": {}})
+    (of_sgd,) = train(dataclasses.replace(plain, out=tmp_path / "sgd"), show=False)
+    assert of_sgd["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-4)
 
 
 def test_no_two_rows_are_the_same_method():

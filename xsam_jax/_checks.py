@@ -185,8 +185,8 @@ def parameters(params: Any) -> None:
         raise ValueError(
             "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all "
             "parameters, so it stands outside optax.masked and optax.partition. Write "
-            "optax.chain(xsam(...), optax.partition(...)); to perturb a subset only, mask inside "
-            "the ascent"
+            "optax.chain(xsam(...), optax.partition(...)), or momentum_sam(optax.partition(...), "
+            "rho) for an optimizer; to perturb a subset only, mask inside the ascent"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)

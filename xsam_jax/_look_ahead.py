@@ -1,6 +1,6 @@
 """Where to take the next gradient, for methods that take one gradient a step."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,59 +8,12 @@ import optax
 
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
-from xsam_jax._schedules import advance, at_count, schedule_state
+from xsam_jax._schedules import at_count
 
 
 def radius_at(rho: optax.ScalarOrSchedule, schedule: optax.OptState) -> jax.Array:
-    """Returns the radius at the count of a `schedule_state`, in the dtype of norms.
-
-    Example:
-      >>> radius_at(0.5, optax.EmptyState())
-      Array(0.5, dtype=float32)
-    """
+    """Returns the radius at the count of a `schedule_state`, in the dtype of norms."""
     return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
-
-
-class LastGradientState(NamedTuple):
-    """The state of an optimizer that ascends along a gradient of the last step.
-
-    Attributes:
-      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
-      gradient: a gradient of the last step, with the shapes and dtypes of the parameters.
-      schedule: a step counter if a number is a schedule, and empty otherwise.
-      inner: the state of the base optimizer.
-    """
-
-    radius: jax.Array
-    gradient: optax.Updates
-    schedule: optax.OptState
-    inner: optax.OptState
-
-    @classmethod
-    def start(
-        cls, params: optax.Params, inner: optax.OptState, rho: Any, *numbers: Any
-    ) -> "LastGradientState":
-        """Returns the state before the first step. Further `numbers` may be schedules, too."""
-        schedule = schedule_state(rho, *numbers)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return cls(radius_at(rho, schedule), zeros, schedule, inner)
-
-    def after(
-        self, gradient: optax.Updates, inner: optax.OptState, rho: Any
-    ) -> "LastGradientState":
-        """Returns the state after a step, which took this gradient."""
-        schedule, gradient = advance(self.schedule), tree.cast_like(gradient, self.gradient)
-        return LastGradientState(radius_at(rho, schedule), gradient, schedule, inner)
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
-
-    def perturbation(self, params: optax.Params) -> optax.Updates:
-        """Returns the perturbation of the next gradient, for `look_ahead`."""
-        del params
-        return tree.with_norm(self.radius, self.gradient)
 
 
 def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -75,10 +28,11 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
         params = optax.apply_updates(params, updates)
 
     `params` are never perturbed, so evaluation, checkpoints and weight decay need no care.
+    BatchNorm takes its running statistics at `point`, in the only pass there is.
 
-    If you forget `look_ahead`, there is no error: the gradient at `params` makes `momentum_sam` and
-    `async_sam` their base optimizer. So compare the loss with that of a run at `rho = 0`: if they
-    are equal in every step, `look_ahead` is missing.
+    Put nothing after these methods in a chain: they are optimizers, and the loss would rise. If you
+    forget `look_ahead`, there is no error either: the gradient at `params` makes `momentum_sam` and
+    `async_sam` their base optimizer. The loss then equals that of a run at `rho = 0` in every step.
 
     Args:
       opt_state: the state of a method with one gradient a step, or of a chain or wrapper around it.

@@ -138,16 +138,7 @@ def gradient_of(
     obj_fn: ValueFn | None = None,
     **others: Any,
 ) -> optax.Updates:
-    """Returns the gradient at `point`, from the extra arguments of an update, after their checks.
-
-    Args:
-      point: parameters.
-      updates: the incoming gradient.
-      value_fn: the loss, or None.
-      grad_fn: its gradient, or None.
-      obj_fn: another name of `value_fn`.
-      **others: further extra arguments, for the message.
-    """
+    """Returns the gradient at `point` from the extra arguments of an update, after their checks."""
     value_fn = either(value_fn, obj_fn)
     check_functions(value_fn, grad_fn, point, updates, None, others)
     if grad_fn is not None:

@@ -2,6 +2,7 @@ r"""Evaluates trained networks: accuracy, loss and calibration, and accuracy on 
 
     python -m examples.experiments.evaluate runs/cifar10_small/sam-rho0.1/seed1
     python -m examples.experiments.evaluate runs/cifar10_small --corruptions --images 2000
+    python -m examples.experiments.evaluate runs/cifar10_small --renew-statistics
 
 Restores the last checkpoint of every finished run in these folders and all folders below, except
 folders named `tuning`, and writes `evaluation.json` beside it.
@@ -57,6 +58,8 @@ class Options:
     """Evaluate on corrupted images, too, which takes minutes."""
     images: int | None = None
     """Corrupt only the first test images, so many."""
+    renew_statistics: bool = False
+    """Also evaluate with running statistics of BatchNorm from an epoch at the last parameters."""
     data_dir: Path | None = None
     """Where the data lie. None: where they were during training."""
 
@@ -89,6 +92,20 @@ class Trained(NamedTuple):
         parts = [self.program.predict(self.state, placed, row) for row in rows]
         logits, labels = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
         return logits[labels >= 0], labels[labels >= 0]
+
+    def renew_statistics(self) -> "Trained":
+        """Returns the network with running statistics from an epoch at its parameters.
+
+        Methods with one gradient a step collect them at perturbed parameters. There is no
+        augmentation in this epoch.
+        """
+        state = self.state
+        for rows in self.batches.training_rows(0, start_step=0):
+            for i in range(jax.tree.leaves(rows)[0].shape[0]):
+                row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
+                statistics = self.program.pass_over(state, self.batches.arrays["train"], row)
+                state = state._replace(statistics=statistics)
+        return self._replace(state=state)
 
 
 def restore(folder: Path, data_dir: Path | None = None) -> Trained:
@@ -221,7 +238,11 @@ def run(options: Options) -> None:
         images = network.batches.images("test")
         if options.corruptions and isinstance(images, Stream):
             raise ValueError(f"{path}: images that are decoded as they are read are not corrupted")
-        _write(path, evaluate(network, images))
+        result = evaluate(network, images)
+        if options.renew_statistics:
+            renewed = evaluate(network.renew_statistics(), images)
+            result["renewed_accuracy"] = renewed["test_accuracy"]
+        _write(path, result)
     if options.corruptions:
         datasets = runs.table["settings"].loc[list(networks), "dataset"]
         for paths in datasets.groupby(datasets, sort=False).groups.values():
@@ -237,7 +258,11 @@ def run(options: Options) -> None:
         raise ValueError("none of the runs could be evaluated")
     for path in networks:
         result = read_evaluation(path)
-        shown = [n for n in ("test_accuracy", "test_ece", *CORRUPTIONS) if n in result]
+        shown = [
+            n
+            for n in ("test_accuracy", "test_ece", "renewed_accuracy", *CORRUPTIONS)
+            if n in result
+        ]
         numbers = ", ".join(f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown)
         print(f"{path}: {numbers}")
 

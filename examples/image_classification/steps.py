@@ -131,6 +131,8 @@ class Program:
       train_steps: `train_steps(state, arrays, rows, traced, sharp)` takes a step for each row and
         returns the new state and the metrics of each step. `sharp`, static, says whether the steps
         are sharpness-aware. With None the program decides.
+      pass_over: `pass_over(state, arrays, row)` returns the running statistics after a pass over
+        one batch in training mode, at the parameters of the state.
       predict: `predict(state, arrays, row)` returns logits and labels of one batch in evaluation
         mode. A label of -1 marks padding.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch in evaluation mode.
@@ -164,6 +166,7 @@ class Program:
             static_argnums=4,
             out_shardings=(shardings, replicated),
         )
+        self.pass_over = jax.jit(self._pass_over, out_shardings=shardings.statistics)
         self.predict = jax.jit(self._predict, out_shardings=replicated)
         self.evaluate = jax.jit(self._evaluate, out_shardings=replicated)
 
@@ -235,7 +238,12 @@ class Program:
         return State(state.step + 1, params, statistics, opt_state, sums), metrics
 
     def _train_steps(
-        self, state: State, arrays: Any, rows: Any, traced: TracedSettings, sharp: bool | None
+        self,
+        state: State,
+        arrays: Any,
+        rows: Any,
+        traced: TracedSettings,
+        sharp: bool | None = None,
     ) -> tuple[State, Metrics]:
         def step(state: State, row: Any) -> tuple[State, Metrics]:
             return self._train_step(state, gather_batch(arrays, row), traced, sharp)
@@ -245,6 +253,12 @@ class Program:
         # On CPU a convolution's gradient is thirty times slower inside a loop, even of one step.
         state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], rows))
         return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+    def _pass_over(self, state: State, arrays: Any, row: Any) -> Any:
+        batch = jax.lax.with_sharding_constraint(gather_batch(arrays, row), self._batch_sharding)
+        model = nnx.merge(self._train_graph, state.params, state.statistics)
+        model(self._normalize(batch.pixels))
+        return nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     def _predict(self, state: State, arrays: Any, row: Any) -> tuple[jax.Array, jax.Array]:
         batch = gather_batch(arrays, row)

@@ -186,7 +186,8 @@ def _check_returns_gradient(state: Any) -> None:
             "transform must be a method alone, got a chain, whose other links would be skipped: "
             "write optax.chain(gated(sam(0.1), gate), optax.sgd(0.1))"
         )
-    if checks.has_node(state, lambda node: getattr(node, "returns_updates", False)):
+    # All methods that are optimizers keep the state of their base optimizer under this name.
+    if checks.has_node(state, lambda node: "base" in getattr(node, "_fields", ())):
         raise TypeError(
             "gated must not have decoupled_wsam, lookbehind, momentum_sam, async_sam or sampa "
             "inside: they are optimizers, not gradient transformations in front of one. Write "

@@ -9,9 +9,8 @@ optimizer inside. The last three take the gradient at `look_ahead`, and only `sa
 `value_fn`.
 """
 
-from xsam_jax._look_ahead import LastGradientState
 from xsam_jax.methods.asam import asam
-from xsam_jax.methods.async_sam import async_sam
+from xsam_jax.methods.async_sam import AsyncSamState, async_sam
 from xsam_jax.methods.cr_sam import cr_sam
 from xsam_jax.methods.eigen_sam import TopEigenvectorState, eigen_sam
 from xsam_jax.methods.esam import esam
@@ -27,7 +26,7 @@ from xsam_jax.methods.lsam import lsam
 from xsam_jax.methods.momentum_sam import MomentumSamState, momentum_sam
 from xsam_jax.methods.msam import msam
 from xsam_jax.methods.sam import sam
-from xsam_jax.methods.sampa import sampa
+from xsam_jax.methods.sampa import SampaState, sampa
 from xsam_jax.methods.vasso import vasso
 from xsam_jax.methods.wsam import DecoupledWsamState, decoupled_wsam, wsam
 from xsam_jax.methods.xsam import slerp_sam, xsam
@@ -38,7 +37,8 @@ __all__ = [
     "TopEigenvectorState",
     "LookbehindState",
     "MomentumSamState",
-    "LastGradientState",
+    "AsyncSamState",
+    "SampaState",
     "asam",
     "async_sam",
     "cr_sam",

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from xsam_jax import _checks as checks
+from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
-from xsam_jax._look_ahead import LastGradientState
+from xsam_jax.methods._ascent_of_length import ascent_of_length
+
+
+class AsyncSamState(NamedTuple):
+    """The state of AsyncSAM.
+
+    Attributes:
+      ahead: the perturbation of the next gradient, with the shapes and dtypes of the parameters.
+      ascent: the state of the ascent, with a step counter if `rho` is a schedule.
+      base: the state of the base optimizer.
+    """
+
+    ahead: optax.Updates
+    ascent: optax.OptState
+    base: optax.OptState
+
+    def perturbation(self, params: optax.Params) -> optax.Updates:
+        """Returns the perturbation of the next gradient, for `look_ahead`."""
+        del params
+        return self.ahead
 
 
 def async_sam(
@@ -16,6 +38,7 @@ def async_sam(
     rho: optax.ScalarOrSchedule,
     *,
     reuse: bool = True,
+    direction: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AsyncSAM: ascends along the gradient of the last step, at the cost of the base optimizer.
 
@@ -29,13 +52,8 @@ def async_sam(
     (`reuse=False`).
 
     Use it in place of `sam` when a second gradient is too expensive, and batches are large enough
-    for gradients of two steps to agree. It needs one copy of the parameters. The caller takes the
-    gradient at `look_ahead`.
-
-    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
-    which the loss at `look_ahead` need not show.
-
-    BatchNorm takes its running statistics in the only pass there is, at the perturbed parameters.
+    for gradients of two steps to agree. It needs one copy of the parameters. It is an optimizer
+    with the base optimizer inside, and the caller takes the gradient at `look_ahead`.
 
     Args:
       optimizer: the base optimizer.
@@ -43,9 +61,11 @@ def async_sam(
         base optimizer.
       reuse: whether :math:`p` is the gradient that the caller passes (default True), or one at the
         parameters, which costs a further gradient. The two do not depend on each other. Static.
+      direction: the ascent without its radius, as in `xsam`, such as `scale_by_magnitude(0.01)`
+        for the ascent of ASAM. The default None is `normalize()`. Static.
 
     Returns:
-      An optimizer with state `LastGradientState`. Extra arguments reach `optimizer`. With
+      An optimizer with state `AsyncSamState`. Extra arguments reach `optimizer`. With
       `reuse=False` its update needs `value_fn` or `grad_fn`, as that of `sharpness_aware`.
 
     Raises:
@@ -73,25 +93,29 @@ def async_sam(
     """
     checks.transformation("optimizer", optimizer)
     checks.real("rho", rho, minimum=0.0, schedule=True)
+    # An update makes the perturbation of the step after it.
+    next_rho = (lambda count: rho(count + 1)) if callable(rho) else rho
+    ascent = optax.with_extra_args_support(ascent_of_length(next_rho, direction=direction))
     base = optax.with_extra_args_support(optimizer)
 
-    def init_fn(params: optax.Params) -> LastGradientState:
+    def init_fn(params: optax.Params) -> AsyncSamState:
         checks.parameters(params)
-        return LastGradientState.start(params, base.init(params), rho)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AsyncSamState(zeros, ascent.init(params), base.init(params))
 
     def update_fn(
         updates: optax.Updates,
-        state: LastGradientState,
+        state: AsyncSamState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, LastGradientState]:
-        checks.state(state, LastGradientState)
-        if reuse:
-            gradient = updates
-        else:
+    ) -> tuple[optax.Updates, AsyncSamState]:
+        checks.state(state, AsyncSamState)
+        gradient = updates
+        if not reuse:
             checks.parameters_of_update(params)
             gradient = _value_fn.gradient_of(params, updates, **extra_args)
-        steps, inner = base.update(updates, state.inner, params, **extra_args)
-        return steps, state.after(gradient, inner, rho)
+        ahead, ascent_state = ascent.update(gradient, state.ascent, params, **extra_args)
+        steps, inner = base.update(updates, state.base, params, **extra_args)
+        return steps, AsyncSamState(tree.cast_like(ahead, state.ahead), ascent_state, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -19,15 +19,10 @@ class LookbehindState(NamedTuple):
     """The state of the descent of Lookbehind.
 
     Attributes:
-      inner: the state of the base optimizer, advanced by `steps` in each training step.
+      base: the state of the base optimizer, advanced by `steps` in each training step.
     """
 
-    inner: optax.OptState
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
+    base: optax.OptState
 
 
 def lookbehind(
@@ -111,7 +106,7 @@ def lookbehind(
     ) -> tuple[optax.Updates, LookbehindState]:
         del updates
         path = checks.ascent_path("lookbehind", path, params)
-        point, inner, taken = params, state.inner, []
+        point, inner, taken = params, state.base, []
         for gradient in path.gradients[1:]:
             step, inner = base.update(gradient, inner, point, **extra_args)
             point = optax.apply_updates(point, step)

@@ -21,22 +21,17 @@ class MomentumSamState(NamedTuple):
       radius: the length of the next perturbation, float32 (float64 under x64) scalar.
       sign: -1 if the momentum is one of gradients, and 1 if it is one of steps.
       schedule: a step counter if `rho` is a schedule, and empty otherwise.
-      inner: the state of the base optimizer, which holds the momentum.
+      base: the state of the base optimizer, which holds the momentum.
     """
 
     radius: jax.Array
     sign: jax.Array
     schedule: optax.OptState
-    inner: optax.OptState
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
+    base: optax.OptState
 
     def perturbation(self, params: optax.Params) -> optax.Updates:
         """Returns the perturbation of the next gradient, for `look_ahead`."""
-        return tree.with_norm(self.sign * self.radius, _momentum(self.inner, params))
+        return tree.with_norm(self.sign * self.radius, _momentum(self.base, params))
 
 
 def momentum_sam(
@@ -56,13 +51,9 @@ def momentum_sam(
     SAM comes from the authors.) In the first step the momentum is zero, and there is none.
 
     Use it in place of `sam` when a second gradient is too expensive. It needs no further gradient,
-    no `value_fn` and no copy of the parameters. The caller takes the gradient at `look_ahead`.
-    `msam` is another method, with several gradients.
-
-    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
-    which the loss at `look_ahead` need not show.
-
-    BatchNorm takes its running statistics in the only pass there is, at the perturbed parameters.
+    no `value_fn` and no copy of the parameters. It is an optimizer with the base optimizer inside,
+    and the caller takes the gradient at `look_ahead`. `msam` is another method, with several
+    gradients.
 
     Args:
       optimizer: the base optimizer, with a momentum: `optax.sgd` with `momentum`, `adam`, `adamw`,
@@ -78,7 +69,8 @@ def momentum_sam(
       An optimizer with state `MomentumSamState`. Extra arguments reach `optimizer`.
 
     Raises:
-      TypeError: `optimizer` is not a gradient transformation, or `rho` not a real number.
+      TypeError: `optimizer` is not a gradient transformation, or `rho` not a real number. In
+        `init`, `optimizer` needs a further argument, such as `value_fn`.
       ValueError: `rho` is negative, or `convention` is unknown. In `init`, `optimizer` has no
         momentum, or several for one parameter. In `update`, `params` is missing.
 
@@ -119,7 +111,7 @@ def momentum_sam(
         checks.state(state, MomentumSamState)
         checks.present(params, "params is missing: tx.update(grads, opt_state, params)")
         decayed = look_ahead(state, params) if convention == "official" else params
-        updates, inner = base.update(updates, state.inner, decayed, **extra_args)
+        updates, inner = base.update(updates, state.base, decayed, **extra_args)
         schedule = advance(state.schedule)
         radius = radius_at(rho, schedule)
         return updates, MomentumSamState(radius, state.sign, schedule, inner)
@@ -141,7 +133,13 @@ def _sign(
         return -jnp.ones((), tree.accumulation_dtype())
     zeros, ones = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.ones_like, params)
     for _ in range(2):
-        step, state = optimizer.update(ones, state, zeros)
+        try:
+            step, state = optimizer.update(ones, state, zeros)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "optimizer must take a step from grads and params alone, such as optax.sgd(0.1, "
+                "momentum=0.9); no sharpness-aware method belongs inside momentum_sam"
+            ) from error
     product = tree.dot(_momentum(state, params), step)
     return jnp.where(product > 0, 1.0, -1.0).astype(tree.accumulation_dtype())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,29 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
-from xsam_jax._look_ahead import LastGradientState
-from xsam_jax._schedules import at_count
+from xsam_jax._look_ahead import radius_at
+from xsam_jax._schedules import advance, at_count, schedule_state
+
+
+class SampaState(NamedTuple):
+    """The state of SAMPa.
+
+    Attributes:
+      radius: the length of the next perturbation, float32 (float64 under x64) scalar.
+      gradient: the gradient :math:`q` of the last step, with the dtypes of the parameters.
+      schedule: a step counter if a number is a schedule, and empty otherwise.
+      base: the state of the base optimizer.
+    """
+
+    radius: jax.Array
+    gradient: optax.Updates
+    schedule: optax.OptState
+    base: optax.OptState
+
+    def perturbation(self, params: optax.Params) -> optax.Updates:
+        """Returns the perturbation of the next gradient, for `look_ahead`."""
+        del params
+        return tree.with_norm(self.radius, self.gradient)
 
 
 def sampa(
@@ -37,10 +58,7 @@ def sampa(
     On one device a step costs as much as one of `sam`, and XLA may hold the activations of both.
 
     Use it in place of `sam` where a second device is at hand for each, or to reproduce the paper.
-    It needs one copy of the parameters.
-
-    It is an optimizer with the base optimizer inside: put nothing after it. The loss would rise,
-    which the loss at `look_ahead` need not show.
+    It needs one copy of the parameters, and is an optimizer with the base optimizer inside.
 
     Args:
       optimizer: the base optimizer.
@@ -54,7 +72,7 @@ def sampa(
         Static.
 
     Returns:
-      An optimizer with state `LastGradientState`. Its update needs `value_fn` or `grad_fn`, as that
+      An optimizer with state `SampaState`. Its update needs `value_fn` or `grad_fn`, as that
       of `sharpness_aware`. Extra arguments reach `optimizer`.
 
     Raises:
@@ -87,20 +105,22 @@ def sampa(
     checks.convention(convention)
     base = optax.with_extra_args_support(optimizer)
 
-    def init_fn(params: optax.Params) -> LastGradientState:
+    def init_fn(params: optax.Params) -> SampaState:
         checks.parameters(params)
-        return LastGradientState.start(params, base.init(params), rho, learning_rate)
+        schedule = schedule_state(rho, learning_rate)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return SampaState(radius_at(rho, schedule), zeros, schedule, base.init(params))
 
     def update_fn(
         updates: optax.Updates,
-        state: LastGradientState,
+        state: SampaState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, LastGradientState]:
+    ) -> tuple[optax.Updates, SampaState]:
         checks.parameters_of_update(params)
-        checks.state(state, LastGradientState)
+        checks.state(state, SampaState)
         if convention == "official":
-            step, _ = base.update(state.gradient, state.inner, params, **extra_args)
+            step, _ = base.update(state.gradient, state.base, params, **extra_args)
         else:
             rate = at_count(learning_rate, state.schedule)
             step = tree.scale(-jnp.asarray(rate), state.gradient)
@@ -108,7 +128,8 @@ def sampa(
         gradient = _value_fn.gradient_of(auxiliary, updates, **extra_args)
         mixed = tree.combine(1.0 - weight, updates, weight, gradient)
         mixed = tree.cast_like(mixed, updates)
-        steps, inner = base.update(mixed, state.inner, params, **extra_args)
-        return steps, state.after(gradient, inner, rho)
+        steps, inner = base.update(mixed, state.base, params, **extra_args)
+        schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
+        return steps, SampaState(radius_at(rho, schedule), gradient, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -63,17 +63,12 @@ class DecoupledWsamState(NamedTuple):
     Attributes:
       sam: the state of the transform that returns the gradient at the end of the ascent.
       correction: the state of the learning rate.
-      inner: the state of the base optimizer.
+      base: the state of the base optimizer.
     """
 
     sam: optax.OptState
     correction: optax.OptState
-    inner: optax.OptState
-
-    @property
-    def returns_updates(self) -> bool:
-        """True: `gated` refuses a transform whose results are updates, not gradients."""
-        return True
+    base: optax.OptState
 
 
 def decoupled_wsam(
@@ -147,7 +142,7 @@ def decoupled_wsam(
         gradient, sam_state = perturbed.update(updates, state.sam, params, **extra_args)
         sharpness = tree.scale(weight, tree.combine(1.0, gradient, -1.0, updates))
         step, correction_state = correction.update(sharpness, state.correction)
-        base_step, inner_state = base.update(updates, state.inner, params, **extra_args)
+        base_step, inner_state = base.update(updates, state.base, params, **extra_args)
         total = tree.cast_like(tree.total([base_step, step]), base_step)
         return total, DecoupledWsamState(sam_state, correction_state, inner_state)
 
