@@ -364,6 +364,32 @@ def test_a_run_resumes_with_equal_bits_from_clean_parameters(method, tmp_path):
     chex.assert_trees_all_equal(step(*step(*restored)), step(*step(*saved)))
 
 
+@pytest.mark.parametrize("method", [momentum_sam, async_sam, sampa_of])
+def test_a_bad_gradient_does_not_stay_in_the_state(method):
+    """The optimizer inside is guarded. The perturbation after the bad batch must be finite, too."""
+    tx, params = method(optax.apply_if_finite(HEAVY_BALL, 3), RHO), params_of()
+    _, state = after_a_step(tx, params)
+
+    def nan(params):
+        return jnp.nan * quadratic(params)
+
+    updates, state = tx.update(jax.grad(nan)(params), state, params, value_fn=nan)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    chex.assert_tree_all_finite(look_ahead(state, params))
+    assert optax.tree.norm(optax.tree.sub(look_ahead(state, params), params)) > RHO / 2
+
+
+@pytest.mark.parametrize("method", [momentum_sam, async_sam, sampa_of])
+def test_an_array_of_the_caller_is_not_donated(method):
+    """The state has the radius, too, and JAX refuses to donate a buffer twice."""
+    rho = jnp.float32(RHO)
+    injected = optax.inject_hyperparams(lambda rho: method(HEAVY_BALL, rho))(rho=RHO)
+    for tx in (method(HEAVY_BALL, rho), injected):
+        state = tx.init(params_of())
+        jax.block_until_ready(jax.jit(lambda state: state, donate_argnums=0)(state))
+    assert not rho.is_deleted()
+
+
 def test_look_ahead_finds_the_state_in_wrappers():
     params = params_of()
     for wrap in (
@@ -403,14 +429,34 @@ def two_momenta():
         (
             lambda p: momentum_sam(optax.chain(sam(0.1), HEAVY_BALL), 0.3).init(p),
             TypeError,
-            "no sharpness-aware method belongs inside momentum_sam",
+            "optimizer must be .* no method belongs inside the optimizer of another",
+        ),
+        (
+            lambda p: lookbehind(optax.chain(sam(0.1), HEAVY_BALL), 0.3).init(p),
+            TypeError,
+            "optimizer must be .* no method belongs inside",
+        ),
+        (
+            lambda p: async_sam(SGD, 0.3, direction=asam(0.1)).init(p),
+            TypeError,
+            "direction must be one slot of a method",
+        ),
+        *(
+            (
+                lambda p, method=method: look_ahead(
+                    method(HEAVY_BALL, 0.3).init(p | {"bias": jnp.ones(1)}), p
+                ),
+                ValueError,
+                "opt_state does not belong to params",
+            )
+            for method in (momentum_sam, async_sam)
         ),
         (
             lambda p: optax.masked(
                 momentum_sam(HEAVY_BALL, 0.3), {"weight": True, "bias": False}
             ).init(p),
             ValueError,
-            r"momentum_sam\(optax.partition\(...\), rho\) for an optimizer",
+            r"momentum_sam\(optax.partition\(...\), rho\), which",
         ),
         (lambda p: async_sam(SGD, (0.1, 0.2)), TypeError, "rho must be"),
         (lambda p: async_sam(SGD, 0.1, direction=0.1), TypeError, "direction must be"),

@@ -386,11 +386,39 @@ def test_functional_sam_is_its_published_formula():
         partial(cross_entropy, indices=batch),
         PARAMS,
     )
-    grads, tx = grad_fn(PARAMS), xsam_jax.sam(RHO)
+    tx = xsam_jax.sam(RHO)
+
+    @jax.jit
+    def step(params):
+        grad_fn = xsam_jax.functional_grad_fn(
+            lambda params: problems.network_logits(params, batch),
+            partial(cross_entropy, indices=batch),
+            params,
+        )
+        updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+        return jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+
+    trained, flat, rule = PARAMS, theta, (numpy(flat_network), numpy(jax.jit(jacobian)), derivative)
+    for _ in range(NUM_STEPS):
+        trained, flat = step(trained), flat - 0.1 * reference.functional_sam(flat, *rule, RHO)
+    assert_same(ravel_pytree(trained)[0], flat)
+    grads = grad_fn(PARAMS)
     assert_same(ravel_pytree(grads)[0], of_batch(flat_gradient, 0)(theta))
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
     assert_same(ravel_pytree(updates)[0], expected)
     assert distance(expected, reference.sam(theta, *loss_and_grad(0), RHO)) > 1e-3
+    # A scan over layers, as in language models: three forward passes would be five loops.
+    layers = jnp.stack([jnp.eye(4)] * 3)
+
+    def scanned(layers):
+        return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), jnp.ones(4), layers)[0]
+
+    @jax.jit
+    def step(layers):
+        grad_fn = xsam_jax.functional_grad_fn(scanned, lambda x: jnp.sum(x**2), layers)
+        return tx.update(grad_fn(layers), tx.init(layers), layers, grad_fn=grad_fn)[0]
+
+    assert step.lower(layers).compile().as_text().count(" while(") == 4
     # XSAM reads losses, too.
     xsam = xsam_jax.xsam(RHO, RHO_MAX)
     value_fn = partial(loss, indices=batch)

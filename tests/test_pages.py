@@ -919,6 +919,18 @@ def test_skipped_step_is_that_of_the_optimizer(ns):
     assert norm(sub(sharp, plain)) > 1e-3
 
 
+@recipe(SOME_STEPS)
+def test_two_gates_keep_the_sharpness_of_sam_in_every_step(ns):
+    def first_step(tx):
+        value_fn = functools.partial(ns.loss_fn, batch=ns.batch)
+        return tx.update(plain, tx.init(ns.initial), ns.initial, value_fn=value_fn)[0]
+
+    plain, sharp = gradient_of(ns.initial, ns.batch), sam_gradient(ns.initial, ns.batch, 0.05)
+    assert_close(first_step(ns.larger_radius), sam_gradient(ns.initial, ns.batch, 0.25))
+    weighted = add_scale(plain, 5.0, sub(sharp, plain))
+    assert_close(first_step(ns.larger_weight), weighted, rtol=1e-3)
+
+
 BOWL = jnp.array([1.0, -0.5, 0.25])
 
 

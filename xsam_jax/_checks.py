@@ -186,7 +186,8 @@ def parameters(params: Any) -> None:
             "params has MaskedNode leaves: a sharpness-aware transform evaluates the loss of all "
             "parameters, so it stands outside optax.masked and optax.partition. Write "
             "optax.chain(xsam(...), optax.partition(...)), or momentum_sam(optax.partition(...), "
-            "rho) for an optimizer; to perturb a subset only, mask inside the ascent"
+            "rho), which perturbs parameters with a momentum; to perturb a subset only, mask "
+            "inside the ascent"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
@@ -206,7 +207,8 @@ def parameters(params: Any) -> None:
             raise TypeError(
                 f"params has a leaf without gradient, {dtype}{list(leaf.shape)} at "
                 f"params{jax.tree_util.keystr(path)}: close value_fn over it, and keep it out of "
-                f"params; {_EQUINOX}"
+                f"params; {_EQUINOX}; in Flax NNX, params = nnx.as_pure(nnx.state(model, "
+                "nnx.Param))"
             )
 
 

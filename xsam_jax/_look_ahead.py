@@ -13,7 +13,8 @@ from xsam_jax._schedules import at_count
 
 def radius_at(rho: optax.ScalarOrSchedule, schedule: optax.OptState) -> jax.Array:
     """Returns the radius at the count of a `schedule_state`, in the dtype of norms."""
-    return jnp.asarray(at_count(rho, schedule), tree.accumulation_dtype())
+    # A copy: a state may be donated, and `rho` may be an array of the caller.
+    return jnp.array(at_count(rho, schedule), tree.accumulation_dtype())
 
 
 def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -30,9 +31,10 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     `params` are never perturbed, so evaluation, checkpoints and weight decay need no care.
     BatchNorm takes its running statistics at `point`, in the only pass there is.
 
-    Put nothing after these methods in a chain: they are optimizers, and the loss would rise. If you
-    forget `look_ahead`, there is no error either: the gradient at `params` makes `momentum_sam` and
-    `async_sam` their base optimizer. The loss then equals that of a run at `rho = 0` in every step.
+    There is no error if you use it wrongly. Use the result for the gradient alone: `update` and
+    `apply_updates` take `params`, or training fails. Put nothing after these methods in a chain:
+    they are optimizers, and the loss would rise. Without `look_ahead`, `momentum_sam` and
+    `async_sam` are their base optimizer (with "official" weight decay, almost).
 
     Args:
       opt_state: the state of a method with one gradient a step, or of a chain or wrapper around it.
@@ -68,7 +70,11 @@ def look_ahead(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
         )
     checks.parameters(params)
     try:
-        return optax.apply_updates(params, states[0].perturbation(params))
+        perturbation = states[0].perturbation(params)
+        shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (perturbation, params)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"shapes are {shapes[0]} and {shapes[1]}")
+        return optax.apply_updates(params, perturbation)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "opt_state does not belong to params: write opt_state = tx.init(params), and in Flax "

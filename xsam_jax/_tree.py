@@ -310,6 +310,17 @@ def total(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: _sum([_cast(leaf) for leaf in leaves]), *trees)
 
 
+def finite_or(tree: PyTree, other: PyTree) -> PyTree:
+    """Returns `tree`, or `other` if it is not finite. A NaN would stay in a state forever.
+
+    Example:
+      >>> finite_or(jnp.array([1.0, jnp.nan]), jnp.array([2.0, 3.0]))
+      Array([2., 3.], dtype=float32)
+    """
+    finite = jnp.isfinite(squared_norm(tree))
+    return jax.tree.map(lambda leaf, of_other: jnp.where(finite, leaf, of_other), tree, other)
+
+
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Casts the leaves of `tree` to the dtypes of `like`.
 

@@ -284,11 +284,11 @@ def sharpness_aware(
 def init_slot(
     name: str, slot: optax.GradientTransformation, params: optax.Params
 ) -> optax.OptState:
-    """Returns the initial state of an ascent or descent, or raises if it is a whole method.
+    """Returns the initial state of a part of a method, or raises if it is a whole method.
 
     Args:
-      name: the name of the slot in error messages.
-      slot: the ascent or descent.
+      name: the name of the part in error messages.
+      slot: an ascent, a descent, or an optimizer.
       params: the parameters.
 
     Raises:
@@ -303,6 +303,6 @@ def init_slot(
         raise TypeError(
             f"{name} must be one slot of a method, got a whole method: for asam(rho) as the ascent "
             "write optax.chain(scale_by_magnitude(), scale_by_radius(rho)), both of "
-            "xsam_jax.ascent"
+            "xsam_jax.ascent; and no method belongs inside the optimizer of another"
         )
     return state

@@ -11,6 +11,7 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
+from xsam_jax.core import init_slot
 from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
@@ -62,7 +63,7 @@ def async_sam(
       reuse: whether :math:`p` is the gradient that the caller passes (default True), or one at the
         parameters, which costs a further gradient. The two do not depend on each other. Static.
       direction: the ascent without its radius, as in `xsam`, such as `scale_by_magnitude(0.01)`
-        for the ascent of ASAM. The default None is `normalize()`. Static.
+        for the ascent of ASAM. It normalizes. The default None is `normalize()`. Static.
 
     Returns:
       An optimizer with state `AsyncSamState`. Extra arguments reach `optimizer`. With
@@ -101,7 +102,8 @@ def async_sam(
     def init_fn(params: optax.Params) -> AsyncSamState:
         checks.parameters(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return AsyncSamState(zeros, ascent.init(params), base.init(params))
+        ascent_state = init_slot("direction", ascent, params)
+        return AsyncSamState(zeros, ascent_state, init_slot("optimizer", base, params))
 
     def update_fn(
         updates: optax.Updates,
@@ -115,7 +117,8 @@ def async_sam(
             checks.parameters_of_update(params)
             gradient = _value_fn.gradient_of(params, updates, **extra_args)
         ahead, ascent_state = ascent.update(gradient, state.ascent, params, **extra_args)
+        ahead = tree.finite_or(tree.cast_like(ahead, state.ahead), state.ahead)
         steps, inner = base.update(updates, state.base, params, **extra_args)
-        return steps, AsyncSamState(tree.cast_like(ahead, state.ahead), ascent_state, inner)
+        return steps, AsyncSamState(ahead, ascent_state, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

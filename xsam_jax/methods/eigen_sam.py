@@ -108,8 +108,7 @@ def eigen_sam(
             is_first = tree.squared_norm(vector) == 0
             start = varying_like(optax.tree.where(is_first, tree.unit(updates), vector), last)
             found = jax.lax.fori_loop(0, iterations, iterate, start)
-            # A NaN would stay in the state forever.
-            return optax.tree.where(jnp.isfinite(tree.squared_norm(found)), found, vector)
+            return tree.finite_or(found, vector)
 
         due = state.count % jnp.asarray(every) == 0
         vector = jax.lax.cond(due, power_iterations, lambda vector: vector, last)

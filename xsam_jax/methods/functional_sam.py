@@ -57,11 +57,13 @@ def functional_grad_fn(
       Singh et al., `Avoiding spurious sharpness minimization broadens applicability of SAM
       <https://arxiv.org/abs/2502.02407>`_, 2025
     """
-    outputs = network_fn(params)
+    outputs, pullback_at_params = jax.vjp(network_fn, params)
     derivative = jax.grad(loss_of_outputs)(outputs)
 
     def grad_fn(point: optax.Params) -> optax.Updates:
-        _, pullback = jax.vjp(network_fn, point)
+        # XLA would not merge two passes at `params` if the network is a scan over layers.
+        is_at_params = point is params
+        pullback = pullback_at_params if is_at_params else jax.vjp(network_fn, point)[1]
         return pullback(derivative)[0]
 
     return grad_fn

@@ -11,7 +11,7 @@ import optax
 from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax._schedules import Radius
-from xsam_jax.core import AscentPath, sharpness_aware
+from xsam_jax.core import AscentPath, init_slot, sharpness_aware
 from xsam_jax.methods._ascent_of_length import ascent_of_length
 
 
@@ -94,7 +94,7 @@ def lookbehind(
     base = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: optax.Params) -> LookbehindState:
-        return LookbehindState(base.init(params))
+        return LookbehindState(init_slot("optimizer", base, params))
 
     def update_fn(
         updates: optax.Updates,

@@ -12,6 +12,7 @@ from xsam_jax import _checks as checks
 from xsam_jax import _tree as tree
 from xsam_jax._look_ahead import look_ahead, radius_at
 from xsam_jax._schedules import advance, schedule_state
+from xsam_jax.core import init_slot
 
 
 class MomentumSamState(NamedTuple):
@@ -47,8 +48,8 @@ def momentum_sam(
     .. math:: g_t = \nabla L(\theta_t - \rho\, v_t / \|v_t\|), \qquad
               \theta_{t+1} = \theta_t + \mathrm{optimizer}(g_t).
 
-    The perturbation points ahead, where the optimizer is going. (The loss falls there. The name
-    SAM comes from the authors.) In the first step the momentum is zero, and there is none.
+    The perturbation points ahead, where the optimizer is going. In the first step the momentum is
+    zero, and there is none.
 
     Use it in place of `sam` when a second gradient is too expensive. It needs no further gradient,
     no `value_fn` and no copy of the parameters. It is an optimizer with the base optimizer inside,
@@ -70,7 +71,7 @@ def momentum_sam(
 
     Raises:
       TypeError: `optimizer` is not a gradient transformation, or `rho` not a real number. In
-        `init`, `optimizer` needs a further argument, such as `value_fn`.
+        `init`, `optimizer` has a method inside, or needs further arguments.
       ValueError: `rho` is negative, or `convention` is unknown. In `init`, `optimizer` has no
         momentum, or several for one parameter. In `update`, `params` is missing.
 
@@ -98,7 +99,7 @@ def momentum_sam(
 
     def init_fn(params: optax.Params) -> MomentumSamState:
         checks.parameters(params)
-        inner, schedule = base.init(params), schedule_state(rho)
+        inner, schedule = init_slot("optimizer", base, params), schedule_state(rho)
         sign = _sign(base, inner, params)
         return MomentumSamState(radius_at(rho, schedule), sign, schedule, inner)
 
@@ -133,13 +134,7 @@ def _sign(
         return -jnp.ones((), tree.accumulation_dtype())
     zeros, ones = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.ones_like, params)
     for _ in range(2):
-        try:
-            step, state = optimizer.update(ones, state, zeros)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                "optimizer must take a step from grads and params alone, such as optax.sgd(0.1, "
-                "momentum=0.9); no sharpness-aware method belongs inside momentum_sam"
-            ) from error
+        step, state = optimizer.update(ones, state, zeros)
     product = tree.dot(_momentum(state, params), step)
     return jnp.where(product > 0, 1.0, -1.0).astype(tree.accumulation_dtype())
 
@@ -156,7 +151,7 @@ def _momentum(state: optax.OptState, params: optax.Params) -> Any:
 
     def of_parameter(param: jax.Array, *found: Any) -> jax.Array:
         # Where a mask leaves a parameter out, the tree has another node in place of an array.
-        arrays = [leaf for leaf in found if getattr(leaf, "shape", None) == param.shape]
+        arrays = [leaf for leaf in found if hasattr(leaf, "shape")]
         counts.append(len(arrays))
         return arrays[0] if arrays else jnp.zeros_like(param)
 

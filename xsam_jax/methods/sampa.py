@@ -13,6 +13,7 @@ from xsam_jax import _tree as tree
 from xsam_jax import _value_fn
 from xsam_jax._look_ahead import radius_at
 from xsam_jax._schedules import advance, at_count, schedule_state
+from xsam_jax.core import init_slot
 
 
 class SampaState(NamedTuple):
@@ -109,7 +110,8 @@ def sampa(
         checks.parameters(params)
         schedule = schedule_state(rho, learning_rate)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return SampaState(radius_at(rho, schedule), zeros, schedule, base.init(params))
+        inner = init_slot("optimizer", base, params)
+        return SampaState(radius_at(rho, schedule), zeros, schedule, inner)
 
     def update_fn(
         updates: optax.Updates,
@@ -129,7 +131,8 @@ def sampa(
         mixed = tree.combine(1.0 - weight, updates, weight, gradient)
         mixed = tree.cast_like(mixed, updates)
         steps, inner = base.update(mixed, state.base, params, **extra_args)
-        schedule, gradient = advance(state.schedule), tree.cast_like(gradient, state.gradient)
+        gradient = tree.finite_or(tree.cast_like(gradient, state.gradient), state.gradient)
+        schedule = advance(state.schedule)
         return steps, SampaState(radius_at(rho, schedule), gradient, schedule, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
