@@ -17,6 +17,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Options:
     images: int | None = None
     """Corrupt only the first test images, so many."""
     renew_statistics: bool = False
-    """Also evaluate with running statistics of BatchNorm from an epoch at the last parameters."""
+    """Also evaluate with running statistics of BatchNorm collected at the last parameters."""
     data_dir: Path | None = None
     """Where the data lie. None: where they were during training."""
 
@@ -94,18 +95,19 @@ class Trained(NamedTuple):
         return logits[labels >= 0], labels[labels >= 0]
 
     def renew_statistics(self) -> "Trained":
-        """Returns the network with running statistics from an epoch at its parameters.
+        """Returns the network with running statistics that were collected at its parameters.
 
-        Methods with one gradient a step collect them at perturbed parameters. There is no
-        augmentation in this epoch.
+        Methods with one gradient a step collect them at perturbed parameters. It takes whole
+        epochs, at least 50 steps, since the momentum of the statistics is 0.9.
         """
-        state = self.state
-        for rows in self.batches.training_rows(0, start_step=0):
-            for i in range(jax.tree.leaves(rows)[0].shape[0]):
-                row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
-                statistics = self.program.pass_over(state, self.batches.arrays["train"], row)
-                state = state._replace(statistics=statistics)
-        return self._replace(state=state)
+        state, steps = self.state, self.batches.spec.steps_per_epoch
+        for epoch in range(math.ceil(50 / steps)):
+            for rows in self.batches.training_rows(epoch, start_step=0):
+                for i in range(jax.tree.leaves(rows)[0].shape[0]):
+                    row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
+                    statistics = self.program.pass_over(state, self.batches.arrays["train"], row)
+                    state = state._replace(step=state.step + 1, statistics=statistics)
+        return self._replace(state=state._replace(step=self.state.step))
 
 
 def restore(folder: Path, data_dir: Path | None = None) -> Trained:

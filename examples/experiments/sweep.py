@@ -8,10 +8,12 @@ A setting is a string of options of the trainer (`python -m examples.image_class
 `--each` has the options that all settings share. Settings do not follow `--seeds` directly.
 
 With `--tune 0` every setting is trained with seed 0 to OUT/tuning. The setting of each method with
-the best validation accuracy after its last epoch is then trained with `--seeds` to OUT. Without
-`--tune` every setting is trained with `--seeds`. Test accuracies are not used. Settings compete if
-they differ only in settings that a method is tuned by: radii, arguments, learning rate, weight
-decay.
+the best validation accuracy after its last epoch is then trained with `--seeds` to OUT. With more
+seeds, as in `--tune 100:108`, the mean accuracy counts. Without `--tune` every setting is trained
+with `--seeds`. Test accuracies are not used. Settings compete if they differ only in settings that
+a method is tuned by: radii, arguments, learning rate, weight decay.
+
+Models of matrix products, and on GPU and TPU all, train the seeds of a setting in one program.
 
 An interrupted sweep continues. Further seeds or settings add to the folder.
 `python -m examples.experiments.compare` makes a table.
@@ -32,11 +34,12 @@ from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.read_runs import is_tuned, number_groups, tabulate_settings, used_settings
-from examples.image_classification.command_line import read_config
+from examples.image_classification.command_line import parse_seeds, read_config
 from examples.image_classification.config import Config, check
+from examples.image_classification.many_runs import is_worthwhile, train_together
 from examples.image_classification.run_folder import Diverged
 from examples.image_classification.steps import make_optimizer
-from examples.image_classification.train import train
+from examples.image_classification.train import Record, train
 
 # Settings that do not change the result beyond rounding, but what is measured.
 DIFFERENT_PROGRAM = ("probe_batch_size", "fsdp", "steps_per_dispatch")
@@ -52,10 +55,10 @@ class Options:
     """Folder of the runs."""
     each: str = ""
     """Options that all settings share, in one string in quotes."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds to train with."""
-    tune: int | None = None
-    """Train with this seed first, and choose."""
+    seeds: tuple[str, ...] = ("0",)
+    """Seeds to train with: numbers, or a range such as 0:32."""
+    tune: tuple[str, ...] = ()
+    """Train with these seeds first, and choose."""
 
 
 class Point(NamedTuple):
@@ -109,7 +112,8 @@ def sweep(options: Options) -> None:
         not finite.
       Stopped: SIGTERM or Ctrl-C came. The state is saved.
     """
-    seeds, tune, out = options.seeds, options.tune, options.out
+    seeds, out = parse_seeds(options.seeds), options.out
+    tune = parse_seeds(options.tune) if options.tune else ()
     points = [make_point(setting, options.each) for setting in options.settings]
     check_points(points, seeds, tune)
     settings = tabulate_settings(
@@ -117,15 +121,15 @@ def sweep(options: Options) -> None:
         range(len(points)),
     )
     differ = ["seed", *filter(is_tuned, settings)]
-    choices = settings.index if tune is None else number_groups(settings, differ)
+    choices = number_groups(settings, differ) if tune else settings.index
     groups = [[points[i] for i in group] for group in settings.groupby(choices).groups.values()]
-    total = len(seeds) * len(groups) + (tune is not None) * len(points)
+    total = len(seeds) * len(groups) + len(tune) * len(points)
     diverged, count = [], itertools.count(1)
     with tqdm(total=total, unit="run", disable=None) as bar:
         for rivals in groups:
             best = rivals[0]
-            if tune is not None:
-                found = [_train(point.config(tune, out / "tuning"), bar, count) for point in rivals]
+            if tune:
+                found = [_train(point, tune, out / "tuning", bar, count)[0] for point in rivals]
                 index = max(range(len(found)), key=lambda i: found[i])
                 best = rivals[index]
                 if found[index] < 0:
@@ -135,24 +139,19 @@ def sweep(options: Options) -> None:
                 end = len(rivals) > 2 and index in (0, len(rivals) - 1)
                 edge = ", the first or last of them: a better one may lie beyond" if end else ""
                 bar.write(f"{best.name} is best of {len(rivals)}{edge}", sys.stderr)
-            for seed in seeds:
-                config = best.config(seed, out)
-                if _train(config, bar, count) < 0:
-                    diverged.append(str(config.out))
+            diverged += _train(best, seeds, out, bar, count)[1]
     print(f"next: python -m examples.experiments.compare {out}", file=sys.stderr)
     if diverged:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
 
 
-def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None) -> None:
+def check_points(points: Sequence[Point], seeds: Sequence[int], tune: Sequence[int]) -> None:
     """Raises ValueError for mistakes that can be found before hours of training."""
     if not points:
         raise ValueError("give a setting: options of the trainer in one string in quotes")
     names = [point.name for point in points]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the setting {repeated[0]!r} is there twice")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must differ, got {' '.join(map(str, seeds))}")
     equal: dict[str, str] = {}
     for point in points:
         given = {option.partition("=")[0] for option in point.options}
@@ -163,25 +162,48 @@ def check_points(points: Sequence[Point], seeds: Sequence[int], tune: int | None
         values = used_settings(options) | {name: options[name] for name in DIFFERENT_PROGRAM}
         if (other := equal.setdefault(str(values), point.name)) != point.name:
             raise ValueError(f"the settings {other!r} and {point.name!r} are the same")
-        for seed in (*seeds, *([] if tune is None else [tune])):
+        for seed in (*seeds, *tune):
             check(dataclasses.replace(config, seed=seed))
         make_optimizer(config, 1, jax.random.key(0))
-        if tune is not None and not config.validation_size:
+        if tune and not config.validation_size:
             raise ValueError("--tune needs validation images: add --validation-size to --each")
 
 
-def _train(config: Config, bar: tqdm, count: Iterator[int]) -> float:
-    """Trains, and returns the validation accuracy: 0 without such images, -1 if it diverges."""
-    name = "/".join(config.out.parts[-2:]) if config.out else ""
-    bar.set_description(name)
+def _train(
+    point: Point, seeds: Sequence[int], out: Path, bar: tqdm, count: Iterator[int]
+) -> tuple[float, list[str]]:
+    """Trains all seeds of a setting.
+
+    Returns:
+      The mean validation accuracy, 0 without such images and -1 if a run diverges, and the folders
+      of runs that diverge.
+    """
+    configs = [point.config(seed, out) for seed in seeds]
+    together = len(configs) > 1 and is_worthwhile(configs[0])
+    bar.set_description(point.name)
+    accuracies, diverged = [], []
+    for batch in [configs] if together else [[config] for config in configs]:
+        # A run that diverges is the worst of all, and no reason to leave out the rest.
+        results = train_together(batch, show=False) if together else [_train_alone(batch[0])]
+        for config, result in zip(batch, results, strict=True):
+            accuracy, text = -1.0, f": {result}"
+            if not isinstance(result, Diverged):
+                accuracy = result[-1].get("validation_accuracy", 0.0)
+                text = f", validation {accuracy:.2f} %" if config.validation_size else ""
+            else:
+                diverged.append(str(config.out))
+            accuracies.append(accuracy)
+            bar.update()
+            name = f"{point.name}/seed{config.seed}"
+            bar.write(f"{next(count)}/{bar.total} {name}{text}", sys.stderr)
+    return (-1.0 if diverged else sum(accuracies) / len(accuracies)), diverged
+
+
+def _train_alone(config: Config) -> list[Record] | Diverged:
     try:
-        accuracy = train(config, show=False)[-1].get("validation_accuracy", 0.0)
-        result = f", validation {accuracy:.2f} %" if config.validation_size else ""
-    except Diverged as error:  # the worst of all, and no reason to leave out the rest
-        accuracy, result = -1.0, f": {error}"
-    bar.update()
-    bar.write(f"{next(count)}/{bar.total} {name}{result}", sys.stderr)
-    return accuracy
+        return train(config, show=False)
+    except Diverged as error:
+        return error
 
 
 def read_arguments(arguments: list[str] | None = None) -> Options:

@@ -2,19 +2,22 @@
 
 import signal
 import sys
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from absl import logging
 
 from examples.image_classification.checkpoints import TrainingError
-from examples.image_classification.command_line import PROGRAM, read_config
-from examples.image_classification.config import run_folder
+from examples.image_classification.command_line import PROGRAM, read_configs
+from examples.image_classification.config import Config, run_folder
 from examples.image_classification.distributed import (
     cache_compilations,
     initialize_distributed,
     is_main,
     leave,
 )
+from examples.image_classification.many_runs import train_together
 from examples.image_classification.output import lossy_output
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged
@@ -40,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     """Trains, prints errors in one line, and returns the exit status."""
     try:
-        config = read_config(arguments)
+        config, *others = configs = read_configs(arguments)
         cache_compilations()
+        if others:
+            return run_together(configs)
         if config.distributed:
             initialize_distributed(config.distributed_timeout)
         prepared = prepare(config)
@@ -66,6 +71,28 @@ def run(arguments: list[str]) -> int:
         accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
         print(f"{run_folder(config)}: {', '.join(accuracies).replace('_accuracy', '')}")
     return 0
+
+
+def run_together(configs: Sequence[Config]) -> int:
+    """Trains several seeds in one program, and returns the exit status.
+
+    Raises:
+      ValueError: An option is wrong.
+      OSError: The data are missing.
+    """
+    try:
+        results = train_together(configs)
+    except TrainingError as error:
+        return _fail(1, error)
+    failures = [result for result in results if isinstance(result, Diverged)]
+    for failure in failures:
+        _fail(1, failure)
+    ends = [result[-1] for result in results if not isinstance(result, Diverged)]
+    for name in [name for name in (ends[0] if ends else {}) if name.endswith("_accuracy")]:
+        values = [end[name] for end in ends]
+        spread = np.std(values, ddof=1) / len(values) ** 0.5
+        print(f"{name} {np.mean(values):.2f} %, standard error {spread:.2f}, {len(values)} seeds")
+    return 1 if failures else 0
 
 
 def _fail(status: int, error: Exception) -> int:

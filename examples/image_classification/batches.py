@@ -229,12 +229,14 @@ class Batches:
         names: list[str] = [name for name in self._splits if name != "train"]
         return names if is_last else names[:1]
 
-    def training_rows(self, epoch: int, start_step: int) -> Iterator[Any]:
+    def training_rows(self, epoch: int, start_step: int, seed: int | None = None) -> Iterator[Any]:
         """Yields the rows of an epoch, several steps at a time, for one call each.
 
-        A run stops at the end of a call, so that it resumes with the same calls.
+        A run stops at the end of a call, so that it resumes with the same calls. The order is that
+        of `config.seed`, unless another seed is given.
         """
         images, config = self._splits["train"], self._config
+        seed = config.seed if seed is None else seed
         steps = self.spec.steps_per_epoch
         requested = config.steps_per_dispatch
         if requested is None:
@@ -245,13 +247,13 @@ class Batches:
         size = math.ceil(steps / math.ceil(steps / requested))  # even, for few programs
         if isinstance(images, Stream):
             batches = images.batches(
-                config.batch_size, seed=config.seed, epoch=epoch, start_step=start_step, **_part()
+                config.batch_size, seed=seed, epoch=epoch, start_step=start_step, **_part()
             )
             while several := list(itertools.islice(batches, size)):
                 stacked = Images(*map(np.stack, zip(*several, strict=True)))
                 yield _join(stacked, self._steps)
         else:
-            rows = schedule_rows(images.size, config.batch_size, config.seed, epoch)
+            rows = schedule_rows(images.size, config.batch_size, seed, epoch)
             for start in range(start_step, steps, size):
                 yield _place(rows[start : start + size].astype(np.int32), self._steps)
 

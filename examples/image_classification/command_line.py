@@ -6,12 +6,13 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tyro
 
 from examples.image_classification.check_name import check_name
-from examples.image_classification.config import Config
+from examples.image_classification.config import DEFAULTS, Config
 from examples.image_classification.data import DATASETS
 from examples.image_classification.methods import METHODS, method_arguments
 from examples.image_classification.models import MODELS
@@ -26,8 +27,25 @@ CHOICES: dict[str, Iterable[str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Options(Config):
+    """Trains an image classifier, or resumes an interrupted run."""
+
+    seeds: tuple[str, ...] = ()
+    """Train several seeds in one program, each in its folder: numbers, or a range such as 0:32."""
+
+
 def read_config(arguments: list[str]) -> Config:
+    """Reads the command line of one run, as `read_configs` does."""
+    (config,) = read_configs(arguments)
+    return config
+
+
+def read_configs(arguments: list[str]) -> list[Config]:
     """Reads the command line. The defaults depend on the preset, dataset, model and method.
+
+    Returns:
+      The configuration, or with `--seeds` one for each seed, in a folder `seed<seed>`.
 
     Raises:
       ValueError: An argument is wrong.
@@ -35,7 +53,7 @@ def read_config(arguments: list[str]) -> Config:
     """
     # Parsed twice: the choices of the first pass give the defaults of all other options.
     without_help = [argument for argument in arguments if argument not in ("-h", "--help")]
-    chosen = parse(Config, PROGRAM, without_help, default=Config())
+    chosen = parse(Options, PROGRAM, without_help, default=Options())
     for option, names in CHOICES.items():
         name = getattr(chosen, option)
         if name == "list":
@@ -46,7 +64,37 @@ def read_config(arguments: list[str]) -> Config:
     settings = settings_for(chosen.preset, chosen.dataset, chosen.model, chosen.method)
     # tyro would make an option of each key of the published arguments of the method.
     default = without_arguments(chosen.preset, settings)
-    return adapt(parse(Config, PROGRAM, arguments, default=default), settings)
+    values = vars(parse(Options, PROGRAM, arguments, default=Options(**vars(default)))).copy()
+    words = values.pop("seeds")
+    config = adapt(Config(**values), settings)
+    if not words:
+        return [config]
+    if config.seed != DEFAULTS["seed"]:
+        raise ValueError("give --seed or --seeds, not both")
+    seeds = parse_seeds(words)
+    folders = {seed: config.out and config.out / f"seed{seed}" for seed in seeds}
+    return [replace(config, seed=seed, out=folders[seed]) for seed in seeds]
+
+
+def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
+    """Returns the seeds of a command line: numbers, and ranges without their end, as in `0:32`.
+
+    Raises:
+      ValueError: A word is something else, or a seed is there twice.
+    """
+
+    def read(word: str) -> Iterable[int]:
+        first, colon, end = word.partition(":")
+        if not first.isdecimal() or (colon and not end.isdecimal()):
+            raise ValueError(f"--seeds must be numbers, or a range such as 0:32, not {word!r}")
+        return range(int(first), int(end)) if colon else [int(first)]
+
+    seeds = tuple(itertools.chain.from_iterable(map(read, words)))
+    if not seeds:
+        raise ValueError(f"--seeds {' '.join(words)} has no seed")
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"seeds must differ, got {' '.join(words)}")
+    return seeds
 
 
 def describe(kind: str, name: str) -> str:

@@ -45,10 +45,9 @@ class Config:
     ascent_steps: int = 1
     """Ascent steps per update, each of length rho, for methods that can take several."""
     sharp_every: int = 1
-    """Steps from one sharpness-aware step to the next; the steps between take the gradient as it
-    is."""
+    """Steps from one sharpness-aware step to the next; steps between take the gradient as it is."""
     probe_every: int | None = None
-    """Steps between XSAM's probes; None is an epoch."""
+    """Sharpness-aware steps between XSAM's probes; None is an epoch."""
     alpha_max: float = 2.0
     """XSAM probes alpha from 0 to this value."""
     num_alphas: int = 21
@@ -199,6 +198,8 @@ def check_values(config: Config) -> None:
     ignored = ignored_settings(config)
     if "rho" not in ignored and config.rho is None:
         raise ValueError(f"{config.method} needs --rho, the length of its ascent")
+    if config.method == "momentum_sam" and config.optimizer == "sgd" and config.momentum == 0:
+        raise ValueError("momentum_sam perturbs along the momentum, but momentum is 0")
     if "rho_max" not in ignored and config.rho_max is None:
         raise ValueError(f"{config.method} needs --rho-max, the radius of its probes")
 

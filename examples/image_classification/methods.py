@@ -222,6 +222,10 @@ COMBINATIONS = {
 METHODS = FAMILY | COMBINATIONS
 
 
+# Texts that arguments take in place of a number.
+TEXTS = {"sigma": ("cosine",)}
+
+
 def find_method(name: str) -> Method:
     """Returns the row of that name.
 
@@ -273,7 +277,7 @@ def read_argument(name: str, value: Any, default: Any) -> Any:
     Raises:
       ValueError: The text cannot be converted.
     """
-    if not isinstance(value, str) or isinstance(default, str):
+    if not isinstance(value, str) or isinstance(default, str) or value in TEXTS.get(name, ()):
         return value
     if isinstance(default, bool):
         if value.lower() not in ("true", "false"):

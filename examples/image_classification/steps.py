@@ -59,7 +59,7 @@ def make_optimizer(
     else:
         base = optax.adamw(schedule, weight_decay=config.weight_decay)
     search = {
-        "probe_every": config.probe_every or steps_per_epoch,
+        "probe_every": config.probe_every or max(1, steps_per_epoch // config.sharp_every),
         "alpha_max": config.alpha_max,
         "num_alphas": config.num_alphas,
         "search": config.search,
@@ -115,11 +115,14 @@ class TracedSettings(NamedTuple):
     key: jax.Array
     rho: Any
     rho_max: Any
+    learning_rate: Any
+    weight_decay: Any
 
     @classmethod
     def of(cls, config: Config) -> "TracedSettings":
         """Returns the traced settings of a run."""
-        return cls(jax.random.key(config.seed), config.rho, config.rho_max)
+        numbers = (getattr(config, name) for name in cls._fields[1:])
+        return cls(jax.random.key(config.seed), *numbers)
 
 
 class Program:
@@ -180,7 +183,8 @@ class Program:
         )
 
     def _make_optimizer(self, traced: TracedSettings) -> optax.GradientTransformationExtraArgs:
-        config = dataclasses.replace(self._config, rho=traced.rho, rho_max=traced.rho_max)
+        numbers = {name: getattr(traced, name) for name in traced._fields[1:]}
+        config = dataclasses.replace(self._config, **numbers)
         key = jax.random.fold_in(traced.key, 1)
         return make_optimizer(config, self._spec.steps_per_epoch, key)
 
@@ -256,8 +260,9 @@ class Program:
 
     def _pass_over(self, state: State, arrays: Any, row: Any) -> Any:
         batch = jax.lax.with_sharding_constraint(gather_batch(arrays, row), self._batch_sharding)
+        images = self._augment(jax.random.key(state.step), self._normalize(batch.pixels))
         model = nnx.merge(self._train_graph, state.params, state.statistics)
-        model(self._normalize(batch.pixels))
+        model(images)
         return nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     def _predict(self, state: State, arrays: Any, row: Any) -> tuple[jax.Array, jax.Array]:
@@ -314,7 +319,8 @@ def make_program(config: Config, spec: DataSpec) -> Program:
     general = dataclasses.replace(
         config, preset=None, seed=0, label_noise=0.0, data_dir=None, out=None
     )
-    # Radii are traced, so any value will do, but None compiles another program.
+    # Traced, so any value will do, but None compiles another program.
+    general = dataclasses.replace(general, learning_rate=1.0, weight_decay=1.0)
     general = dataclasses.replace(general, rho=config.rho and 1.0, rho_max=config.rho_max and 1.0)
     return _shared_program(general, spec)
 

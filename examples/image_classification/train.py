@@ -8,6 +8,8 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -122,11 +124,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                         folder.save(state, step, wait=is_last)
                 if stop.is_agreed and step < total:
                     folder.save(state, step, wait=True)
-                    raise Stopped(
-                        f"stopped after step {step}, which is saved in {folder.path}; "
-                        "the same command resumes the run",
-                        stop.number,
-                    )
+                    raise stopped(step, folder.path, stop)
     if is_main() and history:
         from examples.image_classification import curves  # Matplotlib takes a second to import
 
@@ -135,6 +133,12 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     if bad := [name for name in last if name.endswith("_loss") and not math.isfinite(last[name])]:
         raise Diverged(f"{', '.join(bad)} of the last epoch is not finite, in {folder.path}")
     return history
+
+
+def stopped(step: int, path: Path, stop: StopRequest) -> Stopped:
+    """Returns the exception that ends a run after a signal, when its state is saved."""
+    text = f"stopped after step {step}, which is saved in {path}; the same command resumes the run"
+    return Stopped(text, stop.number)
 
 
 def train_epoch(
@@ -167,12 +171,7 @@ def train_epoch(
                 break
         progress.read_pending()
     except NotFinite as error:
-        rate = float(make_schedule(run.config, per_epoch)(error.step))
-        raise Diverged(
-            f"the loss or the update of step {error.step} is not finite, at learning rate "
-            f"{rate:.4g}; {run.folder.last_checkpoint}. Try a lower --learning-rate or --rho, with "
-            "another --out"
-        ) from None
+        raise diverged(run, error.step) from None
     if step % per_epoch:
         return state, {}
     seconds = time.perf_counter() - start_time
@@ -184,6 +183,15 @@ def train_epoch(
         for split in run.batches.evaluated_splits(is_last):
             record |= evaluate(run.program, state, run.batches, split)
     return state, record
+
+
+def diverged(run: Run, step: int) -> Diverged:
+    """Returns the error of a run whose loss or update is not finite at a step."""
+    rate = float(make_schedule(run.config, run.batches.spec.steps_per_epoch)(step))
+    return Diverged(
+        f"the loss or the update of step {step} is not finite, at learning rate {rate:.4g}; "
+        f"{run.folder.last_checkpoint}. Try a lower --learning-rate or --rho, with another --out"
+    )
 
 
 def summarize_epoch(run: Run, state: State) -> Record:
@@ -221,8 +229,13 @@ def evaluate(program: Program, state: State, batches: Batches, split: str) -> Re
     """Returns the mean loss and accuracy over a split, with the running statistics of BatchNorm."""
     rows = batches.evaluation_rows(batches.images(split))
     sums = jax.device_get([program.evaluate(state, batches.arrays[split], row) for row in rows])
+    return {name: float(value) for name, value in mean_over_images(split, sums).items()}
+
+
+def mean_over_images(split: str, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the mean loss and accuracy, given the sums over batches."""
     count = sum(batch["count"] for batch in sums)
     return {
-        f"{split}_{name}": float(sum(batch[name] for batch in sums) / count)
+        f"{split}_{name}": sum(batch[name] for batch in sums) / count
         for name in ("loss", "accuracy")
     }
