@@ -44,7 +44,8 @@ def test_runs_together_are_the_runs_alone(method, tmp_path):
 def test_runs_share_their_counters(tmp_path):
     """Under a batched counter the conditional of the search would be a select, and probe always."""
     runs = many_runs.prepare_all(several(tmp_path, method="xsam"))
-    together = many_runs.Together(runs, [run.program.init(run.traced) for run in runs])
+    states = [run.program.init(run.traced) for run in runs]
+    together = many_runs.Together(runs, states, [[], []])
     rows = np.zeros((2, 1, 64), np.int32)
     lowered = together._train_steps.lower(together._state, together._arrays, rows, together._traced)
     # The conditionals of the search and of the angle are not those of the choice of the platform.
@@ -100,7 +101,7 @@ def test_the_command_line_has_ranges_of_seeds(tmp_path, capsys):
     ends = [records(tmp_path / "run" / f"seed{seed}")[-1] for seed in (0, 1, 5)]
     values = [end["test_accuracy"] for end in ends]
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(3)
-    assert lines[-1] == f"test_accuracy {mean:.2f} %, standard error {error:.2f}, 3 seeds"
+    assert lines[-1] == f"test {mean:.2f} %, standard error {error:.2f}, 3 seeds"
     default = read_configs(["--seeds", "4"])
     assert (default[0].seed, default[0].out) == (4, None)
 

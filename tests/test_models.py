@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import Literal, jaxprs_in_params
 
-from examples.image_classification.models import MODELS, make_model, vit
+from examples.image_classification.models import MODELS, make_model, set_dropout_key, vit
 from examples.image_classification.models.layers import (
     Layers,
     average_pool_2x2,
@@ -29,8 +29,8 @@ SMALL = {
     "resnet20": {"blocks": (1, 1, 1), "width": 4},
     "resnet18": {"blocks": (1, 1, 1, 1), "width": 4},
     "resnet50": {"blocks": (1, 1, 1, 1), "width": 4},
-    "vgg11": {"blocks": (1, 1, 1, 1, 1), "width": 4},
-    "vgg16": {"blocks": (1, 1, 1, 1, 1), "width": 4},
+    "vgg11": {"blocks": (1, 1, 1, 1, 1), "width": 4, "hidden": (8, 8)},
+    "vgg16": {"blocks": (1, 1, 1, 1, 1), "width": 4, "hidden": (8, 8)},
     "densenet121": {"blocks": (1, 1, 1, 1), "growth": 4},
     "wrn28_10": {"blocks": 1, "widen": 1},
     "pyramidnet110": {"blocks": 1, "alpha": 12},
@@ -81,6 +81,7 @@ def trace(name, image_shape, classes=10, train=False, dtype=jnp.float32, **cut):
 
     def forward(params, statistics, image):
         model = nnx.merge(graphdef, params, statistics)
+        set_dropout_key(model, ONE_KEY.params())
         return model(image[None]), nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     params, statistics = map(nnx.as_pure, variables)
@@ -131,6 +132,7 @@ def multiplications(equation):
 # Parameters, and 10^6 multiplications in convolutions and products where a source counts them.
 KUANGLIU = 10, CIFAR  # https://github.com/kuangliu/pytorch-cifar, counted by thop
 TORCHVISION = 1000, IMAGENET  # https://pytorch.org/vision/stable/models.html
+VGG11_HEAD = 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 100 + 100
 PUBLISHED = [
     ("mlp", 10, DIGITS, 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10, None),
     # https://github.com/akamaster/pytorch_resnet_cifar10, of the paper's 0.27 M; weights by pixels.
@@ -141,9 +143,10 @@ PUBLISHED = [
     ("resnet8_half", 10, CIFAR, 75_290, 9 * (560 * 16**2 + 1536 * 8**2 + 6144 * 4**2) / 1e6),
     ("resnet18", *KUANGLIU, 11_173_962, 556.65),
     ("resnet50", *KUANGLIU, 23_520_842, 1304.71),
-    # Less the biases that BatchNorm subtracts.
-    ("vgg11", *KUANGLIU, 9_231_114 - 2_752, 153.22),
-    ("vgg16", *KUANGLIU, 14_728_266 - 4_224, 314.03),
+    # Less the biases that BatchNorm subtracts, with the heads of the authors' codes: 28.5 M and
+    # 15.25 M, for 100 and 10 classes.
+    ("vgg11", 100, CIFAR, 9_231_114 - 2_752 - 5_130 + VGG11_HEAD, None),
+    ("vgg16", 10, CIFAR, 14_728_266 - 4_224 + 2 * (512 * 512 + 512), None),
     ("densenet121", *KUANGLIU, 6_956_298, 898.06),
     # https://github.com/osmr/imgclsmob; 36.5 M and 28.3 M in the papers.
     ("wrn28_10", 10, CIFAR, 36_479_194, 5246.98),
@@ -167,6 +170,23 @@ def test_models_have_the_published_size(name, classes, image_shape, parameters, 
     if millions is not None:
         counted = sum(map(multiplications, products(traced.jaxpr))) / 1e6
         assert counted == pytest.approx(millions, rel=0.012)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "millions"),
+    [("vgg11", 9_231_114 - 2_752, 153.22), ("vgg16", 14_728_266 - 4_224, 314.03)],
+)
+def test_vggs_without_hidden_layers_have_the_published_size(name, parameters, millions):
+    traced = trace(name, CIFAR, hidden=())
+    assert sum(leaf.size for leaf in jax.tree.leaves(traced.params)) == parameters
+    counted = sum(map(multiplications, products(traced.jaxpr))) / 1e6
+    assert counted == pytest.approx(millions, rel=0.012)
+
+
+def test_the_heads_of_the_vggs_have_the_sizes_of_the_authors():
+    counts = {name: parameters for name, _, _, parameters, _ in PUBLISHED}
+    assert round(counts["vgg11"] / 1e6, 1) == 28.5
+    assert round(counts["vgg16"] / 1e6, 2) == 15.25
 
 
 def test_every_model_has_a_published_size_and_a_small_form():

@@ -96,8 +96,9 @@ def test_tables_have_the_number_of_rows_of_the_papers():
         paper, _, rest = preset.source.partition(" paper, ")
         counts[paper, rest.split(";")[0].split(",")[0]] += 1
     assert counts == {
-        ("XSAM", "table 5"): 3 * 3 * 4,
+        ("XSAM", "table 5"): 3 * 3 * 5,  # SGD by both of its readings
         ("XSAM", "table 6"): 3 * 3,
+        ("XSAM", "figure 3b"): 3 * 17,
         ("XSAM", "table 7 and figure 4"): 5,
         ("XSAM", "table 7 and figure 14a"): 5,
         ("XSAM", "table 8"): 3 * 3,
@@ -115,6 +116,8 @@ def test_tables_have_the_number_of_rows_of_the_papers():
         ("F-SAM", "table 6"): 4 * 3,
         ("F-SAM", "figure 3"): 2 * 2 * 3,
         ("F-SAM", "figure 4"): 3 * 3,
+        ("F-SAM", "figures 1 and 2"): 2 * 4 + 9,
+        ("F-SAM", "equation 11"): 2,
         ("examples/01_noisy_digits.py, at one radius and with a wider network", ""): 3,
     }
 
@@ -139,11 +142,15 @@ PUBLISHED = {
         "ascent_steps": 1,
         "label_smoothing": 0.0,
         "warmup_epochs": 0.0,
+        "cosine_every": "epoch",  # in the authors' code
+        "image_size": None,
     },
+    "cifar10-densenet121-slerp_sam-alpha0": {"rho": 0.05, "method_args": {"alpha": "0.0"}},
     "cifar10-vgg11-slerp_sam": {"rho": 0.15, "method_args": {"alpha": "0.75"}},
     "tiny_imagenet-vgg11-xsam": {
         "rho": 0.20,
         "rho_max": 1.20,
+        "image_size": 32,  # in the authors' code
         "augmentation": ("resized_crop=0.8", "flip", "erasing"),
     },
     "cifar10-resnet18-xsam": {"rho": 0.15, "rho_max": 0.25},
@@ -161,6 +168,11 @@ PUBLISHED = {
     "cifar100-resnet18-xsam-rho0.1": {"rho": 0.10, "rho_max": 0.30},
     "cifar100-resnet18-slerp_sam-rho0.1": {"method_args": {"alpha": "1.57"}},
     "cifar100-resnet18-slerp_sam-rho0.3": {"rho": 0.30, "method_args": {"alpha": "0.92"}},
+    "cifar100-resnet18-slerp_sam-rho0.2-alpha-0.75": {
+        "rho": 0.20,
+        "method_args": {"alpha": "-0.75"},
+    },
+    "cifar100-resnet18-slerp_sam-rho0.1-alpha3": {"rho": 0.10, "method_args": {"alpha": "3.0"}},
     # Table 7.
     "cifar100-resnet18-xsam-probe_every40": {"rho": 0.15, "rho_max": 0.30, "probe_every": 40},
     "cifar100-resnet18-xsam-rho_max0.45": {"rho": 0.15, "rho_max": 0.45, "probe_every": None},
@@ -222,7 +234,17 @@ PUBLISHED = {
         "augmentation": CIFAR,
         "label_noise": 0.0,
     },
-    "fsam-cifar10-resnet18-sam": {"rho": 0.1, "weight_decay": 0.001},
+    "fsam-cifar10-resnet18-sam": {"rho": 0.1, "weight_decay": 0.001, "cosine_every": "step"},
+    # Figures 1 and 2, and equation 11.
+    "fsam-cifar100-resnet18-sam_noise": {"rho": 0.2, "batch_size": 128, "method_args": {}},
+    "fsam-cifar100-resnet18-sam_larger_batch-batches10": {
+        "rho": 0.2,
+        "method_args": {"batches": "10"},
+    },
+    "fsam-cifar10-resnet18-friendly_sam-cosine": {
+        "rho": 0.1,
+        "method_args": {"decay": "0.6", "sigma": "cosine"},
+    },
     "fsam-cifar10-resnet18-asam": {"rho": 2.0, "method_args": {"eta": "0.0"}},
     "fsam-cifar10-pyramidnet110-fisher_sam": {"rho": 0.1, "epochs": 300},
     "fsam-cifar100-vgg16-friendly_sam": {
@@ -416,6 +438,7 @@ OVERRIDDEN = [
     ("asam", 2, {"eta": "0.5"}, lambda: sx.asam(0.3, 0.5, steps=2)),
     ("asam", 1, {"biases": "false"}, lambda: sx.asam(0.3, mask=weights)),
     ("fisher_sam", 1, {"eta": "3"}, lambda: sx.fisher_sam(0.3, 3.0)),
+    ("friendly_sam", 1, {"sigma": "cosine"}, lambda: sx.friendly_sam(0.3, sigma="cosine")),
     (
         "friendly_sam",
         1,
@@ -517,7 +540,7 @@ def test_arguments_reach_the_method(name, steps, arguments, make):
 def test_every_row_with_arguments_is_overridden_above():
     assert {name for name, *_ in OVERRIDDEN} >= {
         name for name in METHODS if method_arguments(name)
-    } - {"msam", "lsam+"}  # as msam+ and lsam
+    } - {"msam", "lsam+", "sam_larger_batch"}  # as msam+ and lsam; read by the trainer
 
 
 def test_the_search_reaches_xsam(monkeypatch):

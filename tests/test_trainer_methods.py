@@ -52,9 +52,9 @@ def test_a_call_of_one_step_leaves_the_decision_to_the_host(options, tmp_path, m
     decided = []
 
     class Recording(steps.Program):
-        def _train_step(self, state, batch, traced, sharp):
+        def _train_step(self, state, arrays, row, traced, sharp):
             decided.append(sharp)
-            return super()._train_step(state, batch, traced, sharp)
+            return super()._train_step(state, arrays, row, traced, sharp)
 
     monkeypatch.setattr(steps, "Program", Recording)
     history = {}

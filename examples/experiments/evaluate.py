@@ -125,7 +125,7 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     config = read_config_file(folder)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint")
-    names = ("dataset", "train_size", "validation_size", "batch_size")
+    names = ("dataset", "train_size", "validation_size", "batch_size", "image_size")
     of_data = {name: getattr(config, name) for name in names}
     batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
     program = make_program(config, batches.spec)

@@ -21,7 +21,7 @@ from examples.image_classification.many_runs import train_together
 from examples.image_classification.output import lossy_output
 from examples.image_classification.progress import Stopped
 from examples.image_classification.run_folder import Diverged
-from examples.image_classification.train import prepare, train_prepared
+from examples.image_classification.train import Record, prepare, train_prepared
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +68,8 @@ def run(arguments: list[str]) -> int:
         )
     if is_main() and history:
         last = history[-1]
-        accuracies = [f"{name} {last[name]:.2f} %" for name in last if name.endswith("_accuracy")]
-        print(f"{run_folder(config)}: {', '.join(accuracies).replace('_accuracy', '')}")
+        accuracies = [f"{name} {last[f'{name}_accuracy']:.2f} %" for name in splits_in(last)]
+        print(f"{run_folder(config)}: {', '.join(accuracies)}")
     return 0
 
 
@@ -88,11 +88,16 @@ def run_together(configs: Sequence[Config]) -> int:
     for failure in failures:
         _fail(1, failure)
     ends = [result[-1] for result in results if not isinstance(result, Diverged)]
-    for name in [name for name in (ends[0] if ends else {}) if name.endswith("_accuracy")]:
-        values = [end[name] for end in ends]
+    for name in splits_in(ends[0] if ends else {}):
+        values = [end[f"{name}_accuracy"] for end in ends]
         spread = np.std(values, ddof=1) / len(values) ** 0.5
         print(f"{name} {np.mean(values):.2f} %, standard error {spread:.2f}, {len(values)} seeds")
     return 1 if failures else 0
+
+
+def splits_in(record: Record) -> list[str]:
+    """Returns the names of the splits that have an accuracy."""
+    return [name for name in ("train", "validation", "test") if f"{name}_accuracy" in record]
 
 
 def _fail(status: int, error: Exception) -> int:

@@ -170,7 +170,7 @@ class Dataset(NamedTuple):
 
 
 class DataSpec(NamedTuple):
-    """Constants of the data that the compiled program depends on."""
+    """Constants of the data that the compiled program depends on, with the network's images."""
 
     image_shape: tuple[int, ...]
     num_classes: int
@@ -205,8 +205,9 @@ class Batches:
         self._replicated = NamedSharding(mesh, P())
         self._batch = NamedSharding(mesh, P("data"))
         self._steps = NamedSharding(mesh, P(None, "data"))  # the first axis is the step
+        side = config.image_size
         self.spec = DataSpec(
-            tuple(data.image_shape),
+            (side, side, data.image_shape[-1]) if side else tuple(data.image_shape),
             data.num_classes,
             tuple(map(float, data.mean)),
             tuple(map(float, data.std)),

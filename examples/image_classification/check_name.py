@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-MAX_LISTED = 30  # names in one message
+MAX_LISTED = 40  # names in one message
 
 
 def check_name(kind: str, name: str, names: Iterable[str], suffix: str = "") -> None:

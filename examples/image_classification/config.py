@@ -33,6 +33,8 @@ class Config:
     """Number of training images kept for validation; the test then waits for the last epoch."""
     label_noise: float = 0.0
     """Share of training labels replaced by another class at random."""
+    image_size: int | None = None
+    """Side to which the network resizes images, after augmentation; None is theirs."""
     augmentation: tuple[str, ...] = ()
     """In the order given: crop, flip, cutout, resized_crop, erasing. cutout=0.5 erases in half of
     the images, resized_crop=0.8 keeps at least that share of the area. ImageNet is always cropped
@@ -72,6 +74,8 @@ class Config:
     """The base optimizer: SGD with weight decay in the gradient, or AdamW."""
     learning_rate: float = 0.05
     """Peak of the learning rate, which then falls to 0 as a cosine."""
+    cosine_every: Literal["step", "epoch"] = "step"
+    """Whether the learning rate falls in every step, or is the same within an epoch."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises linearly from 0."""
     momentum: float = 0.9
@@ -138,6 +142,9 @@ def settings_ignored_by(name: str) -> dict[str, str]:
         ignored["sharp_every"] = "it includes the optimizer, which every step needs"
     if name == "look_sam":
         ignored["sharp_every"] = "it has the argument every: --method-args every 5"
+    if method.ascends_along:
+        reason = "its ascent has another gradient"
+        ignored |= dict.fromkeys(("groups", "accumulate"), reason)
     if name == "esam":
         ignored["accumulate"] = "it compares all images of a batch"
     if not name.startswith("xsam"):
@@ -225,7 +232,7 @@ RANGES: list[tuple[str, Any, str]] = [
     ("validation_size warmup_epochs", lambda value: value >= 0, "at least 0"),
     ("weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
     (
-        "train_size epochs batch_size groups accumulate ascent_steps sharp_every",
+        "train_size image_size epochs batch_size groups accumulate ascent_steps sharp_every",
         lambda value: value >= 1,
         "at least 1",
     ),

@@ -8,7 +8,7 @@ rounding. Use it for small models of matrix products, where a single run leaves 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from examples.image_classification.train import (
     Run,
     diverged,
     mean_over_images,
+    over_epochs,
     prepare,
     stopped,
     summarize_epoch,
@@ -72,14 +73,12 @@ def train_together(configs: Sequence[Config], show: bool = True) -> list[list[Re
         total = configs[0].epochs * runs[0].batches.spec.steps_per_epoch
         for step in sorted({*steps} - {total}):
             chosen = [i for i, own in enumerate(steps) if own == step]
-            together = Together([runs[i] for i in chosen], [states[i] for i in chosen])
+            own = [runs[i] for i in chosen], [states[i] for i in chosen]
+            together = Together(*own, [histories[i] for i in chosen])
             with tqdm(total=total, initial=step, unit="step", disable=not show or None) as bar:
-                for record in together.train(stop, bar):
-                    for i, one in zip(chosen, record, strict=True):
-                        if isinstance(one, Diverged):
-                            results[i] = one
-                        else:
-                            histories[i].append(one)
+                together.train(stop, bar)
+            for i, error in zip(chosen, together.errors, strict=True):
+                results[i] = error or histories[i]
     return results
 
 
@@ -140,10 +139,16 @@ class Axes(NamedTuple):
 
 
 class Together:
-    """Runs at the same step, with their programs under `jax.vmap`."""
+    """Runs at the same step, with their programs under `jax.vmap`.
 
-    def __init__(self, runs: Sequence[Run], states: Sequence[State]) -> None:
-        self._runs = runs
+    Attributes:
+      errors: For each run None, or the reason why it takes no further part.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], states: Sequence[State], histories: Sequence[list[Record]]
+    ) -> None:
+        self._runs, self._histories = runs, histories
         self._batches, program = runs[0].batches, runs[0].program
         self._axes = Axes.of(states[0])
         self._state = self._axes.stack(states)
@@ -164,26 +169,22 @@ class Together:
         self._evaluate = jax.jit(
             jax.vmap(program.evaluate, in_axes=(self._axes.state, None, None), out_axes=0)
         )
-        self._errors: list[Diverged | None] = [None] * len(runs)
+        self.errors: list[Diverged | None] = [None] * len(runs)
 
-    def train(self, stop: StopRequest, bar: tqdm) -> Iterator[list[Record | Diverged]]:
-        """Trains to the end, and yields the record or the error of each run after every epoch."""
+    def train(self, stop: StopRequest, bar: tqdm) -> None:
+        """Trains to the end, and adds the metrics of each epoch to the histories of the runs."""
         config, per_epoch = self._runs[0].config, self._batches.spec.steps_per_epoch
         for epoch in range(int(self._state.step) // per_epoch, config.epochs):
             seconds = self._train_epoch(epoch, stop, bar)
             step, is_last = int(self._state.step), epoch + 1 == config.epochs
             if step % per_epoch == 0:
-                records = self._summarize(seconds, is_last)
-                for run, record in zip(self._runs, records, strict=True):
-                    if not isinstance(record, Diverged):
-                        run.folder.log(record)
-                yield records
+                self._log(seconds, is_last)
             is_stopped = stop.is_agreed and not (is_last and step % per_epoch == 0)
             if is_stopped or is_last or (epoch + 1) % config.checkpoint_every == 0:
                 self._save(step, wait=is_stopped or is_last)
             if is_stopped:
                 raise stopped(step, self._runs[0].folder.path.parent, stop)
-            if all(self._errors):
+            if all(self.errors):
                 return
 
     def _train_epoch(self, epoch: int, stop: StopRequest, bar: tqdm) -> float:
@@ -202,15 +203,15 @@ class Together:
             bar.update(rows[0].shape[0])
             finite = np.isfinite(metrics["train_loss"]) & np.isfinite(metrics["update_norm"])
             for i in map(int, np.flatnonzero(~finite.all(axis=1))):
-                if self._errors[i] is None:
+                if self.errors[i] is None:
                     run = self._runs[i]
-                    self._errors[i] = diverged(run, step + int(finite[i].argmin()))
+                    self.errors[i] = diverged(run, step + int(finite[i].argmin()))
             step += rows[0].shape[0]
             if stop.requested():
                 break
         return time.perf_counter() - start_time
 
-    def _summarize(self, seconds: float, is_last: bool) -> list[Record | Diverged]:
+    def _log(self, seconds: float, is_last: bool) -> None:
         config, count = self._runs[0].config, len(self._runs)
         steps = self._batches.spec.steps_per_epoch
         own = {
@@ -222,13 +223,15 @@ class Together:
         if is_last or int(self._state.step) // steps % config.evaluate_every == 0:
             for split in self._batches.evaluated_splits(is_last):
                 evaluated |= self._evaluate_split(split)
-        records: list[Record | Diverged] = []
-        for i, (run, error) in enumerate(zip(self._runs, self._errors, strict=True)):
-            of_run = self._state._replace(sums={name: value[i] for name, value in sums.items()})
-            found = {name: float(values[i]) for name, values in evaluated.items()}
-            records.append(error or summarize_epoch(run, of_run) | own | found)
+        for i, (run, history) in enumerate(zip(self._runs, self._histories, strict=True)):
+            if self.errors[i] is None:
+                of_run = self._state._replace(sums={name: value[i] for name, value in sums.items()})
+                found = {name: float(values[i]) for name, values in evaluated.items()}
+                history.append(summarize_epoch(run, of_run) | own | found)
+                if is_last:
+                    history[-1] |= over_epochs(history)
+                run.folder.log(history[-1])
         self._state = self._state._replace(sums=jax.tree.map(jnp.zeros_like, self._state.sums))
-        return records
 
     def _evaluate_split(self, split: str) -> dict[str, Any]:
         arrays = self._batches.arrays[split]
@@ -237,6 +240,6 @@ class Together:
         return mean_over_images(split, parts)
 
     def _save(self, step: int, wait: bool) -> None:
-        for i, (run, error) in enumerate(zip(self._runs, self._errors, strict=True)):
+        for i, (run, error) in enumerate(zip(self._runs, self.errors, strict=True)):
             if error is None:
                 run.folder.save(self._axes.select(self._state, i), step, wait=wait)

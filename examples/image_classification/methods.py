@@ -12,8 +12,9 @@ import jax
 import optax
 
 import xsam_jax as sx
+from examples.image_classification.ascent_gradients import Kind
 from examples.image_classification.check_name import check_name, hint
-from xsam_jax import ascent
+from xsam_jax import ascent, descent
 
 
 class Training(NamedTuple):
@@ -46,6 +47,7 @@ class Method(NamedTuple):
       steps: Whether the method can take several ascent steps.
       has_base: Whether `make` returns the whole optimizer, including the base optimizer.
       looks_ahead: Whether the gradient is taken at `look_ahead`, not at the parameters.
+      ascends_along: A kind of `ascent_gradient`, for an ascent along another gradient.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -53,6 +55,19 @@ class Method(NamedTuple):
     steps: bool = False
     has_base: bool = False
     looks_ahead: bool = False
+    ascends_along: Kind | None = None
+
+
+def sam_of_steps(rho: Any, t: Training) -> optax.GradientTransformation:
+    """Returns SAM. With several steps its state has the norms of their gradients."""
+    if t.steps == 1:
+        return sx.sam(rho)
+    path = optax.chain(ascent.normalize(), ascent.scale_by_radius(rho))
+    norms = {
+        f"gradient_norm_{i}": lambda updates, path, params, i=i: optax.tree.norm(path.gradients[i])
+        for i in range(t.steps + 1)
+    }
+    return sx.sharpness_aware(path, descent.record(norms), steps=t.steps)
 
 
 def path_sum(method: Callable[..., optax.GradientTransformation], include_first: bool) -> Method:
@@ -88,7 +103,7 @@ def xsam_along(
 
 FAMILY = {
     "sgd": Method(lambda rho, t: optax.identity(), scale=None),
-    "sam": Method(lambda rho, t: sx.sam(rho, steps=t.steps), steps=True),
+    "sam": Method(sam_of_steps, steps=True),
     "xsam": Method(
         lambda rho, t, scale="last": sx.xsam(
             rho, t.rho_max, steps=t.steps, scale=scale, **t.search
@@ -219,7 +234,16 @@ COMBINATIONS = {
     ),
 }
 
-METHODS = FAMILY | COMBINATIONS
+# SAM that ascends along another gradient (F-SAM paper, section 4).
+ABLATIONS = {
+    "sam_full": Method(lambda rho, t: sx.sam(rho), ascends_along="full"),
+    "sam_noise": Method(lambda rho, t: sx.sam(rho), ascends_along="noise"),
+    "sam_noise_eq8": Method(lambda rho, t: sx.sam(rho), ascends_along="noise_eq8"),
+    "sam_db": Method(lambda rho, t: sx.sam(rho), ascends_along="other_batch"),
+    "sam_larger_batch": Method(lambda rho, t, batches=2: sx.sam(rho), ascends_along="larger_batch"),
+}
+
+METHODS = FAMILY | ABLATIONS | COMBINATIONS
 
 
 # Texts that arguments take in place of a number.

@@ -125,7 +125,8 @@ class Progress:
         if not self._prints_lines or now - self._last_printed < LINE_EVERY:
             return
         self._last_printed = now
-        shown = {name: record[name] for name in record if name.endswith(("_loss", "_accuracy"))}
+        ends, others = ("_loss", "_accuracy"), ("best_", "last_five_")
+        shown = {n: record[n] for n in record if n.endswith(ends) and not n.startswith(others)}
         values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         rate = f"{record['images_per_second']:.0f} images/s"
         print_line(f"epoch {epoch}: {values}, {rate}")

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from examples.image_classification.ascent_gradients import ascent_gradient
 from examples.image_classification.augment import make_augmentation
 from examples.image_classification.batches import DataSpec, Images, device_mesh, gather_batch
 from examples.image_classification.config import Config
@@ -22,7 +23,7 @@ from examples.image_classification.methods import (
     make_method,
     method_arguments,
 )
-from examples.image_classification.models import make_model
+from examples.image_classification.models import make_model, set_dropout_key
 from xsam_jax import look_ahead, per_group
 from xsam_jax.gating import every, gated
 
@@ -42,6 +43,9 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     cosine = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
+    if config.cosine_every == "epoch":
+        of_step = cosine
+        cosine = lambda step: of_step(step // steps_per_epoch * steps_per_epoch)  # noqa: E731
     if not warmup:
         return cosine
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
@@ -77,9 +81,12 @@ def make_optimizer(
 
 def sharp_period(config: Config) -> int:
     """Returns the number of steps from one sharpness-aware step to the next."""
-    if config.method == "look_sam":
-        return int({**method_arguments("look_sam"), **config.method_args}["every"])
-    return config.sharp_every
+    return read_number(config, "every") if config.method == "look_sam" else config.sharp_every
+
+
+def read_number(config: Config, argument: str) -> int:
+    """Returns an argument of the method, an integer, for the trainer's own use."""
+    return int({**method_arguments(config.method), **config.method_args}[argument])
 
 
 def record_norm() -> optax.GradientTransformation:
@@ -198,20 +205,41 @@ class Program:
         sums = {name: jnp.zeros(()) for name in (*METRICS, *state_metrics(opt_state))}
         return State(jnp.zeros((), jnp.int32), params, statistics, opt_state, sums)
 
+    def _training_model(self, params: Any, statistics: Any, key: jax.Array) -> nnx.Module:
+        """Returns the network in training mode. All passes of a step drop the same units."""
+        model = nnx.merge(self._train_graph, params, statistics)
+        set_dropout_key(model, key)
+        return model
+
+    def _prepare(self, images: jax.Array) -> jax.Array:
+        """Resizes images to those that the network sees, if they differ."""
+        shape = (len(images), *self._spec.image_shape)
+        if images.shape == shape:
+            return images
+        precision = jax.lax.Precision.HIGHEST  # GPUs and TPUs would lose half of the digits
+        return jax.image.resize(images, shape, "bilinear", precision=precision)
+
     def _normalize(self, pixels: jax.Array) -> jax.Array:
         mean, std = jnp.array(self._spec.mean), jnp.array(self._spec.std)
         return (pixels / jnp.float32(255) - mean) / std
 
     def _train_step(
-        self, state: State, batch: Images, traced: TracedSettings, sharp: bool | None
+        self,
+        state: State,
+        arrays: Any,
+        row: Any,
+        traced: TracedSettings,
+        sharp: bool | None,
     ) -> tuple[State, Metrics]:
+        batch = gather_batch(arrays, row)
         batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
         step_key = jax.random.fold_in(jax.random.fold_in(traced.key, 2), state.step)
-        images = self._augment(step_key, self._normalize(batch.pixels))
+        images = self._prepare(self._augment(step_key, self._normalize(batch.pixels)))
+        dropout_key = jax.random.fold_in(jax.random.fold_in(traced.key, 3), state.step)
 
         def losses_fn(params: Any, part: Any) -> tuple[jax.Array, Any]:
             images, labels = part
-            model = nnx.merge(self._train_graph, params, state.statistics)
+            model = self._training_model(params, state.statistics, dropout_key)
             logits = model(images)
             targets = jax.nn.one_hot(labels, self._spec.num_classes)
             targets = optax.smooth_labels(targets, self._config.label_smoothing)
@@ -221,10 +249,34 @@ class Program:
 
         # Only this pass updates the running statistics of BatchNorm.
         sizes = self._config.groups, self._config.accumulate
-        looks_ahead = METHODS[self._config.method].looks_ahead
-        point = look_ahead(state.opt_state, state.params) if looks_ahead else state.params
+        method = METHODS[self._config.method]
+        point = look_ahead(state.opt_state, state.params) if method.looks_ahead else state.params
         clean = first_pass(losses_fn, point, (images, batch.labels), *sizes)
         accuracy, statistics = clean.aux
+        if method.ascends_along:
+
+            def gradient_of_row(row: jax.Array, key: jax.Array) -> Any:
+                others = gather_batch(arrays, row)
+                images = self._prepare(self._augment(key, self._normalize(others.pixels)))
+                part = images, others.labels
+                is_image = others.labels >= 0  # not padding
+                return jax.grad(lambda p: jnp.where(is_image, losses_fn(p, part)[0], 0.0).sum())(
+                    state.params
+                )
+
+            more = method.ascends_along == "larger_batch"
+            batches = read_number(self._config, "batches") if more else 1
+            key = jax.random.fold_in(jax.random.fold_in(traced.key, 4), state.step)
+            updates = ascent_gradient(
+                method.ascends_along,
+                clean.gradient,
+                gradient_of_row,
+                len(arrays.labels),
+                self._config.batch_size,
+                batches,
+                key,
+            )
+            clean = clean._replace(updates=updates)
         decided = {} if sharp is None else {"sharp": sharp}
         updates, opt_state = self._make_optimizer(traced).update(
             clean.updates, state.opt_state, state.params, **clean.arguments, **decided
@@ -250,7 +302,7 @@ class Program:
         sharp: bool | None = None,
     ) -> tuple[State, Metrics]:
         def step(state: State, row: Any) -> tuple[State, Metrics]:
-            return self._train_step(state, gather_batch(arrays, row), traced, sharp)
+            return self._train_step(state, arrays, row, traced, sharp)
 
         if len(jax.tree.leaves(rows)[0]) > 1:
             return jax.lax.scan(step, state, rows)
@@ -260,8 +312,9 @@ class Program:
 
     def _pass_over(self, state: State, arrays: Any, row: Any) -> Any:
         batch = jax.lax.with_sharding_constraint(gather_batch(arrays, row), self._batch_sharding)
-        images = self._augment(jax.random.key(state.step), self._normalize(batch.pixels))
-        model = nnx.merge(self._train_graph, state.params, state.statistics)
+        key = jax.random.key(state.step)
+        images = self._prepare(self._augment(key, self._normalize(batch.pixels)))
+        model = self._training_model(state.params, state.statistics, key)
         model(images)
         return nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
@@ -269,7 +322,7 @@ class Program:
         batch = gather_batch(arrays, row)
         batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
         model = nnx.merge(self._eval_graph, state.params, state.statistics)
-        return model(self._normalize(batch.pixels)), batch.labels
+        return model(self._prepare(self._normalize(batch.pixels))), batch.labels
 
     def loss(self, params: Any, batch: tuple[Any, Images]) -> jax.Array:
         """Returns the mean loss of a batch in evaluation mode, as a function of the parameters.
@@ -281,7 +334,7 @@ class Program:
         statistics, images = batch
         images = jax.lax.with_sharding_constraint(images, self._batch_sharding)
         model = nnx.merge(self._eval_graph, params, statistics)
-        logits = model(self._normalize(images.pixels))
+        logits = model(self._prepare(self._normalize(images.pixels)))
         return optax.softmax_cross_entropy_with_integer_labels(logits, images.labels).mean()
 
     def _evaluate(self, state: State, arrays: Any, row: Any) -> Metrics:
@@ -298,6 +351,7 @@ class Program:
 def state_metrics(opt_state: Any) -> Metrics:
     """Returns the metrics that the method keeps in the state of the optimizer."""
     found = {name: optax.tree.get(opt_state, name) for name in STATE_METRICS}
+    found |= optax.tree.get(opt_state, "diagnostics") or {}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -115,6 +115,8 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
             for epoch in range(step // per_epoch, config.epochs):
                 state, record = train_epoch(run, state, epoch, progress, stop)
                 step, is_last = int(state.step), epoch + 1 == config.epochs
+                if record and is_last:
+                    record |= over_epochs([*history, record])
                 if record:
                     # Before the checkpoint: a record without one is written again, one lost is not.
                     folder.log(record)
@@ -211,6 +213,24 @@ def summarize_epoch(run: Run, state: State) -> Record:
     if memory := jax.local_devices()[0].memory_stats():
         record["peak_memory_mb"] = memory["peak_bytes_in_use"] / 1e6
     return record
+
+
+def over_epochs(history: Sequence[Record]) -> Record:
+    """Returns the best epoch of a run and its mean over the last five, beside its last epoch.
+
+    They are of the test images, or of the validation images if there are any. The best epoch of the
+    test images has been chosen by them.
+    """
+    names = {name for record in history for name in record}
+    name = "validation_accuracy" if "validation_accuracy" in names else "test_accuracy"
+    evaluated = [record for record in history if name in record]
+    best = max(evaluated, key=lambda record: record[name])
+    last = [record[name] for record in evaluated[-5:]]
+    return {
+        "best_epoch": best["epoch"],
+        f"best_{name}": best[name],
+        f"last_five_{name}": sum(last) / len(last),
+    }
 
 
 def summary(run: Run, state: State) -> str:

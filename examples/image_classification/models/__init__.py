@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -28,8 +29,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet20": partial(ResNet, blocks=(3, 3, 3), width=16, shortcut=ZeroPadding),
     "resnet18": ResNet,
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), branch=bottleneck),
-    "vgg11": partial(VGG, blocks=(1, 1, 2, 2, 2)),
-    "vgg16": VGG,
+    "vgg11": partial(VGG, blocks=(1, 1, 2, 2, 2), hidden=(4096, 4096)),  # as in XSAM's code
+    "vgg16": partial(VGG, hidden=(512, 512)),  # as in F-SAM's code
     "densenet121": DenseNet,
     "wrn28_10": WideResNet,
     "pyramidnet110": PyramidNet,
@@ -53,7 +54,8 @@ def make_model(
     """Returns a network with new weights, which maps images to float32 logits.
 
     Its variables are `nnx.Param` and `nnx.BatchStat`, all in float32. `model.train()` and
-    `model.eval()` switch between the statistics of the batch and the running ones.
+    `model.eval()` switch between the statistics of the batch and the running ones. For
+    training call `set_dropout_key`, too.
 
     Args:
       name: A name of `MODELS`.
@@ -68,3 +70,10 @@ def make_model(
     """
     check_name("model", name, MODELS)
     return MODELS[name](Layers(rngs, dtype), image_shape, num_classes, **cut)
+
+
+def set_dropout_key(model: nnx.Module, key: jax.Array) -> None:
+    """Sets the random keys of all Dropout layers, which then drop the same units in every pass."""
+    for i, (_, module) in enumerate(nnx.iter_modules(model)):
+        if isinstance(module, nnx.Dropout):
+            module.rngs = jax.random.fold_in(key, i)

@@ -92,6 +92,12 @@ class Layers:
         """Returns a convolution and its BatchNorm."""
         return self.conv(in_width, width, kernel, stride), self.norm(width)
 
+    def linear(self, in_width: int, width: int) -> nnx.Linear:
+        """Returns a linear layer of a head, in the compute dtype."""
+        return nnx.Linear(
+            in_width, width, dtype=self.dtype, kernel_init=TORCH_LINEAR, rngs=self.rngs
+        )
+
     def head(self, width: int, num_classes: int) -> nnx.Linear:
         """Returns the last layer, which computes float32 logits for any compute dtype."""
         return nnx.Linear(
