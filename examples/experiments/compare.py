@@ -12,8 +12,9 @@ method, learning rate, weight decay) the candidate with the best validation accu
 Only its test accuracy is shown, and figures show it alone. `--over rho` chooses no rho, and draws
 test accuracy over it.
 
-A tie is a difference of at most two standard errors. With two or three seeds a slightly larger
-difference is weak evidence, too.
+With five or more seeds, the same ones, differences are paired by seed and have a 95 % confidence
+interval. A tie is an interval that contains zero. With fewer seeds a tie is a difference of at most
+two standard errors. A slightly larger one is weak evidence, too.
 """
 
 import itertools
@@ -30,7 +31,7 @@ from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import VALIDATION, Runs, format_setting, read_runs, short_name
-from examples.experiments.seed_statistics import difference, spread
+from examples.experiments.seed_statistics import ENOUGH, difference, paired_difference, spread
 from examples.image_classification.check_name import hint
 
 TEST = "test_accuracy"
@@ -142,7 +143,11 @@ def differences(comparison: Comparison) -> list[str]:
         if base is None:
             lines.append(f"{label(group)}: not compared, as no or several rows of {against} fit")
         elif base != group and tests[[group, base]].notna().all():
-            by = difference(tests[group], tests[base])
+            seeds = comparison.seeds(group)
+            if len(seeds) >= ENOUGH and np.array_equal(seeds, comparison.seeds(base)):
+                by = paired_difference(tests[group], tests[base], digits=2)
+            else:
+                by = difference(tests[group], tests[base])
             lines.append(f"{label(group)} - {label(base)}: {by}")
     return lines
 

@@ -99,6 +99,10 @@ class Comparison:
         found = self.members.loc[self.groups.index].map(lambda runs: ends[runs].to_numpy(float))
         return found.map(lambda values: None if np.isnan(values).any() else values)
 
+    def seeds(self, group: int) -> np.ndarray:
+        """Returns the seeds of a group, in the order of `last`."""
+        return self.runs.table["settings"].loc[self.members[group], "seed"].to_numpy(int)
+
     def curves(self, group: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the epochs in which all runs have a metric, and its values (runs, epochs)."""
         metric = self.runs.epochs.reindex(columns=[name])[name]

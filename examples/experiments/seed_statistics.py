@@ -3,6 +3,9 @@
 import math
 
 import numpy as np
+from scipy import stats
+
+ENOUGH = 5  # seeds for an interval; with fewer it would be of no use
 
 
 def spread(values: np.ndarray, digits: int = 1) -> str:
@@ -20,3 +23,16 @@ def difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
     verdict = "tie" if abs(by) <= 2 * error else "more than two standard errors"
     return f"{by:+.{digits}f}, standard error {error:.{digits}f}: {verdict}"
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
+    """Returns the mean difference over the same seeds, with its 95 % confidence interval.
+
+    The interval is that of Student's t. It is a tie if it contains zero.
+    """
+    by = first - second
+    half = stats.t.ppf(0.975, len(by) - 1) * stats.sem(by)
+    low, high = by.mean() - half, by.mean() + half
+    verdict = "tie" if low <= 0 <= high else "they differ"
+    interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{by.mean():+.{digits}f} {interval}, {len(by)} seeds: {verdict}"

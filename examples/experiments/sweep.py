@@ -178,7 +178,12 @@ def _train(
       The mean validation accuracy, 0 without such images and -1 if a run diverges, and the folders
       of runs that diverge.
     """
-    configs = [point.config(seed, out) for seed in seeds]
+    first = point.config(seeds[0], out)
+    folders = [out / point.name / f"seed{seed}" for seed in seeds]
+    configs = [
+        dataclasses.replace(first, seed=seed, out=folder)
+        for seed, folder in zip(seeds, folders, strict=True)
+    ]
     together = len(configs) > 1 and is_worthwhile(configs[0])
     bar.set_description(point.name)
     accuracies, diverged = [], []

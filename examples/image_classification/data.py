@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +115,7 @@ def label_shifts(size: int, rate: float, num_classes: int, seed: int) -> np.ndar
 # --- Readers ---
 
 
+@lru_cache(maxsize=1)  # many seeds read the same
 def read_digits(name: str, directory: Path) -> tuple[Images, Images]:
     """Reads the digits of scikit-learn. The last 500 of a fixed shuffle are the test images."""
     from sklearn.datasets import load_digits
