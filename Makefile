@@ -39,6 +39,9 @@ flat-minima: $(VENV)/.examples  ## how flat the minima of SGD, SAM and XSAM are 
 lora: $(VENV)/.examples  ## SAM and XSAM on LoRA adapters alone
 	$(BIN)/python -m examples.09_lora $(ARGS)
 
+faithful: $(VENV)/.examples  ## how much of the maximum within rho_max SAM's and XSAM's directions reach (half a minute)
+	$(BIN)/python -m examples.10_faithful $(ARGS)
+
 # Tests that share a fixture which trains are in one group, for one worker.
 test: lint  ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)

@@ -103,6 +103,8 @@ def test_examples_run_as_script_and_as_module(name, monkeypatch, capsys):
         ("09_lora", "--rank 0", "rank must be from 1 to 256"),
         ("09_lora", "--rho inf", "rho above 0"),
         ("08_flat_minima", "--rho inf", "rho must be above 0"),
+        ("10_faithful", "--rho-max 0", "rho and rho-max positive"),
+        ("10_faithful", "--epochs 0 1", "epochs positive"),
     ],
 )
 def test_bad_arguments_give_one_line(name, arguments, message, capsys):
@@ -435,6 +437,36 @@ def test_more_ascent_steps_worsen_the_direction_of_sam_but_not_of_xsam(tmp_path,
     many.main(out=tmp_path)
     assert "at alpha 0.00" in capsys.readouterr().out
     assert_is_a_picture(tmp_path / "many_ascent_steps.png")
+
+
+def test_directions_reach_shares_of_the_maximum_on_the_sphere(tmp_path, capsys):
+    faithful = load_example("10_faithful")
+    # A quadratic, of which the largest rise on the sphere is known.
+    curvatures, theta, radius = np.array([1.0, 4.0, 9.0]), np.array([1.0, -0.5, 0.2]), 2.0
+
+    def quadratic(params, batch):
+        return 0.5 * jnp.sum(curvatures * params**2)
+
+    loss_fn, faithful.loss_fn = faithful.loss_fn, quadratic
+    try:
+        of_gradient, of_sam, of_xsam, largest = faithful.rises(
+            jnp.asarray(theta), None, 0.5, radius
+        )
+    finally:
+        faithful.loss_fn = loss_fn
+    # At a maximum the gradient H (theta + r u) is m u: sum (h theta / (m - h r))^2 = 1, m > 9 r.
+    low, high = 9 * radius, 1e6
+    for _ in range(200):
+        m = (low + high) / 2
+        length = np.sum((curvatures * theta / (m - curvatures * radius)) ** 2)
+        low, high = (m, high) if length > 1 else (low, m)
+    u = curvatures * theta / (m - curvatures * radius)
+    exact = 0.5 * np.sum(curvatures * ((theta + radius * u) ** 2 - theta**2))
+    assert largest == pytest.approx(exact, rel=1e-3)
+    assert of_gradient < of_sam < of_xsam <= largest
+    faithful.main(rho_max=(0.3,), epochs=(1, 2), seeds=2, out=tmp_path)
+    assert "rho_max 0.3, standard errors up to" in capsys.readouterr().out
+    assert_is_a_picture(tmp_path / "share_of_the_maximum.png")
 
 
 FEWER = {
