@@ -1,6 +1,7 @@
 """Analyses of trained networks: the loss, measurements, kept results, and errors."""
 
 import csv
+import dataclasses
 import functools
 import json
 import shutil
@@ -166,12 +167,12 @@ def dense():
     return jax.jit(loss), jax.jit(jax.hessian(loss))
 
 
-def of_run(run, noisy=True):
+def of_run(run, noisy=True, epoch=None):
     """Returns the arguments of `dense` for a run: parameters, images between 0 and 1, labels."""
     seed = read_config_file(run).seed
     data = load(Config(**DATA | {"label_noise": 0.3 * noisy}, seed=seed)).train
     images = data.pixels[:100].reshape(100, -1) / 255
-    return row(evaluate.restore(run).state.params), images, data.labels[:100]
+    return row(evaluate.restore(run, epoch=epoch).state.params), images, data.labels[:100]
 
 
 def row(tree):
@@ -239,10 +240,11 @@ def test_the_table_has_a_row_a_group_and_figures_are_written(analyzed, capsys):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0][-6:] == ["seeds", "loss", "λ1", "λ1/λ5", "trace", SHARPNESS]
+    columns = ["seeds", "loss", "λ1", "λ1/λ5", "trace", SHARPNESS, "element-wise"]
+    assert cells[0][-7:] == columns
     assert [line[0] for line in cells[2:]] == ["sgd", "sam"]
     mean = float(read_table(analyzed / "analysis")[0]["λ1 mean"])
-    assert float(cells[2][-4].split("±")[0]) == pytest.approx(mean, rel=5e-3)
+    assert float(cells[2][-5].split("±")[0]) == pytest.approx(mean, rel=5e-3)
     assert (analyzed / "analysis" / "table.md").read_text() in printed
     assert {path.stem for path in (analyzed / "analysis").glob("*.png")} == PICTURES
     for name in PICTURES:
@@ -264,10 +266,66 @@ def test_landscapes_are_of_the_first_seed_in_the_same_directions(analyzed):
     keys = jax.random.split(jax.random.key(0))
     tree = evaluate.restore(analyzed / "sgd" / "seed0").state.params
     x, y = (row(analysis.random_direction(tree, key=key)) for key in keys)
+    y = y - (x @ y) / (x @ x) * x  # the axes are orthogonal
     params, *data = of_run(analyzed / "sgd" / "seed0")
     with jax.enable_x64(True):
         assert losses[1, 1] == pytest.approx(float(dense()[0](params, *data)), rel=1e-5)
         assert losses[0, 2] == pytest.approx(float(dense()[0](params + x - y, *data)), rel=1e-4)
+
+
+def test_element_wise_sharpness_is_measured_too(analyzed):
+    found = next(r for r in read_table(analyzed / "analysis") if r["method"] == "sgd")
+    rises = []
+    for seed in (0, 1):
+        path = analyzed / "sgd" / f"seed{seed}"
+        params, *data = of_run(path)
+        tree = evaluate.restore(path).state.params
+        for j in range(3):
+            key = jax.random.fold_in(jax.random.key(0), j)
+            direction = row(analysis.random_direction(tree, normalization="element", key=key))
+            with jax.enable_x64(True):
+                rises.append(
+                    float(dense()[0](params + 0.2 * direction, *data) - dense()[0](params, *data))
+                )
+    assert float(found["element-wise mean"]) == pytest.approx(np.mean(rises), rel=1e-3)
+
+
+def test_planes_profiles_and_gaps_of_a_kept_checkpoint(tmp_path, capsys):
+    """In flat float64, along both gradients of the network after its first epoch."""
+    path, rho, far = tmp_path / "sgd", 0.3, 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", partial(MLP, width=WIDTH))
+        config = Config(**DATA, model="tiny", method="sgd", epochs=4, batch_size=40, out=path)
+        train(dataclasses.replace(config, keep_epochs=(1,)), show=False)
+        options = ["--plane", "--profile", "--gap", f"--rho={rho}", f"--rho-max={far}", "--epoch=1"]
+        assert analyze.main([str(path), *FEW, "--steps=0", *options]) == 0
+        assert sorted(int(p.name) for p in (path / "checkpoints").glob("[0-9]*")) == [3, 9, 12]
+        params, *data = of_run(path, epoch=1)
+    pictures = {"planes", "loss_over_alpha", "gradient_gap"}
+    assert written_pictures(capsys) == PICTURES - {"spectral_density"} | pictures
+    found = json.loads((path / measure_flatness.ANALYSIS).read_text())
+    found = {name: np.array(part["result"]) for name, part in found.items()}
+    with jax.enable_x64(True):
+        loss = lambda x: float(dense()[0](x, *data))  # noqa: E731
+        gradient = jax.grad(lambda x: dense()[0](x, *data))
+        g_0, g_1 = np.array(gradient(params)), {}
+        u_0 = g_0 / np.linalg.norm(g_0)
+        for factor in (0.5, 1, 2):
+            g = np.array(gradient(params + factor * rho * u_0))
+            g_1[factor] = g / np.linalg.norm(g)
+        rest = g_1[1] - (g_1[1] @ u_0) * u_0
+        x, psi = rest / np.linalg.norm(rest), np.arccos(g_1[1] @ u_0)
+        assert found["angle"] == pytest.approx(psi, rel=1e-4)
+        assert found["plane"][0, 2] == pytest.approx(loss(params + far * (x - u_0)), rel=1e-4)
+        turned = 2.0 * psi  # alpha = 2, the twenty-first of 41
+        at_alpha = params + far * (np.sin(turned) * x + np.cos(turned) * u_0)
+        assert found["profile"][20] == pytest.approx(loss(at_alpha), rel=1e-4)
+        for row_of_gap, factor in zip(found["gap"], (0.5, 1, 2), strict=True):
+            expected = loss(params + far * g_1[factor]) - loss(params + far * u_0)
+            assert row_of_gap[-1] == pytest.approx(expected, rel=1e-3)
+            assert row_of_gap[0] == pytest.approx(0, abs=1e-5)
+    assert analyze.main([str(path), *FEW, "--epoch=2"]) == 2
+    assert "has no checkpoint of epoch 2: see --keep-epochs" in capsys.readouterr().err
 
 
 # --- Kept results ---

@@ -10,7 +10,7 @@ folders named `tuning`. Prints a table with a row for the seeds of each setting:
 * λ1 and λ1/λ5, from the largest eigenvalues of the Hessian,
 * the trace of the Hessian, from random probes,
 * the average sharpness: the mean rise of the loss in random directions, in which each filter moves
-  by `--radius` times its norm.
+  by `--radius` times its norm, or each weight by a random multiple of its size (element-wise).
 
 The loss is the mean cross-entropy of the first `--images` training images of a run with the labels
 that it was trained on, wrong ones (`label_noise`) included. It is computed in float32 without
@@ -19,13 +19,15 @@ same random directions. Numbers are mean ± standard deviation over seeds.
 
 Figures show the choice by validation accuracy (*), as in `python -m examples.experiments.compare`:
 eigenvalues, sharpness over radii, and for the first seed the density of eigenvalues and the loss on
-a plane of two directions that are normalized by filters. `analysis.json` beside each run keeps the
-measurements. They are used again for the same parameters and settings.
+a plane of two orthogonal directions that are normalized by filters. `--plane`, `--profile` and
+`--gap` add figures of the XSAM paper for the first seed: 5 to 9, 13, 11 and 12. `--epoch 10` is for
+the checkpoint of that epoch, which the trainer keeps with `--keep-epochs 10`. `analysis.json`
+beside each run keeps the measurements. They are used again for the same parameters and settings.
 """
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -45,7 +47,10 @@ from examples.experiments.compare import markdown, shared, write_table
 from examples.experiments.evaluate import restore_all
 from examples.experiments.group_runs import Comparison
 from examples.experiments.measure_flatness import (
+    ALPHAS,
     FACTORS,
+    GAP_FACTORS,
+    GAP_POINTS,
     MeasurementOptions,
     Network,
     make_network,
@@ -56,6 +61,7 @@ from examples.experiments.measure_flatness import (
 )
 from examples.experiments.read_runs import read_runs
 from examples.image_classification.batches import check_batch_size
+from xsam_jax import analysis
 from xsam_jax.analysis import plots
 
 LEVELS = 15  # of the landscapes
@@ -69,6 +75,8 @@ class Options(MeasurementOptions):
 
     folders: Positional[tuple[Path, ...]]
     """Folders of runs, or with runs below."""
+    epoch: int | None = None
+    """Epoch of the checkpoint. None: the last one."""
     out: Path | None = None
     """Folder for the table and figures. None: `analysis` in the first folder."""
 
@@ -111,6 +119,8 @@ def tabulate(comparison: Comparison, found: Measured, radius: float) -> pd.DataF
     table["trace"] = over_seeds(comparison, found, "trace").map(lambda values: values[:, 0])
     rises = over_seeds(comparison, found, sharpness(radius)).map(lambda values: values[:, 0])
     table[f"average sharpness (filter-wise, radius {radius:g})"] = rises
+    by_element = over_seeds(comparison, found, sharpness(radius, "element"))
+    table["element-wise"] = by_element.map(lambda values: values[:, 0])
     return table
 
 
@@ -153,17 +163,57 @@ def draw(comparison: Comparison, found: Measured, options: Options) -> dict[str,
     if options.points:
         losses = {label: first["landscape"] for label, first in firsts.items()}
         drawn["landscapes"] = draw_landscapes(losses)
+    drawn |= draw_ascents(firsts, options)
     return drawn
+
+
+def draw_ascents(
+    firsts: Mapping[str, Mapping[str, np.ndarray]], options: Options
+) -> dict[str, Axes]:
+    """Draws the planes, profiles and gaps that were asked for."""
+    drawn = {}
+    rho, rho_max = options.rho, options.rho_max
+    if options.plane and options.points:
+        titles, grid = make_grid(list(firsts), 3.0)
+        places = np.linspace(-rho_max, rho_max, options.points)
+        for title, first, axes in zip(titles, firsts.values(), grid.flat, strict=False):
+            psi = float(first["angle"])
+            gradients = np.array([[0.0, 1.0], [math.sin(psi), math.cos(psi)]])
+            path = np.array([[0.0, 0.0], [0.0, rho]])
+            found = analysis.AscentPlane(None, None, path, gradients, psi)
+            plots.ascent_plane(found, places, places, first["plane"], rho=rho, ax=axes)
+            axes.set_title(title, fontsize=8)
+        drawn["planes"] = grid[0, 0]
+    if options.profile:
+        profiles = {label: first["profile"] for label, first in firsts.items()}
+        drawn["loss_over_alpha"] = plots.alpha_profiles(ALPHAS, profiles)
+    if options.gap:
+        titles, grid = make_grid(list(firsts), 2.5)
+        rhos, distances = [f * rho for f in GAP_FACTORS], np.linspace(0, rho_max, GAP_POINTS)
+        for title, first, axes in zip(titles, firsts.values(), grid.flat, strict=False):
+            plots.gradient_gap(rhos, distances, first["gap"], ax=axes)
+            axes.set_title(title, fontsize=8, loc="right")  # the legend is on the left
+        drawn["gradient_gap"] = grid[0, 0]
+    return drawn
+
+
+def make_grid(labels: Sequence[str], side: float) -> tuple[list[str], np.ndarray]:
+    """Returns titles, and a grid of axes of that side for them."""
+    columns = min(len(labels), COLUMNS)
+    lines = -(-len(labels) // columns)
+    titles = [label.replace(", ", "\n") for label in labels]
+    highest = max(title.count("\n") for title in titles)
+    size = (1 + side * columns, 0.4 + (side + 0.1 + 0.15 * highest) * lines)
+    _, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in grid.flat[len(labels) :]:
+        axes.axis("off")
+    return titles, grid
 
 
 def draw_landscapes(losses: Mapping[str, np.ndarray]) -> Axes:
     """Draws the loss around each of several networks, with the same levels."""
-    columns = min(len(losses), COLUMNS)
-    lines = -(-len(losses) // columns)
-    titles = [label.replace(", ", "\n") for label in losses]
-    highest = max(title.count("\n") for title in titles)
-    size = (1 + 1.5 * columns, 0.4 + (1.6 + 0.15 * highest) * lines)
-    _, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    titles, grid = make_grid(list(losses), 1.5)
+    columns = grid.shape[1]
     finite = np.concatenate([values[np.isfinite(values)] for values in losses.values()])
     between = np.geomspace(max(finite.min(), 1e-3 * finite.max()), finite.max(), LEVELS)
     levels = np.unique([float(f"{level:.2g}") for level in between])
@@ -175,8 +225,6 @@ def draw_landscapes(losses: Mapping[str, np.ndarray]) -> Axes:
         axes.label_outer()
         if axes is not grid.flat[columns - 1]:
             axes.collections[0].colorbar.remove()
-    for axes in grid.flat[len(losses) :]:
-        axes.axis("off")
     return grid[0, 0]
 
 
@@ -194,7 +242,7 @@ def run(options: Options) -> None:
     for path in runs.table.index:
         read_analysis(path)  # before hours of measuring
     check_batch_size(options.batch_size, options.images, jax.device_count())
-    trained, left_out = restore_all(runs, options.data_dir, "restoring")
+    trained, left_out = restore_all(runs, options.data_dir, "restoring", options.epoch)
     networks = {path: make_network(path, one, options) for path, one in trained.items()}
     while networks:
         comparison = Comparison(runs.select(list(networks)))

@@ -110,12 +110,13 @@ class Trained(NamedTuple):
         return self._replace(state=state._replace(step=self.state.step))
 
 
-def restore(folder: Path, data_dir: Path | None = None) -> Trained:
+def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None) -> Trained:
     """Returns the network in a run's folder.
 
     Args:
       folder: the folder.
       data_dir: where the data lie, None for where they were during training.
+      epoch: the epoch of the checkpoint, None for the last one.
 
     Raises:
       ValueError: there is no run, or no checkpoint.
@@ -130,7 +131,10 @@ def restore(folder: Path, data_dir: Path | None = None) -> Trained:
     batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
     program = make_program(config, batches.spec)
     with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
-        state = checkpoints.restore(program.abstract_state)
+        step = None if epoch is None else epoch * batches.spec.steps_per_epoch
+        if step is not None and step not in checkpoints.steps:
+            raise ValueError(f"{folder} has no checkpoint of epoch {epoch}: see --keep-epochs")
+        state = checkpoints.restore(program.abstract_state, step)
     if state is program.abstract_state:
         raise ValueError(f"{folder} has no checkpoint")
     return Trained(batches, program, state._replace(opt_state=None))
@@ -142,20 +146,21 @@ def _load_batches(config: Config) -> Batches:
 
 
 def restore_all(
-    runs: Runs, data_dir: Path | None, label: str
+    runs: Runs, data_dir: Path | None, label: str, epoch: int | None = None
 ) -> tuple[dict[Path, Trained], list[str]]:
-    """Returns the networks of runs after their last epoch, and descriptions of runs without one.
+    """Returns the networks of runs after an epoch, and descriptions of runs without one.
 
     Args:
       runs: the runs.
       data_dir: where the data lie, None for where they were during training.
       label: the text of the progress bar.
+      epoch: the epoch, None for the last one.
     """
     networks, left_out = {}, list(runs.unfinished)
     for path in tqdm(runs.table.index, label, unit="run", disable=None):
         try:
-            network = restore(path, data_dir)
-            if int(network.state.step) != runs.table.at[path, ("last", "step")]:
+            network = restore(path, data_dir, epoch)
+            if epoch is None and int(network.state.step) != runs.table.at[path, ("last", "step")]:
                 raise ValueError(f"the checkpoint of {path} is not that of its last epoch")
             networks[path] = network
         except (ValueError, TrainingError) as error:

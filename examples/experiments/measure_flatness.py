@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
@@ -28,6 +29,8 @@ from xsam_jax import analysis
 
 ANALYSIS = "analysis.json"
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the radius, in the figure
+ALPHAS = np.linspace(0.0, 4.0, 41)
+GAP_FACTORS, GAP_POINTS = (0.5, 1.0, 2.0), 31  # of rho
 DENSITY = {"num_probes": 2, "num_points": 500}
 LEAST = {"images": 1, "batch_size": 1, "directions": 2, "probes": 2, "steps": 0, "seed": 0}
 
@@ -42,14 +45,24 @@ class MeasurementOptions:
     """Images at a time, a divisor of --images."""
     radius: float = 0.1
     """Radius of the average sharpness."""
-    directions: int = 100
+    directions: int = 250
     """Random directions of the average sharpness."""
     probes: int = 100
     """Random probes of the trace."""
     steps: int = 80
     """Steps for the density of eigenvalues, 0 for no density."""
     points: int = 21
-    """Points on each axis of a landscape, 0 for no landscape."""
+    """Points on each axis of a landscape or plane, 0 for no landscape."""
+    plane: bool = False
+    """Draw the loss on the plane of gradient and SAM's gradient."""
+    profile: bool = False
+    """Draw the loss over the interpolation factor alpha."""
+    gap: bool = False
+    """Draw by how much the loss is higher along SAM's gradient than along the gradient."""
+    rho: float = 0.1
+    """Length of the ascent of these three, a half and twice of it in the last."""
+    rho_max: float = 0.3
+    """Distance of the loss over alpha, half the side of the plane, and the largest gap."""
     seed: int = 0
     """Seed of the random directions."""
     data_dir: Path | None = None
@@ -63,8 +76,10 @@ class MeasurementOptions:
                 raise ValueError(f"--{option} must be at least {least}, not {value}")
         if self.points != 0 and self.points < 2:
             raise ValueError(f"--points must be 0 or at least 2, not {self.points}")
-        if not 0 < self.radius < math.inf:
-            raise ValueError(f"--radius must be above 0, not {self.radius:g}")
+        for name in ("radius", "rho", "rho_max"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be above 0, not {value:g}")
         object.__setattr__(self, "batch_size", min(self.batch_size, self.images))
         if self.images % self.batch_size:
             raise ValueError(
@@ -130,15 +145,56 @@ def center(loss: Any, params: Any, *, key: jax.Array, **options: Any) -> float:
 
 
 def landscape(loss: Any, params: Any, *, points: int, key: jax.Array, **options: Any) -> np.ndarray:
-    """Returns the loss on a plane of two random directions, normalized by filters."""
+    """Returns the loss on a plane of two random directions, normalized by filters.
+
+    The second one is made orthogonal to the first.
+    """
     one, other = (analysis.random_direction(params, key=k) for k in jax.random.split(key))
+    share = optax.tree.vdot(one, other) / optax.tree.vdot(one, one)
+    other = optax.tree.add_scale(other, -share, one)
     places = np.linspace(-1.0, 1.0, points)
     return analysis.loss_surface(loss, params, one, other, places, places, **options)
 
 
-def sharpness(radius: float) -> str:
+def angle(
+    loss: Any, params: Any, *, rho: float, key: jax.Array, progress: Any, **options: Any
+) -> float:
+    """Returns the angle between the gradient and SAM's."""
+    del key, progress
+    return analysis.ascent_plane(loss, params, rho=rho, **options).psi
+
+
+def plane(
+    loss: Any, params: Any, *, rho: float, rho_max: float, points: int, key: Any, **options: Any
+) -> np.ndarray:
+    """Returns the loss on the plane of the gradient, the y axis, and SAM's gradient."""
+    del key
+    found = analysis.ascent_plane(loss, params, rho=rho, batches=options["batches"])
+    places = np.linspace(-rho_max, rho_max, points)
+    directions = found.direction_x, found.direction_y
+    return analysis.loss_surface(loss, params, *directions, places, places, **options)
+
+
+def profile(
+    loss: Any, params: Any, *, rho: float, rho_max: float, key: Any, **options: Any
+) -> np.ndarray:
+    """Returns the loss over the interpolation factor."""
+    del key
+    return analysis.alpha_profile(loss, params, ALPHAS, rho=rho, rho_max=rho_max, **options)
+
+
+def gap(
+    loss: Any, params: Any, *, rho: float, rho_max: float, key: Any, **options: Any
+) -> np.ndarray:
+    """Returns the loss along SAM's gradient minus that along the gradient, by rho and distance."""
+    del key
+    rhos, distances = [factor * rho for factor in GAP_FACTORS], np.linspace(0, rho_max, GAP_POINTS)
+    return analysis.gradient_gap(loss, params, rhos, distances, **options)
+
+
+def sharpness(radius: float, kind: str = "filter") -> str:
     """Returns the name of the average sharpness at a radius."""
-    return f"sharpness {radius:g}"
+    return f"sharpness {radius:g}" if kind == "filter" else f"{kind}-wise sharpness {radius:g}"
 
 
 def requested(options: MeasurementOptions, chosen: bool, first: bool) -> dict[str, Part]:
@@ -157,12 +213,26 @@ def requested(options: MeasurementOptions, chosen: bool, first: bool) -> dict[st
     for radius in {options.radius, *(f * options.radius for f in FACTORS if chosen)}:
         of_radius = {"radius": radius, "num_directions": options.directions}
         parts[sharpness(radius)] = Part(analysis.average_sharpness, of_radius, (2,))
+    by_element = {"radius": options.radius, "num_directions": options.directions}
+    parts[sharpness(options.radius, "element")] = Part(
+        analysis.average_sharpness, by_element | {"normalization": "element"}, (2,)
+    )
     if chosen and first and options.steps:
         density = DENSITY | {"num_steps": options.steps}
         parts["density"] = Part(analysis.spectral_density, density, (2, DENSITY["num_points"]))
     if chosen and first and options.points:
         points = options.points
         parts["landscape"] = Part(landscape, {"points": points}, (points, points))
+    if chosen and first:
+        radii = {"rho": options.rho, "rho_max": options.rho_max}
+        if options.plane and options.points:
+            points = options.points
+            parts["plane"] = Part(plane, radii | {"points": points}, (points, points))
+            parts["angle"] = Part(angle, {"rho": options.rho}, ())
+        if options.profile:
+            parts["profile"] = Part(profile, radii, ALPHAS.shape)
+        if options.gap:
+            parts["gap"] = Part(gap, radii, (len(GAP_FACTORS), GAP_POINTS))
     return parts
 
 

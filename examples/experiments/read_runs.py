@@ -47,6 +47,7 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     unused = [*MAY_CHANGE, "method_args", *settings_ignored_by(config["method"])]
     # One group is none, as for methods that cannot have groups.
     unused += [key for key in ("groups", "accumulate", "sharp_every") if config[key] == 1]
+    unused += [key for key in ("image_size",) if config[key] is None]
     settings = {key: value for key, value in config.items() if key not in unused}
     given = config["method_args"] or {}
     for key, default in method_arguments(config["method"]).items():

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from examples.image_classification.distributed import is_main
 from examples.image_classification.output import print_line
@@ -20,18 +22,19 @@ class TrainingError(Exception):
 
 
 class Checkpoints:
-    """The last two checkpoints of a run.
+    """The last two checkpoints of a run, and others that are kept.
 
     A checkpoint is complete or absent: it is written to a temporary folder in the background, and
     then renamed. Orbax has no checksums of arrays, so `SHA256SUMS` in each checkpoint has the
     digests of its files. They are verified before a checkpoint is read.
     """
 
-    def __init__(self, path: Path, read_only: bool = False) -> None:
+    def __init__(self, path: Path, read_only: bool = False, kept_steps: Sequence[int] = ()) -> None:
         """Opens the folder of the checkpoints.
 
         Args:
           path: The folder. It is created where it is missing.
+          kept_steps: Steps whose checkpoints are kept beside the last two.
           read_only: Whether to leave the folder as it is. Another program may be writing into it.
         """
         self._path = path.absolute()
@@ -41,7 +44,9 @@ class Checkpoints:
         else:
             self._path.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=2,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(2), policies.CustomSteps(kept_steps)]
+                ),
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
             )
@@ -52,21 +57,29 @@ class Checkpoints:
         """The step of the last complete checkpoint."""
         return self._manager.latest_step()
 
-    def restore(self, state: Any) -> Any:
+    @property
+    def steps(self) -> Sequence[int]:
+        """The steps of all complete checkpoints."""
+        return self._manager.all_steps()
+
+    def restore(self, state: Any, step: int | None = None) -> Any:
         """Returns the last saved state, sharded like `state`, or `state` if there is none.
+
+        With `step` it is the state of that step.
 
         Raises:
           TrainingError: The checkpoint is damaged or cannot be read.
         """
         if self.last_step is None:
             return state
-        folder = self._path / str(self.last_step)
+        step = self.last_step if step is None else step
+        folder = self._path / str(step)
         is_whole = False
         try:
             is_whole = verify_digests(folder)
             if not is_whole:
                 print_line(f"warning: {folder} has no {DIGESTS} to verify it by")
-            return self._manager.restore(self.last_step, args=ocp.args.StandardRestore(state))
+            return self._manager.restore(step, args=ocp.args.StandardRestore(state))
         except Exception as error:
             message = f"{folder} cannot be read ({short_reason(error)})"
             if not is_whole:

@@ -97,6 +97,8 @@ class Config:
     """Steps per compiled call; None is 50, and on CPU 20 for an MLP and 1 with convolutions."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; the last epoch and SIGTERM save one, too."""
+    keep_epochs: tuple[int, ...] = ()
+    """Epochs whose checkpoints are saved and kept beside the last two."""
     evaluate_every: int = 1
     """Epochs between evaluations."""
     out: Path | None = None
@@ -111,6 +113,8 @@ class Config:
             changed["augmentation"] = tuple(self.augmentation)
         if isinstance(self.method_args, dict):
             changed["method_args"] = {key: str(value) for key, value in self.method_args.items()}
+        if isinstance(self.keep_epochs, list):
+            changed["keep_epochs"] = tuple(self.keep_epochs)
         for name in ("data_dir", "out"):
             if isinstance(value := getattr(self, name), str | Path):
                 changed[name] = Path(value).expanduser()
@@ -240,6 +244,7 @@ RANGES: list[tuple[str, Any, str]] = [
     ("probe_every", lambda value: value >= 1, "at least 1"),
     ("probe_batch_size", lambda v: v == "all" or v >= 1, "all or at least 1"),
     ("steps_per_dispatch checkpoint_every evaluate_every", lambda value: value >= 1, "at least 1"),
+    ("keep_epochs", lambda value: all(epoch >= 1 for epoch in value), "at least 1"),
     ("num_alphas", lambda value: value >= 2, "at least 2"),
     ("label_noise label_smoothing momentum", lambda v: 0 <= v < 1, "at least 0 and below 1"),
     ("learning_rate alpha_max rho rho_max", lambda v: 0 < v < math.inf, "above 0"),

@@ -17,17 +17,19 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.image_classification.batches import Images
-from examples.image_classification.config import Config, check, run_folder
+from examples.image_classification.config import Config, check
 from examples.image_classification.data import load
 from examples.image_classification.models import MATRIX_PRODUCTS
 from examples.image_classification.progress import StopRequest
-from examples.image_classification.run_folder import Diverged, RunFolder
+from examples.image_classification.run_folder import Diverged
 from examples.image_classification.steps import State, TracedSettings
 from examples.image_classification.train import (
     Record,
     Run,
     diverged,
+    is_saved,
     mean_over_images,
+    open_folder,
     over_epochs,
     prepare,
     stopped,
@@ -97,7 +99,7 @@ def prepare_all(configs: Sequence[Config]) -> list[Run]:
     run = prepare(first)
     if not isinstance(run.batches.images("train"), Images):
         raise ValueError(f"{first.dataset} does not fit into memory: train one seed at a time")
-    folders = [RunFolder(run_folder(config), config) for config in configs[1:]]
+    folders = [open_folder(config, run.batches) for config in configs[1:]]
     others = [
         Run(config, run.batches, run.program, TracedSettings.of(config), folder)
         for config, folder in zip(configs[1:], folders, strict=True)
@@ -180,7 +182,7 @@ class Together:
             if step % per_epoch == 0:
                 self._log(seconds, is_last)
             is_stopped = stop.is_agreed and not (is_last and step % per_epoch == 0)
-            if is_stopped or is_last or (epoch + 1) % config.checkpoint_every == 0:
+            if is_stopped or is_saved(config, epoch + 1):
                 self._save(step, wait=is_stopped or is_last)
             if is_stopped:
                 raise stopped(step, self._runs[0].folder.path.parent, stop)

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "fsdp",
     "steps_per_dispatch",
     "checkpoint_every",
+    "keep_epochs",
     "evaluate_every",
 )
 IDENTITY = ("dataset", "model", "method", "seed", "epochs")  # in every config.json
@@ -107,14 +108,19 @@ class RunFolder:
 
     checkpoints: Checkpoints
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, kept_steps: Sequence[int] = ()) -> None:
         """Opens a new folder, or the folder of an earlier run with the same configuration.
+
+        Args:
+          path: The folder.
+          config: The configuration.
+          kept_steps: Steps whose checkpoints are kept beside the last two.
 
         Raises:
           ValueError: The folder holds another run, or another program trains in it.
         """
         self.path = path.absolute()
-        self._config = self.path / "config.json"
+        self._config, self._kept_steps = self.path / "config.json", kept_steps
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give another --out")
         if path == Path() and not self._config.exists():
@@ -251,7 +257,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         try:
-            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self.checkpoints = Checkpoints(self.path / "checkpoints", kept_steps=self._kept_steps)
         except BaseException as error:
             self._lock.release()
             if not isinstance(error, OSError | ValueError | RuntimeError):

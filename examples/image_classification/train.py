@@ -77,7 +77,19 @@ def prepare(config: Config) -> Run:
         # Builds model and optimizer, so that wrong arguments raise before the folder exists.
         program = make_program(config, batches.spec)
         traced = TracedSettings.of(config)
-        return Run(config, batches, program, traced, RunFolder(run_folder(config), config))
+        return Run(config, batches, program, traced, open_folder(config, batches))
+
+
+def open_folder(config: Config, batches: Batches) -> RunFolder:
+    """Opens the folder of a run."""
+    kept = [epoch * batches.spec.steps_per_epoch for epoch in config.keep_epochs]
+    return RunFolder(run_folder(config), config, kept)
+
+
+def is_saved(config: Config, epoch: int) -> bool:
+    """Returns whether a checkpoint is saved after an epoch, counted from 1."""
+    in_turn = epoch % config.checkpoint_every == 0
+    return in_turn or epoch == config.epochs or epoch in config.keep_epochs
 
 
 def check_equal_on_all_processes(config: Config) -> None:
@@ -122,7 +134,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     folder.log(record)
                     progress.print_epoch(record, f"{epoch + 1}/{config.epochs}")
                     history.append(record)
-                    if is_last or (epoch + 1) % config.checkpoint_every == 0:
+                    if is_saved(config, epoch + 1):
                         folder.save(state, step, wait=is_last)
                 if stop.is_agreed and step < total:
                     folder.save(state, step, wait=True)
