@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import re
 import typing
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -299,6 +301,23 @@ PUBLISHED = {
 def test_a_preset_has_the_published_numbers(name):
     config = dataclasses.asdict(Config(**PRESETS[name].settings))
     assert {key: config[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_the_page_of_the_papers_has_every_table_and_figure_and_valid_presets():
+    text = (Path(__file__).parents[1] / "docs" / "papers.md").read_text()
+    _, xsam, friendly = text.split("\n## ")
+    for section, figures, tables in ((xsam, 17, 16), (friendly, 4, 6)):
+        found = collections.defaultdict(set)
+        for row in re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE):
+            for kind, numbers in re.findall(
+                r"(figure|table)s? ((?:\d+\w?(?:, | and | to )?)+)", row
+            ):
+                for first, last in re.findall(r"(\d+)\w?(?: to (\d+))?", numbers):
+                    found[kind].update(range(int(first), int(last or first) + 1))
+        assert found == {"figure": {*range(1, figures + 1)}, "table": {*range(1, tables + 1)}}
+    names = re.findall(r"`((?:fsam-)?(?:cifar|imagenet)[^`]*)`", text)
+    assert len(names) > 25
+    assert set(names) <= set(PRESETS)
 
 
 def test_an_unknown_preset_suggests_the_nearest_three():
