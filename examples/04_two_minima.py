@@ -47,7 +47,7 @@ def make_optimizers(alpha_max: float = 4.0, **search: Any) -> dict[str, Any]:
     }
 
 
-def run(tx: Any, steps: int = 400) -> jax.Array:
+def run(tx: Any, steps: int = 400, start: Any = START) -> jax.Array:
     """Returns the trajectory with its start, of shape (steps + 1, 2)."""
     tx = optax.with_extra_args_support(tx)
 
@@ -58,7 +58,7 @@ def run(tx: Any, steps: int = 400) -> jax.Array:
         params = optax.apply_updates(params, updates)
         return (params, opt_state), params
 
-    params = jnp.array(START)
+    params = jnp.array(start)
     _, points = jax.lax.scan(train_step, (params, tx.init(params)), length=steps)
     return jnp.concatenate([params[None], points])
 

@@ -382,6 +382,14 @@ def test_two_minima_names_the_flat_one_flat():
     assert np.all(curvatures[0] > 2 * curvatures[1])
 
 
+def test_starts_are_counted_by_the_nearer_minimum():
+    """Without a step a run ends where it starts."""
+    starts = np.array([(mu, sigma) for mu in range(-30, 31, 10) for sigma in range(5, 31, 5)])
+    flat, sharp = (np.linalg.norm(starts - np.array(m), axis=1) for m in (FLAT, SHARP))
+    counter = importlib.import_module("examples.experiments.two_minima_starts")
+    assert counter.flat_ends(optax.set_to_zero()) == np.sum(flat < sharp)
+
+
 def test_two_minima_prints_and_draws(tmp_path, capsys):
     minima.main(out=tmp_path / "new" / "folder")
     printed = capsys.readouterr().out
