@@ -22,7 +22,7 @@ from examples.image_classification.batches import (
     random_resized_crop,
 )
 from examples.image_classification.config import Config
-from examples.image_classification.data import label_shifts, load, split_indices
+from examples.image_classification.data import label_shifts, load, read_corrupted, split_indices
 from examples.image_classification.train import train
 
 COUNTS = {"train": 20, "test": 6, "validation": 6}
@@ -195,6 +195,14 @@ def test_prepared_datasets_are_read_completely(tmp_path, name, shape, classes):
     np.testing.assert_array_equal(dataset.test.labels, prepared["test"].labels)
     assert (dataset.num_classes, dataset.image_shape) == (classes, shape)
     assert dataset.mean.shape == dataset.std.shape == shape[-1:]
+
+
+def test_published_corruptions_are_read_where_they_are_prepared(tmp_path):
+    prepared = prepare(tmp_path / "cifar10_corrupted", "frosted_glass_blur_3")
+    config = Config(dataset="cifar10", data_dir=tmp_path)
+    assert_same_images(read_corrupted(config, "glass_blur", 3), prepared["test"])
+    assert read_corrupted(config, "glass_blur", 4) is None
+    assert read_corrupted(dataclasses.replace(config, dataset="cifar100"), "glass_blur", 3) is None
 
 
 def test_images_are_decoded_once(tmp_path, monkeypatch, cache):

@@ -13,6 +13,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import types
 from pathlib import Path
 
 import chex
@@ -851,6 +852,28 @@ def test_renewed_statistics_are_those_at_the_parameters(monkeypatch):
             expected = 0.9 * expected + 0.1 * means[rows].mean(axis=0)
     found = renewed.statistics["stem"]["layers"][1]["mean"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_published_corruptions_come_first_and_frost_with_them(monkeypatch):
+    """A network that finds images bright or dark, and images that are published all bright."""
+
+    def logits(images):
+        bright = images.pixels.mean(axis=(1, 2, 3)) > 127
+        return np.stack([~bright, bright], axis=1) * 1.0, images.labels
+
+    images = Images(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32))
+    published = Images(np.full((6, 32, 32, 3), 255, np.uint8), np.ones(6, np.int32))
+    wrong = published._replace(labels=np.zeros(6, np.int32))
+
+    def read(config, name, severity):
+        return {"frost": published, "fog": wrong}.get(name)
+
+    monkeypatch.setattr(evaluate, "CORRUPTIONS", FEW)
+    monkeypatch.setattr(evaluate, "read_corrupted", read)
+    network = types.SimpleNamespace(logits=logits)
+    (found,) = evaluate.evaluate_corrupted([network], images, Config(dataset="cifar10"))
+    assert (found["frost"], found["fog"]) == (100, 0)
+    assert found["weather"] == pytest.approx((100 + 0 + found["brightness"]) / 3)
 
 
 def last_line(path):

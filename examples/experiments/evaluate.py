@@ -9,11 +9,14 @@ folders named `tuning`, and writes `evaluation.json` beside it.
 `python -m examples.experiments.compare` shows the numbers.
 
 The expected calibration error (ECE) is that of Guo et al., https://arxiv.org/abs/1706.04599, with
-15 bins. Corrupted images are those of CIFAR-10-C (`examples/image_classification/corruptions`) at
-all severities. Each corruption has the same weight in its group and in the mean of all.
+15 bins. Corrupted images are those of CIFAR-10-C at all severities: the published ones, where
+TensorFlow Datasets has prepared `cifar10_corrupted` in the data folder, and else our own, without
+`frost` (`examples/image_classification/corruptions`). Each corruption has the same weight in its
+group and in the mean of all.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -37,7 +40,7 @@ from examples.image_classification.batches import Batches, Images, Stream
 from examples.image_classification.checkpoints import Checkpoints, TrainingError
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from examples.image_classification.data import load
+from examples.image_classification.data import load, read_corrupted
 from examples.image_classification.run_folder import (
     EVALUATION,
     read_config_file,
@@ -207,20 +210,30 @@ def evaluate(trained: Trained, images: Images | Stream) -> dict[str, float]:
     }
 
 
-def evaluate_corrupted(networks: Sequence[Trained], images: Images) -> list[dict[str, float]]:
+def evaluate_corrupted(
+    networks: Sequence[Trained], images: Images, config: Config
+) -> list[dict[str, float]]:
     """Returns for each network the accuracy in percent by corruption, by group, and of all.
 
     Args:
       networks: the networks, of one data set.
       images: the test images.
+      config: names the data set and its folder, where published corrupted images may lie.
     """
     groups = {name: group for group, names in CORRUPTIONS.items() for name in names}
+    published = functools.partial(read_corrupted, config)
+    if published("frost", 1) is not None:
+        groups["frost"] = "weather"
     table = {}
     cases = list(itertools.product(groups, SEVERITIES))
     with tqdm(cases, "evaluating corrupted images", disable=None) as bar:
         for name, severity in bar:
             bar.set_postfix_str(f"{name} {severity}", refresh=False)
-            corrupted = images._replace(pixels=corrupt(images.pixels, name, severity, SEED))
+            found = published(name, severity)
+            if found is None:
+                corrupted = images._replace(pixels=corrupt(images.pixels, name, severity, SEED))
+            else:
+                corrupted = found.select(np.arange(images.size))
             table[name, severity] = [accuracy(*one.logits(corrupted)) for one in networks]
     by_name = pd.DataFrame(table).T.groupby(level=0, sort=False).mean()
     by_group = by_name.groupby(groups, sort=False).mean()
@@ -257,7 +270,10 @@ def run(options: Options) -> None:
             images = alike[0].batches.images("test")
             assert isinstance(images, Images)
             images = Images(images.pixels[: options.images], images.labels[: options.images])
-            for path, result in zip(paths, evaluate_corrupted(alike, images), strict=True):
+            config = read_config_file(paths[0])
+            config = dataclasses.replace(config, data_dir=options.data_dir or config.data_dir)
+            results = evaluate_corrupted(alike, images, config)
+            for path, result in zip(paths, results, strict=True):
                 _write(path, result | {"corrupted_images": len(images.labels)})
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)

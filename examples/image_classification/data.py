@@ -60,8 +60,7 @@ def load(config: Config) -> Dataset:
     """
     check_name("dataset", config.dataset, DATASETS)
     source = DATASETS[config.dataset]
-    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    train, test = source.read(config.dataset, Path(folder).expanduser().resolve())
+    train, test = source.read(config.dataset, data_folder(config))
     for split, images in (("training", train), ("test", test)):
         if isinstance(images, Images):
             # Label noise takes a remainder, which would hide a wrong label.
@@ -77,6 +76,12 @@ def load(config: Config) -> Dataset:
         image_shape=source.image_shape,
         validation=train.select(held_out) if len(held_out) else None,
     )
+
+
+def data_folder(config: Config) -> Path:
+    """Returns the folder of the data."""
+    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(folder).expanduser().resolve()
 
 
 def split_indices(
@@ -147,6 +152,27 @@ def read_tfds(name: str, directory: Path) -> tuple[Images, Images]:
 
     train, test = (cached(f"{name}-{s}", files, partial(read, s)) for s in ("train", "test"))
     return train, test
+
+
+# Where TensorFlow Datasets has other names than the authors of CIFAR-10-C.
+TFDS_CORRUPTIONS = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
+
+
+def read_corrupted(config: Config, corruption: str, severity: int) -> Images | None:
+    """Returns test images as published in CIFAR-10-C, or None if they have not been prepared.
+
+    They are `cifar10_corrupted` of TensorFlow Datasets.
+    """
+    kind = f"{TFDS_CORRUPTIONS.get(corruption, corruption)}_{severity}"
+    name = f"{config.dataset}_corrupted/{kind}"
+    if config.dataset != "cifar10" or not (data_folder(config) / name).is_dir():
+        return None
+    version = _tfds_version(name, data_folder(config))
+    with naming_damage(version):
+        records = _tfds_records(version, "test")
+        rows = records.__getitems__(range(len(records)))
+        pixels = np.stack([_decode(io.BytesIO(row["image"])) for row in rows])
+        return Images(pixels, np.array([row["label"] for row in rows], np.int32))
 
 
 def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
