@@ -526,8 +526,8 @@ def test_map_params_finds_the_parameters_in_the_state(method):
         optax.tree.get(mapped, "trace"),
         optax.tree.scale(1.0, jax.tree.map(jnp.ones_like, make_params())),
     )
-    # Besides the momentum: averages of gradients, and directions.
-    like_parameters = {"trace", "average", "orthogonal", "gradient", "vector"}
+    # Besides the momentum: averages of gradients, directions, and perturbations.
+    like_parameters = {"trace", "average", "orthogonal", "gradient", "vector", "ahead"}
 
     def moved(path):
         return bool(like_parameters & {getattr(key, "name", None) for key in path})

@@ -41,14 +41,20 @@ def test_every_kind_of_method_trains_on_noisy_digits(method, tmp_path):
     assert history[-1]["validation_accuracy"] > 20  # a guess is right in ten percent
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"method": "sam", "sharp_every": 3}, {"method": "look_sam", "method_args": {"every": "3"}}],
-)
-def test_a_call_of_one_step_leaves_the_decision_to_the_host(options, tmp_path, monkeypatch):
+def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatch):
     """Steps of the same kind, but without a conditional in the program."""
+    look_sam = Config(method="look_sam", method_args={"every": "3"})
+    assert steps.sharp_period(look_sam) == 3
+    assert steps.sharp_period(Config(method="look_sam")) == 5
     settings = settings_for(None, "digits", "mlp", "sam")
-    settings |= {**options, "epochs": 1, "train_size": 256, "rho": 0.1, "batch_size": 32}
+    settings |= {
+        "method": "sam",
+        "sharp_every": 3,
+        "epochs": 1,
+        "train_size": 256,
+        "rho": 0.1,
+        "batch_size": 32,
+    }
     decided = []
 
     class Recording(steps.Program):
