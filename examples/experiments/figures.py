@@ -35,11 +35,16 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+# Methods whose names have small letters.
+NAMES = {"look_sam": "LookSAM", "momentum_sam": "Momentum-SAM", "async_sam": "AsyncSAM"}
+
+
 def format_label(label: str) -> str:
-    """Formats a label for a figure: the method in capitals, symbols for the radii."""
+    """Formats a label for a figure: the published name of the method, symbols for the radii."""
     method, separator, rest = re.split("([ ,]|$)", label, maxsplit=1)
     rest = rest.replace("_", " ").replace("rho max", "$\\rho_m$").replace("rho ", "$\\rho$ ")
-    return method.upper().replace("FRIENDLY_", "F-") + separator + rest
+    name = NAMES.get(method, method.upper().replace("FRIENDLY_", "F-").replace("_", "-"))
+    return name + separator + rest
 
 
 Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by label and setting
