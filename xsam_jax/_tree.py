@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -317,8 +318,7 @@ def finite_or(tree: PyTree, other: PyTree) -> PyTree:
       >>> finite_or(jnp.array([1.0, jnp.nan]), jnp.array([2.0, 3.0]))
       Array([2., 3.], dtype=float32)
     """
-    finite = jnp.isfinite(squared_norm(tree))
-    return jax.tree.map(lambda leaf, of_other: jnp.where(finite, leaf, of_other), tree, other)
+    return optax.tree.where(jnp.isfinite(squared_norm(tree)), tree, other)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

@@ -46,7 +46,9 @@ def is_worthwhile(config: Config) -> bool:
 
 
 def train_together(configs: Sequence[Config], show: bool = True) -> list[list[Record] | Diverged]:
-    """Trains runs, or resumes them. Finished runs, and runs at another step, take no part.
+    """Trains runs, or resumes them. Finished runs take no part.
+
+    Runs that resume from different steps are trained apart, those of one step together.
 
     Args:
       configs: The settings of the runs.
