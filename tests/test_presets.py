@@ -6,6 +6,7 @@ import re
 import typing
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from examples.image_classification.methods import (
     METHODS,
     Training,
     find_method,
+    in_asams_metric,
     make_method,
     method_arguments,
 )
@@ -534,6 +536,12 @@ OVERRIDDEN = [
         lambda: xsam_along(direct.scale_by_magnitude(0.5, mask=weights), steps=2, scale="max"),
     ),
     (
+        "xsam+asam_metric",
+        2,
+        {"eta": "0.5", "biases": "false", "scale": "max"},
+        lambda: in_asams_metric(sx.xsam(0.3, 0.6, steps=2, scale="max", **SEARCH), 0.5, False),
+    ),
+    (
         "xsam+friendly_sam",
         1,
         {"decay": "0.6", "sigma": "0.5", "scale": "first"},
@@ -574,6 +582,48 @@ def test_arguments_have_published_defaults():
     assert method_arguments("sam") == {}
     assert method_arguments("friendly_sam") == {"decay": 0.9, "sigma": 1.0, "convention": "paper"}
     assert method_arguments("msam") == {"at_least": 2}
+
+
+def test_sam_is_asam_in_asams_metric():
+    grads = jax.grad(value_fn)(PARAMS)
+
+    def update(tx):
+        return tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=value_fn)[0]
+
+    for mask, biases in ((None, True), (weights, False)):
+        chex.assert_trees_all_close(
+            update(in_asams_metric(sx.sam(0.3), 0.01, biases)),
+            update(sx.asam(0.3, 0.01, mask=mask)),
+            rtol=1e-5,
+        )
+
+
+def test_xsam_in_asams_metric_probes_there():
+    def flat(params):
+        return np.float64([*params["kernel"], *params["bias"]])
+
+    curvature = np.array([1.0, 3.0, 7.0])
+    theta = flat(PARAMS)
+    size = np.abs(theta) + 0.01
+    g_0 = 2 * curvature * theta
+    g_1 = 2 * curvature * (theta + 0.3 * size * size * g_0 / np.linalg.norm(size * g_0))
+    v_0, v_1 = (size * g / np.linalg.norm(size * g) for g in (g_0, g_1))
+    psi = np.arccos(v_0 @ v_1)
+    alphas = np.linspace(0, 3.2, 9)
+    directions = [
+        (np.sin((1 - a) * psi) * v_0 + np.sin(a * psi) * v_1) / np.sin(psi) for a in alphas
+    ]
+    losses = [curvature @ (theta + 0.6 * size * v) ** 2 for v in directions]
+    best = int(np.argmax(losses))
+    assert best > 0  # not SGD's direction
+    expected = directions[best] / size * np.linalg.norm(size * g_1)
+
+    tx = make_method("xsam+asam_metric", 0.3, training())
+    update, state = tx.update(
+        jax.grad(value_fn)(PARAMS), tx.init(PARAMS), PARAMS, value_fn=value_fn
+    )
+    np.testing.assert_allclose(optax.tree.get(state, "alpha"), alphas[best], rtol=1e-6)
+    np.testing.assert_allclose(flat(update), expected, rtol=1e-4)
 
 
 def test_an_argument_changes_the_update():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import xsam_jax as sx
@@ -87,6 +88,43 @@ def scaled(biases: bool) -> Callable[[optax.Params], Any] | None:
         return "bias" not in jax.tree_util.keystr(path)
 
     return None if biases else lambda params: jax.tree_util.tree_map_with_path(is_scaled, params)
+
+
+def in_asams_metric(
+    method: optax.GradientTransformation, eta: float, biases: bool
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a method whose lengths and angles are those of ASAM.
+
+    With the diagonal T = |params| + eta (1 on biases unless `biases`), the method works on x in
+    params + T x. Its gradients are T g, and its update is divided by T. So SAM becomes ASAM.
+    """
+    method = optax.with_extra_args_support(method)
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any, *, value_fn: Any, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        mask = scaled(biases)
+        selected = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
+        units = jax.tree.map(
+            lambda leaf, here: abs(leaf) + eta if here else jnp.ones_like(leaf), params, selected
+        )
+
+        def times_units(values: Any) -> Any:
+            return jax.tree.map(jnp.multiply, units, values)
+
+        def point(x: Any) -> Any:
+            return optax.apply_updates(params, times_units(x))
+
+        update, state = method.update(
+            times_units(updates),
+            state,
+            optax.tree.zeros_like(params),
+            value_fn=lambda x: value_fn(point(x)),
+            **extra,
+        )
+        return jax.tree.map(jnp.divide, update, units), state
+
+    return optax.GradientTransformationExtraArgs(method.init, update)
 
 
 def xsam_along(
@@ -213,6 +251,14 @@ COMBINATIONS = {
     "xsam+asam": Method(
         lambda rho, t, eta=0.01, biases=True, scale="last": xsam_along(
             ascent.scale_by_magnitude(eta, mask=scaled(biases)), rho, t, scale, t.steps
+        ),
+        scale=10.0,
+        steps=True,
+    ),
+    # rho_max is in ASAM's units, too.
+    "xsam+asam_metric": Method(
+        lambda rho, t, eta=0.01, biases=True, scale="last": in_asams_metric(
+            sx.xsam(rho, t.rho_max, steps=t.steps, scale=scale, **t.search), eta, biases
         ),
         scale=10.0,
         steps=True,
