@@ -9,10 +9,10 @@ cd "$(dirname "$0")/../../.."
 out=${1:-runs}/digits_equal_gradients python=${PYTHON:-.venv/bin/python}
 each="--dataset digits --validation-size 297 --train-size 1000 --label-noise 0.4"
 
-for gradients in ${2:-60 120 30 12}; do
+for gradients in ${2:-60 30 12 120}; do
   long() { echo "--epochs $1 --checkpoint-every $1 --evaluate-every $1"; }
   one=$(long "$gradients") fifth=$(long $((gradients * 5 / 6))) two=$(long $((gradients / 2)))
-  settings=("$one --method sgd --learning-rate "{0.0125,0.025,0.05,0.1,0.2,0.4})
+  settings=("$one --method sgd --learning-rate "{0.003,0.006,0.0125,0.025,0.05,0.1})
   for rate in 0.05 0.1; do
     settings+=(
       "$two --learning-rate $rate --method sam --rho "{0.15,0.3,0.5}
