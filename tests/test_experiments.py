@@ -23,7 +23,7 @@ import pytest
 from matplotlib import pyplot as plt
 from pictures import assert_is_a_picture
 
-from examples.experiments import compare, evaluate, figures, sweep
+from examples.experiments import compare, equal_gradients, evaluate, figures, sweep
 from examples.experiments.command_line import read_options
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_evaluation, read_runs
@@ -41,7 +41,7 @@ from examples.image_classification.run_folder import EVALUATION
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"
 SCRIPTS = sorted((ROOT / "examples" / "experiments" / "runs").glob("*.sh"))
-PROGRAMS = ("analyze", "compare", "evaluate", "sweep")
+PROGRAMS = ("analyze", "compare", "equal_gradients", "evaluate", "sweep")
 
 
 def fake_run(folder, seed, test, validation=None, epochs=3, seconds=2.0, done=None, **settings):
@@ -549,7 +549,7 @@ def test_the_help_explains_every_option(name, capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert " ".join(program.__doc__.split("\n\n")[0].split()) in text
     for field in dataclasses.fields(program.Options):
-        if field.name not in ("folders", "settings"):
+        if field.name not in ("folder", "folders", "settings"):
             assert f"--{field.name.replace('_', '-')}" in text
     assert text.count("(default: ") + text.count("(required)") == len(
         dataclasses.fields(program.Options)
@@ -572,12 +572,52 @@ def test_wrong_options_are_one_line_and_status_2(name, arguments, message, capsy
         message = message.replace("out", "images")
     elif name == "sweep" and "a" not in arguments:  # it needs --out
         arguments = ["--out", "a", *arguments]
+    elif name == "equal_gradients":  # it needs a folder
+        arguments = ["a", *(x for x in arguments if x != "a")]
     with pytest.raises(SystemExit) as end:
         program.main(arguments)
     assert end.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{name}: error: ")
     assert message in line
+
+
+# --- Equal numbers of gradients ---
+
+
+def test_methods_are_compared_at_equal_numbers_of_gradients(tmp_path, capsys, written_figures):
+    for number, gain in ((12, 2.0), (60, -1.0)):
+        for seed in range(5):
+            level, wobble = 70.0 + number / 10, 0.1 * (-1) ** seed
+            runs = {
+                "sam": (2, level + seed, {"rho": 0.1}),
+                "worse": (2, 99.0, {"method": "sam", "rho": 0.2}),
+                "sgd": (1, level - 5 + seed, {}),
+                "fifth": (1.2, level + seed + gain + wobble, {"rho": 0.1, "sharp_every": 5}),
+            }
+            for name, (each, test, settings) in runs.items():
+                validation = 50.0 if name == "worse" else 60.0
+                method = {"method": "sgd" if name == "sgd" else "sam"} | settings
+                options = {"epochs": round(number / each), "seconds": each} | method
+                fake_run(tmp_path / str(number) / name, seed, test, validation, **options)
+    assert equal_gradients.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "| sam | 73.2 ±  1.6 | 12 | 78.0 ±  1.6 | 60 |" in text
+    assert "| sam, every 5 steps | 75.2 ±  1.6 | 12 |" in text
+    assert "* 12 gradients, sgd - sam: -5.00 [-5.00, -5.00], 5 seeds: they differ" in text
+    assert "* 60 gradients, sam, every 5 steps - sam: -0.98 [-1.12, -0.84]" in text
+    for over in ("gradients", "seconds"):
+        assert_is_a_picture(tmp_path / "comparison" / f"accuracy_over_{over}.png")
+
+
+def test_equal_gradients_names_mistakes_in_one_line(tmp_path, capsys):
+    (tmp_path / "tuning").mkdir()
+    assert equal_gradients.main([str(tmp_path)]) == 2
+    assert "has no folder that is named by a number of gradients" in capsys.readouterr().err
+    for rate in (0.1, 0.2):
+        fake_run(tmp_path / "60" / str(rate), 0, 70.0, method="sgd", learning_rate=rate)
+    assert equal_gradients.main([str(tmp_path)]) == 2
+    assert "has several settings of sgd" in capsys.readouterr().err
 
 
 # --- Calibration ---

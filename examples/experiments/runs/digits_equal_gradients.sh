@@ -25,6 +25,6 @@ for gradients in ${2:-60 30 12 120}; do
       "$two --learning-rate $rate --method xsam --search section --rho 0.5 --rho-max 1"
     )
   done
-  "$python" -m examples.experiments.sweep --out "$out" --tune 100:108 --seeds 0:32 --each "$each" "${settings[@]}"
+  "$python" -m examples.experiments.sweep --out "$out/$gradients" --tune 100:108 --seeds 0:32 --each "$each" "${settings[@]}"
 done
-"$python" -m examples.experiments.compare "$out"
+"$python" -m examples.experiments.equal_gradients "$out"
