@@ -66,7 +66,8 @@ def run(options: Options) -> None:
     if not numbers:
         raise ValueError(f"{options.folder} has no folder that is named by a number of gradients")
     budgets = {int(p.name): read_budget(p) for p in sorted(numbers, key=lambda p: int(p.name))}
-    columns, lines = {}, []
+    columns: dict[str, pd.Series] = {}
+    lines: list[str] = []
     over: dict[str, dict[str, dict[float, np.ndarray]]] = {"gradients": {}, "seconds": {}}
     for number, budget in budgets.items():
         columns |= {f"test, {number}": budget["test"], f"seconds, {number}": budget["seconds"]}

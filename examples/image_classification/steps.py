@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -254,29 +255,8 @@ class Program:
         clean = first_pass(losses_fn, point, (images, batch.labels), *sizes)
         accuracy, statistics = clean.aux
         if method.ascends_along:
-
-            def gradient_of_row(row: jax.Array, key: jax.Array) -> Any:
-                others = gather_batch(arrays, row)
-                images = self._prepare(self._augment(key, self._normalize(others.pixels)))
-                part = images, others.labels
-                is_image = others.labels >= 0  # not padding
-                return jax.grad(lambda p: jnp.where(is_image, losses_fn(p, part)[0], 0.0).sum())(
-                    state.params
-                )
-
-            more = method.ascends_along == "larger_batch"
-            batches = read_number(self._config, "batches") if more else 1
-            key = jax.random.fold_in(jax.random.fold_in(traced.key, 4), state.step)
-            updates = ascent_gradient(
-                method.ascends_along,
-                clean.gradient,
-                gradient_of_row,
-                len(arrays.labels),
-                self._config.batch_size,
-                batches,
-                key,
-            )
-            clean = clean._replace(updates=updates)
+            ascent = self._ascent_gradient(losses_fn, clean.gradient, state, arrays, traced)
+            clean = clean._replace(updates=ascent)
         decided = {} if sharp is None else {"sharp": sharp}
         updates, opt_state = self._make_optimizer(traced).update(
             clean.updates, state.opt_state, state.params, **clean.arguments, **decided
@@ -292,6 +272,38 @@ class Program:
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
         sums = jax.tree.map(jnp.add, state.sums, metrics)
         return State(state.step + 1, params, statistics, opt_state, sums), metrics
+
+    def _ascent_gradient(
+        self,
+        losses_fn: Callable[[Any, Any], tuple[jax.Array, Any]],
+        gradient: Any,
+        state: State,
+        arrays: Any,
+        traced: TracedSettings,
+    ) -> Any:
+        """Returns another gradient than that of the batch for the ascent (F-SAM's section 4)."""
+
+        def gradient_of_row(row: jax.Array, key: jax.Array) -> Any:
+            batch = gather_batch(arrays, row)
+            part = self._prepare(self._augment(key, self._normalize(batch.pixels))), batch.labels
+            is_image = batch.labels >= 0  # not padding
+
+            def total(params: Any) -> jax.Array:
+                return jnp.where(is_image, losses_fn(params, part)[0], 0.0).sum()
+
+            return jax.grad(total)(state.params)
+
+        kind = METHODS[self._config.method].ascends_along
+        assert kind is not None
+        return ascent_gradient(
+            kind,
+            gradient,
+            gradient_of_row,
+            size=len(arrays.labels),
+            batch_size=self._config.batch_size,
+            batches=read_number(self._config, "batches") if kind == "larger_batch" else 1,
+            key=jax.random.fold_in(jax.random.fold_in(traced.key, 4), state.step),
+        )
 
     def _train_steps(
         self,
