@@ -449,7 +449,7 @@ def test_axes_extend_to_a_star_beyond_the_surface(unplaced):
 def test_alpha_profiles_mark_their_maxima(normalize):
     axes = plots.alpha_profiles(ALPHAS, PROFILES, normalize=normalize)
     lines = curves(axes)
-    sam = lines.pop("SAM")
+    sam = lines.pop("SAM's direction")
     assert list(sam.get_xdata()) == [1, 1]
     assert same_color(sam.get_color(), plots.COLORS["sam"])
     assert list(lines) == list(PROFILES)

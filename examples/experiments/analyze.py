@@ -193,6 +193,9 @@ def draw_ascents(
         for title, first, axes in zip(titles, firsts.values(), grid.flat, strict=False):
             plots.gradient_gap(rhos, distances, first["gap"], ax=axes)
             axes.set_title(title, fontsize=8, loc="right")  # the legend is on the left
+            if axes is not grid[0, 0]:  # all have the same
+                axes.get_legend().remove()
+                axes.set_ylabel("")
         drawn["gradient_gap"] = grid[0, 0]
     return drawn
 

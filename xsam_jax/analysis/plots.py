@@ -210,7 +210,7 @@ def alpha_profiles(
         for (label, losses), style in zip(lines.items(), _shades(len(lines)), strict=True):
             maximum = [int(np.argmax(losses))]
             axes.plot(alphas, losses, label=label, markevery=maximum, **style)
-        axes.axvline(1.0, color=COLORS["sam"], linewidth=0.6, label="SAM")
+        axes.axvline(1.0, color=COLORS["sam"], linewidth=0.6, label="SAM's direction")
         axes.set_xlabel("interpolation factor $\\alpha$")
         axes.set_ylabel("loss, each curve from 0 to 1" if normalize else "loss")
     return axes
