@@ -46,11 +46,19 @@ def test_runs_share_their_counters(tmp_path):
     states = [run.program.init(run.traced) for run in runs]
     together = many_runs.Together(runs, states, [[], []])
     rows = np.zeros((2, 1, 64), np.int32)
-    lowered = together._train_steps.lower(together._state, together._arrays, rows, together._traced)
+    arguments = together._state, together._arrays, rows, together._traced
+    lowered = together._program.train_steps.lower(*arguments)
     # The conditionals of the search and of the angle are not those of the choice of the platform.
     assert lowered.as_text().count("stablehlo.case") > 1
     for leaf in jax.tree.leaves(together._state.step):
         assert leaf.shape == ()
+
+
+def test_settings_of_a_sweep_share_a_compiled_program(tmp_path):
+    for rho in (0.1, 0.2):
+        train_together(several(tmp_path / str(rho), method="sam", rho=rho, epochs=1), show=False)
+    [run, *_] = many_runs.prepare_all(several(tmp_path / "0.1", method="sam", rho=0.1, epochs=1))
+    assert many_runs.vmapped(run.program).train_steps._cache_size() == 1
 
 
 def test_runs_that_were_stopped_resume_with_equal_bits(tmp_path, monkeypatch):

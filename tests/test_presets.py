@@ -587,15 +587,17 @@ def test_arguments_have_published_defaults():
 def test_sam_is_asam_in_asams_metric():
     grads = jax.grad(value_fn)(PARAMS)
 
-    def update(tx):
-        return tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=value_fn)[0]
+    def update(tx, **functions):
+        return tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=value_fn, **functions)[0]
 
     for mask, biases in ((None, True), (weights, False)):
-        chex.assert_trees_all_close(
-            update(in_asams_metric(sx.sam(0.3), 0.01, biases)),
-            update(sx.asam(0.3, 0.01, mask=mask)),
-            rtol=1e-5,
-        )
+        # As with gradients that are accumulated.
+        for functions in ({}, {"grad_fn": jax.grad(value_fn)}):
+            chex.assert_trees_all_close(
+                update(in_asams_metric(sx.sam(0.3), 0.01, biases), **functions),
+                update(sx.asam(0.3, 0.01, mask=mask), **functions),
+                rtol=1e-5,
+            )
 
 
 def test_xsam_in_asams_metric_probes_there():

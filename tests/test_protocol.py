@@ -33,7 +33,8 @@ def ascent(kind, batches=1):
 
     gradient = {"x": jnp.asarray(GRADIENTS[ROWS].mean(axis=0))}
     key = jax.random.key(0)
-    found = ascent_gradient(kind, gradient, gradient_of_row, len(GRADIENTS), 8, batches, key)
+    batch = jnp.asarray(ROWS)
+    found = ascent_gradient(kind, gradient, gradient_of_row, len(GRADIENTS), batch, batches, key)
     jax.effects_barrier()
     return np.asarray(found["x"]), [row for row in used if row >= 0]
 
@@ -58,9 +59,10 @@ def test_ascents_along_other_batches():
     assert len(set(used)) == 8
     assert set(used) != set(ROWS.tolist())
     np.testing.assert_allclose(found, GRADIENTS[used].mean(axis=0), rtol=1e-9)
-    found, used = ascent("larger_batch", 4)
-    assert len(set(used)) == 24
-    np.testing.assert_allclose(found, GRADIENTS[[*ROWS, *used]].mean(axis=0), rtol=1e-9)
+    for batches, others in ((4, 24), (120, 952), (200, 1042)):  # no more than there are
+        found, used = ascent("larger_batch", batches)
+        assert len({*used, *ROWS.tolist()}) == others + 8
+        np.testing.assert_allclose(found, GRADIENTS[[*ROWS, *used]].mean(axis=0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["sam_full", "sam_larger_batch"])
@@ -71,6 +73,14 @@ def test_the_trainer_ascends_along_other_gradients(method, tmp_path):
     # The gradient of the batch is the same in the first of two steps, and the one taken another.
     assert found["train_loss"] == pytest.approx(of_sam["train_loss"], rel=0.05)
     assert found["sharp_gradient_norm"] != pytest.approx(of_sam["sharp_gradient_norm"], rel=1e-4)
+
+
+def test_other_gradients_need_all_images_in_memory():
+    config = Config(model="mlp", method="sam_full", rho=0.1, batch_size=8)
+    program, traced = steps.Program(config, SPEC), steps.TracedSettings.of(config)
+    streamed = Images(*(array[None] for array in IMAGES))
+    with pytest.raises(ValueError, match="sam_full needs all images in memory"):
+        program.train_steps(program.init(traced), None, streamed, traced)
 
 
 def test_sam_with_several_steps_has_the_norms_of_its_gradients(tmp_path):

@@ -22,7 +22,7 @@ def ascent_gradient(
     gradient: Any,
     gradient_of_row: GradientOfRow,
     size: int,
-    batch_size: int,
+    batch: jax.Array,
     batches: int,
     key: jax.Array,
 ) -> Any:
@@ -32,23 +32,24 @@ def ascent_gradient(
       kind: "full" is the projection on the gradient of all data, "noise" the part orthogonal to it,
         and "noise_eq8" the paper's equation 8, which has the cosine but not the ratio of norms.
         "other_batch" is the gradient of another random batch, and "larger_batch" that of `batches`
-        batches, this one among them.
+        batches, this one among them, without an image twice.
       gradient: The gradient of the batch.
-      gradient_of_row: Maps indices, -1 for padding, and a key to the sum of the gradients of the
-        losses of these images.
+      gradient_of_row: Maps indices, negative ones for padding, and a key to the sum of the
+        gradients of the losses of these images.
       size: Number of training images.
-      batch_size: Images in a batch.
+      batch: Indices of the images in the batch.
       batches: Number of batches of "larger_batch".
       key: Random key of the step.
     """
     if kind in ("other_batch", "larger_batch"):
-        count = batch_size * (1 if kind == "other_batch" else batches - 1)
-        rows = jax.random.permutation(key, size)[:count]
-        total = gradient_of_row(rows, key)
+        order = jax.random.uniform(key, (size,))
         if kind == "other_batch":
-            return optax.tree.scale(1 / batch_size, total)
-        whole = optax.tree.add_scale(total, batch_size, gradient)
-        return optax.tree.scale(1 / (batch_size + count), whole)
+            rows = jnp.argsort(order)[: len(batch)]
+            return optax.tree.scale(1 / len(batch), gradient_of_row(rows, key))
+        count = min((batches - 1) * len(batch), size - len(batch))
+        rows = jnp.argsort(order.at[batch].set(2.0))[:count]  # those of the batch come last
+        whole = optax.tree.add_scale(gradient_of_row(rows, key), len(batch), gradient)
+        return optax.tree.scale(1 / (len(batch) + count), whole)
     full = optax.tree.scale(1 / size, _total(gradient_of_row, size, key))
     product, square = optax.tree.vdot(gradient, full), optax.tree.vdot(full, full)
     if kind == "noise_eq8":
@@ -61,10 +62,9 @@ def ascent_gradient(
 def _total(gradient_of_row: GradientOfRow, size: int, key: jax.Array) -> Any:
     """Returns the sum over all images, a chunk after the other."""
     count = -(-size // CHUNK)
-    padding = (
-        jnp.full(count * CHUNK - size, -1, jnp.int32) if count > 1 else jnp.zeros(0, jnp.int32)
-    )
-    rows = jnp.concatenate([jnp.arange(size, dtype=jnp.int32), padding]).reshape(count, -1)
+    # Negative indices are padding. They are those of different images, for BatchNorm.
+    missing = count * CHUNK - size if count > 1 else 0
+    rows = jnp.arange(-missing, size, dtype=jnp.int32).reshape(count, -1)
     if count == 1:
         return gradient_of_row(rows[0], key)
     totals = jax.lax.map(lambda of: gradient_of_row(*of), (rows, jax.random.split(key, count)))

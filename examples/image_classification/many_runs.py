@@ -7,8 +7,9 @@ rounding. Use it for small models of matrix products, where a single run leaves 
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from examples.image_classification.data import load
 from examples.image_classification.models import MATRIX_PRODUCTS
 from examples.image_classification.progress import StopRequest
 from examples.image_classification.run_folder import Diverged
-from examples.image_classification.steps import State, TracedSettings
+from examples.image_classification.steps import Program, State, TracedSettings
 from examples.image_classification.train import (
     Record,
     Run,
@@ -142,6 +143,27 @@ class Axes(NamedTuple):
         return jax.tree.map(part, self.state, state, is_leaf=lambda axis: axis is None)
 
 
+class VmappedProgram(NamedTuple):
+    """The compiled functions of `Program` for several runs."""
+
+    axes: Axes
+    train_steps: Callable[..., Any]
+    evaluate: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=4)
+def vmapped(program: Program) -> VmappedProgram:
+    """Returns the functions of a program under `jax.vmap`. A sweep compiles them once."""
+    axes = Axes.of(program.abstract_state)
+    train_steps = jax.vmap(
+        lambda *arguments: program.train_steps(*arguments),
+        in_axes=(axes.state, axes.arrays, 0, 0),
+        out_axes=(axes.state, 0),
+    )
+    evaluate = jax.vmap(program.evaluate, in_axes=(axes.state, None, None), out_axes=0)
+    return VmappedProgram(axes, jax.jit(train_steps, donate_argnums=0), jax.jit(evaluate))
+
+
 class Together:
     """Runs at the same step, with their programs under `jax.vmap`.
 
@@ -153,26 +175,14 @@ class Together:
         self, runs: Sequence[Run], states: Sequence[State], histories: Sequence[list[Record]]
     ) -> None:
         self._runs, self._histories = runs, histories
-        self._batches, program = runs[0].batches, runs[0].program
-        self._axes = Axes.of(states[0])
-        self._state = self._axes.stack(states)
+        self._batches, self._program = runs[0].batches, vmapped(runs[0].program)
+        self._state = self._program.axes.stack(states)
         self._traced = jax.tree.map(lambda *values: jnp.stack(values), *[r.traced for r in runs])
         images = self._batches.arrays["train"]
         assert images is not None
         # Runs share the images, but not wrong labels.
         labels = np.stack([load(run.config).train.labels for run in runs])
         self._arrays = Images(images.pixels, jnp.asarray(labels))
-        self._train_steps = jax.jit(
-            jax.vmap(
-                lambda *arguments: program.train_steps(*arguments),
-                in_axes=(self._axes.state, self._axes.arrays, 0, 0),
-                out_axes=(self._axes.state, 0),
-            ),
-            donate_argnums=0,
-        )
-        self._evaluate = jax.jit(
-            jax.vmap(program.evaluate, in_axes=(self._axes.state, None, None), out_axes=0)
-        )
         self.errors: list[Diverged | None] = [None] * len(runs)
 
     def train(self, stop: StopRequest, bar: tqdm) -> None:
@@ -201,7 +211,7 @@ class Together:
         ]
         step = int(self._state.step)
         for rows in zip(*orders, strict=True):
-            self._state, metrics = self._train_steps(
+            self._state, metrics = self._program.train_steps(
                 self._state, self._arrays, jnp.stack(rows), self._traced
             )
             bar.update(rows[0].shape[0])
@@ -240,10 +250,10 @@ class Together:
     def _evaluate_split(self, split: str) -> dict[str, Any]:
         arrays = self._batches.arrays[split]
         rows = self._batches.evaluation_rows(self._batches.images(split))
-        parts = jax.device_get([self._evaluate(self._state, arrays, row) for row in rows])
+        parts = jax.device_get([self._program.evaluate(self._state, arrays, row) for row in rows])
         return mean_over_images(split, parts)
 
     def _save(self, step: int, wait: bool) -> None:
         for i, (run, error) in enumerate(zip(self._runs, self.errors, strict=True)):
             if error is None:
-                run.folder.save(self._axes.select(self._state, i), step, wait=wait)
+                run.folder.save(self._program.axes.select(self._state, i), step, wait=wait)

@@ -101,7 +101,13 @@ def in_asams_metric(
     method = optax.with_extra_args_support(method)
 
     def update(
-        updates: optax.Updates, state: Any, params: Any, *, value_fn: Any, **extra: Any
+        updates: optax.Updates,
+        state: Any,
+        params: Any,
+        *,
+        value_fn: Callable[[Any], jax.Array],
+        grad_fn: Callable[[Any], Any] | None = None,
+        **extra: Any,
     ) -> tuple[optax.Updates, Any]:
         mask = scaled(biases)
         selected = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
@@ -115,6 +121,8 @@ def in_asams_metric(
         def point(x: Any) -> Any:
             return optax.apply_updates(params, times_units(x))
 
+        if grad_fn is not None:
+            extra["grad_fn"] = lambda x: times_units(grad_fn(point(x)))
         update, state = method.update(
             times_units(updates),
             state,

@@ -255,7 +255,7 @@ class Program:
         clean = first_pass(losses_fn, point, (images, batch.labels), *sizes)
         accuracy, statistics = clean.aux
         if method.ascends_along:
-            ascent = self._ascent_gradient(losses_fn, clean.gradient, state, arrays, traced)
+            ascent = self._ascent_gradient(losses_fn, clean.gradient, state, arrays, row, traced)
             clean = clean._replace(updates=ascent)
         decided = {} if sharp is None else {"sharp": sharp}
         updates, opt_state = self._make_optimizer(traced).update(
@@ -279,9 +279,14 @@ class Program:
         gradient: Any,
         state: State,
         arrays: Any,
+        row: Any,
         traced: TracedSettings,
     ) -> Any:
         """Returns another gradient than that of the batch for the ascent (F-SAM's section 4)."""
+        if arrays is None:
+            raise ValueError(
+                f"{self._config.method} needs all images in memory: use a smaller data set"
+            )
 
         def gradient_of_row(row: jax.Array, key: jax.Array) -> Any:
             batch = gather_batch(arrays, row)
@@ -300,7 +305,7 @@ class Program:
             gradient,
             gradient_of_row,
             size=len(arrays.labels),
-            batch_size=self._config.batch_size,
+            batch=row,
             batches=read_number(self._config, "batches") if kind == "larger_batch" else 1,
             key=jax.random.fold_in(jax.random.fold_in(traced.key, 4), state.step),
         )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # XSAM on ASAM's ascent with its search in ASAM's metric, on digits with 40 and 80 % wrong labels, 32 seeds each.
-# SAM, ASAM and XSAM have twelve settings, chosen by the mean validation accuracy of eight other seeds.
+# Each method has twelve settings, rho_max twice rho, chosen by the mean validation accuracy of eight other seeds.
 #     bash examples/experiments/runs/digits_asams_metric.sh [OUT]
 # Half an hour on one core. An interrupted script continues where it was.
 set -euo pipefail
@@ -13,16 +13,13 @@ for noise in 0.4 0.8; do
   settings=()
   for rate in 0.05 0.1; do
     for rho in "${radii[@]}"; do
-      tenth=$(awk "BEGIN { print $rho / 10 }") # SAM's rho is in other units
-      settings+=("--method sam --learning-rate $rate --rho $tenth" "--method asam --learning-rate $rate --rho $rho")
-    done
-    for rho in "${radii[@]:1:3}"; do
-      for times in 1.25 2; do
-        rho_max=$(awk "BEGIN { print $rho * $times }")
-        settings+=("--method xsam+asam_metric --learning-rate $rate --rho $rho --rho-max $rho_max")
-        tenth="--rho $(awk "BEGIN { print $rho / 10 }") --rho-max $(awk "BEGIN { print $rho * $times / 10 }")"
-        settings+=("--method xsam --learning-rate $rate $tenth")
-      done
+      twice=$(awk "BEGIN { print $rho * 2 }") tenth=$(awk "BEGIN { print $rho / 10 }") fifth=$(awk "BEGIN { print $rho / 5 }")
+      settings+=(
+        "--method sam --learning-rate $rate --rho $tenth" # in other units than ASAM's
+        "--method xsam --learning-rate $rate --rho $tenth --rho-max $fifth"
+        "--method asam --learning-rate $rate --rho $rho"
+        "--method xsam+asam_metric --learning-rate $rate --rho $rho --rho-max $twice"
+      )
     done
   done
   "$python" -m examples.experiments.sweep --out "$out/digits_asams_metric_noise$noise" --tune 100:108 --seeds 0:32 \
