@@ -189,6 +189,16 @@ def test_the_heads_of_the_vggs_have_the_sizes_of_the_authors():
     assert round(counts["vgg16"] / 1e6, 2) == 15.25
 
 
+@pytest.mark.parametrize(("name", "kinds"), [("vgg11", "LDLDL"), ("vgg16", "DLDLL")])
+def test_the_heads_of_the_vggs_drop_units_where_the_authors_do(name, kinds):
+    options = {"num_classes": 10, "image_shape": CIFAR, "rngs": nnx.Rngs(0), **SMALL[name]}
+    layers = make_model(name, **options).head.layers
+    found = [
+        "L" if isinstance(layer, nnx.Linear) else "D" for layer in layers if layer is not nnx.relu
+    ]
+    assert "".join(found) == kinds
+
+
 def test_every_model_has_a_published_size_and_a_small_form():
     assert {row[0] for row in PUBLISHED} == set(MODELS) == set(SMALL)
 

@@ -305,6 +305,57 @@ def test_a_preset_has_the_published_numbers(name):
     assert {key: config[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
+# Of SAM, the fixed direction and XSAM: rho, rho_max, and alpha of the fixed direction.
+RADII = {
+    # Table 5.
+    "cifar10-vgg11-{}": (0.15, 0.30, "0.75"),
+    "cifar100-vgg11-{}": (0.15, 0.30, "1.0"),
+    "tiny_imagenet-vgg11-{}": (0.20, 1.20, "1.0"),
+    "cifar10-resnet18-{}": (0.15, 0.25, "0.5"),
+    "cifar100-resnet18-{}": (0.15, 0.30, "1.25"),
+    "tiny_imagenet-resnet18-{}": (0.20, 0.25, "1.0"),
+    "cifar10-densenet121-{}": (0.05, 0.10, "1.25"),
+    "cifar100-densenet121-{}": (0.10, 0.20, "0.75"),
+    "tiny_imagenet-densenet121-{}": (0.20, 0.20, "0.75"),
+    # Tables 6 and 8.
+    "cifar100-resnet18-{}-rho0.1": (0.10, 0.30, "1.57"),
+    "cifar100-resnet18-{}-rho0.2": (0.20, 0.30, "1.15"),
+    "cifar100-resnet18-{}-rho0.3": (0.30, 0.30, "0.92"),
+    "cifar100-resnet18-{}-k3-rho0.04": (0.04, 0.30, "1.72"),
+    "cifar100-resnet18-{}-k3-rho0.08": (0.08, 0.25, "1.15"),
+    "cifar100-resnet18-{}-k3-rho0.12": (0.12, 0.20, "0.41"),
+}
+
+
+@pytest.mark.parametrize("name", RADII)
+def test_presets_have_every_radius_and_alpha_of_the_xsam_paper(name):
+    rho, rho_max, alpha = RADII[name]
+    found = {m: PRESETS[name.format(m)].settings for m in ("sam", "slerp_sam", "xsam")}
+    assert [settings["rho"] for settings in found.values()] == [rho] * 3
+    assert found["xsam"]["rho_max"] == rho_max
+    assert found["slerp_sam"]["method_args"]["alpha"] == alpha
+
+
+# F-SAM, tables 1 and 2: epochs, and lambda of F-SAM. The radii are in its text.
+TRAINED = {"vgg16": (200, "0.6"), "resnet18": (200, "0.6")}
+TRAINED |= {"wrn28_10": (200, "0.9"), "pyramidnet110": (300, "0.9")}
+FSAM_RADII = {"sam": (0.1, 0.2), "friendly_sam": (0.1, 0.2), "asam": (2.0, 4.0)}
+FSAM_RADII |= {"fisher_sam": (0.1, 0.1), "sgd": (None, None)}
+
+
+@pytest.mark.parametrize("model", TRAINED)
+def test_presets_have_every_number_of_tables_1_and_2_of_the_fsam_paper(model):
+    epochs, decay = TRAINED[model]
+    for method, radii in FSAM_RADII.items():
+        for dataset, rho in zip(("cifar10", "cifar100"), radii, strict=True):
+            settings = PRESETS[f"fsam-{dataset}-{model}-{method}"].settings
+            expected = (epochs, rho, 5e-4 if method == "sgd" else 1e-3)
+            config = Config(**settings)
+            assert (config.epochs, config.rho, config.weight_decay) == expected
+            if method == "friendly_sam":
+                assert config.method_args["decay"] == decay
+
+
 def test_the_page_of_the_papers_has_every_table_and_figure_and_valid_presets():
     text = (Path(__file__).parents[1] / "docs" / "papers.md").read_text()
     _, xsam, friendly = text.split("\n## ")

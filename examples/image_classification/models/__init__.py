@@ -30,7 +30,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet18": ResNet,
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), branch=bottleneck),
     "vgg11": partial(VGG, blocks=(1, 1, 2, 2, 2), hidden=(4096, 4096)),  # as in XSAM's code
-    "vgg16": partial(VGG, hidden=(512, 512)),  # as in F-SAM's code
+    # As in other code of F-SAM's authors. The file is missing in F-SAM's.
+    "vgg16": partial(VGG, hidden=(512, 512), dropout_first=True),
     "densenet121": DenseNet,
     "wrn28_10": WideResNet,
     "pyramidnet110": PyramidNet,

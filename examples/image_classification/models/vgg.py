@@ -1,8 +1,8 @@
 """VGG with BatchNorm (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556), as for CIFAR.
 
-The head stands on the mean over pixels. It has two hidden layers, each followed by ReLU and Dropout
-at a rate of 0.5, as in torchvision. Convolutions start as He normal over the outputs, the head as
-torch.nn.Linear with a zero bias.
+The head stands on the mean over pixels. Its hidden layers have ReLU and Dropout at a rate of 0.5,
+after the layer as in torchvision, or before it as in its first version. Convolutions start as He
+normal over the outputs, the head as torch.nn.Linear with a zero bias.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ class VGG(nnx.Module):
       blocks: Convolutions of each stage.
       width: Width of the first stage. It doubles from stage to stage, up to eight times.
       hidden: Widths of the hidden layers of the head.
+      dropout_first: Whether Dropout comes before a hidden layer, not after its ReLU.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class VGG(nnx.Module):
         blocks: Sequence[int] = (2, 2, 3, 3, 3),
         width: int = 64,
         hidden: Sequence[int] = (),
+        dropout_first: bool = False,
     ) -> None:
         features: list[Any] = []
         in_width = image_shape[-1]
@@ -48,7 +50,8 @@ class VGG(nnx.Module):
         self.features = nnx.Sequential(*features)
         head: list[Any] = []
         for out_width in hidden:
-            head += [layers.linear(in_width, out_width), nnx.relu, nnx.Dropout(0.5)]
+            layer, dropout = [layers.linear(in_width, out_width), nnx.relu], [nnx.Dropout(0.5)]
+            head += dropout + layer if dropout_first else layer + dropout
             in_width = out_width
         self.head = nnx.Sequential(*head, layers.head(in_width, num_classes))
 

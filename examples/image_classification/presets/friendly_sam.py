@@ -3,8 +3,11 @@
 Names are `fsam-{dataset}-{model}-{method}`, with a suffix for differences from tables 1 and 2.
 Section 6.1 omits the batch size on CIFAR and the eta of ASAM, which are those of the authors' code.
 Table 5 fine-tunes a pretrained network and is left out. The learning rate falls in every step, as
-in the authors' code. Initial weights are those of `models.layers`, and the incomplete last batch of
-an epoch is left out, 80 of 50,000 images.
+in the authors' code. Departures from that code: initial weights are those of `models.layers`. The
+incomplete last batch of an epoch is left out, 80 of 50,000 images. Images are normalized by their
+own mean and deviation, while the code divides both CIFARs by 0.2023, 0.1994 and 0.2010. Crops reach
+beyond the image into its mean color, not into black. The code renews BatchNorm's statistics before
+its last test (`evaluate --renew-statistics`).
 """
 
 from collections.abc import Iterator
