@@ -19,6 +19,7 @@ from pathlib import Path
 import chex
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from pictures import assert_is_a_picture
@@ -699,7 +700,14 @@ def test_a_finished_sweep_trains_nothing(swept, capsys):
     assert len(before) >= 4
     assert sweep.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in files] == before
-    assert "rho0.05 is best of 3\n" in capsys.readouterr().err
+    expected = "rho0.05 is best of 3: a better rho may lie beyond\n"  # the smallest of them
+    assert expected in capsys.readouterr().err
+
+
+def test_a_choice_within_what_was_tried_is_not_at_its_edge():
+    tried = {"rho": [0.1, 0.2, 0.3, 0.3], "learning_rate": [1.0, 2.0, 1.0, 2.0]}
+    rivals = pd.DataFrame(tried, dtype=object)
+    assert [sweep.at_edge(rivals, i) for i in range(4)] == [["rho"], [], ["rho"], ["rho"]]
 
 
 def test_a_stopped_sweep_continues(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,14 @@ from tyro.conf import Positional
 from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.group_runs import Comparison
-from examples.experiments.read_runs import VALIDATION, Runs, format_setting, read_runs, short_name
+from examples.experiments.read_runs import (
+    EDGES,
+    VALIDATION,
+    Runs,
+    format_setting,
+    read_runs,
+    short_name,
+)
 from examples.experiments.seed_statistics import ENOUGH, difference, paired_difference, spread
 from examples.image_classification.check_name import hint
 
@@ -46,7 +53,6 @@ METRICS = {  # names in the files, and in the table
     "corrupted": "all corruptions",
 }
 SYMBOLS = {"rho": "$\\rho$", "rho_max": "$\\rho_m$", "probe_every": "steps between probes"}
-EDGES = ("rho", "rho_max", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)

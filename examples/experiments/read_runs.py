@@ -18,6 +18,8 @@ from examples.image_classification.run_folder import (
 
 # The settings that a method may be tuned by. Arguments of the method are tuned, too.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
+# Settings of which a best value at the edge of those tried is reported.
+EDGES = ("rho", "rho_max", "learning_rate", "weight_decay")
 ARGUMENT = "method_args."  # prefix of the arguments of a method
 ABSENT = ""  # the value of a setting that a method does not have
 VALIDATION = "validation_accuracy"

@@ -29,11 +29,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import pandas as pd
 from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.read_runs import is_tuned, number_groups, tabulate_settings, used_settings
+from examples.experiments.read_runs import (
+    EDGES,
+    is_tuned,
+    number_groups,
+    tabulate_settings,
+    used_settings,
+)
 from examples.image_classification.command_line import parse_seeds, read_config
 from examples.image_classification.config import Config, check
 from examples.image_classification.many_runs import is_worthwhile, train_together
@@ -122,11 +129,12 @@ def sweep(options: Options) -> None:
     )
     differ = ["seed", *filter(is_tuned, settings)]
     choices = number_groups(settings, differ) if tune else settings.index
-    groups = [[points[i] for i in group] for group in settings.groupby(choices).groups.values()]
+    groups = list(settings.groupby(choices).groups.values())
     total = len(seeds) * len(groups) + len(tune) * len(points)
     diverged, count = [], itertools.count(1)
     with tqdm(total=total, unit="run", disable=None) as bar:
-        for rivals in groups:
+        for group in groups:
+            rivals = [points[i] for i in group]
             best = rivals[0]
             if tune:
                 found = [_train(point, tune, out / "tuning", bar, count)[0] for point in rivals]
@@ -136,13 +144,20 @@ def sweep(options: Options) -> None:
                     diverged.append(f"all of {', '.join(point.name for point in rivals)}")
                     bar.update(len(seeds))
                     continue
-                end = len(rivals) > 2 and index in (0, len(rivals) - 1)
-                edge = ", the first or last of them: a better one may lie beyond" if end else ""
-                bar.write(f"{best.name} is best of {len(rivals)}{edge}", sys.stderr)
+                edges = at_edge(settings.loc[group], group[index])
+                beyond = f": a better {' or '.join(edges)} may lie beyond" if edges else ""
+                bar.write(f"{best.name} is best of {len(rivals)}{beyond}", sys.stderr)
             diverged += _train(best, seeds, out, bar, count)[1]
     print(f"next: python -m examples.experiments.compare {out}", file=sys.stderr)
     if diverged:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
+
+
+def at_edge(rivals: pd.DataFrame, best: int) -> list[str]:
+    """Returns the settings whose best value is the smallest or largest of three or more."""
+    names = [name for name in EDGES if name in rivals and rivals[name].nunique() > 2]
+    ends = {name: (rivals[name].min(), rivals[name].max()) for name in names}
+    return [name for name, end in ends.items() if rivals.loc[best, name] in end]
 
 
 def check_points(points: Sequence[Point], seeds: Sequence[int], tune: Sequence[int]) -> None:
