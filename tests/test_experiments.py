@@ -607,6 +607,16 @@ def test_methods_are_compared_at_equal_numbers_of_gradients(tmp_path, capsys, wr
     assert "| sam, every 5 steps | 75.2 ±  1.6 | 12 |" in text
     assert "* 12 gradients, sgd - sam: -5.00 [-5.00, -5.00], 5 seeds: they differ" in text
     assert "* 60 gradients, sam, every 5 steps - sam: -0.98 [-1.12, -0.84]" in text
+    assert re.findall(r"^\| (s[^|]*) \|", text, re.MULTILINE) == [
+        "sgd",
+        "sam",
+        "sam, every 5 steps",
+    ]
+    shutil.rmtree(tmp_path / "60" / "sgd" / "seed4")
+    assert equal_gradients.main([str(tmp_path)]) == 0
+    assert (
+        "60 gradients, sgd - sam: not compared, as they have other seeds" in capsys.readouterr().out
+    )
     for over in ("gradients", "seconds"):
         assert_is_a_picture(tmp_path / "comparison" / f"accuracy_over_{over}.png")
 

@@ -74,10 +74,12 @@ def run(options: Options) -> None:
         for label, row in budget.iterrows():
             over["gradients"].setdefault(str(label), {})[number] = row["test"]
             over["seconds"].setdefault(str(label), {})[row["seconds"]] = row["test"]
-            if label != BASE and BASE in budget.index and row["seeds"] == budget["seeds"][BASE]:
-                by = paired_difference(row["test"], budget["test"][BASE], digits=2)
+            if label != BASE and BASE in budget.index:
+                by = "not compared, as they have other seeds"
+                if row["seeds"] == budget["seeds"][BASE]:
+                    by = paired_difference(row["test"], budget["test"][BASE], digits=2)
                 lines.append(f"* {number} gradients, {label} - {BASE}: {by}")
-    table = pd.DataFrame(columns).reset_index(names="method")
+    table = pd.DataFrame(columns).loc[list(over["gradients"])].reset_index(names="method")
     text = "\n".join([markdown(table.where(table.notna(), None)), "", *lines])
     print(text)
     out = options.out or options.folder / "comparison"
