@@ -379,6 +379,16 @@ def test_figures_over_a_setting_have_means_bands_and_levels(runs, drawn, capsys)
     assert (82.0, 99.0) in low_high  # from 82, the lower seed at 0.1, to 99 at 0.02
 
 
+def test_bands_of_five_seeds_are_confidence_intervals(tmp_path, drawn, capsys):
+    for seed in range(5):
+        for rho in (0.1, 0.2):
+            fake_run(tmp_path / str(rho), seed, 80.0 + seed, method="sam", rho=rho)
+    compared(capsys, tmp_path, "--over", "rho")
+    half = 2.776 * np.sqrt(2.5 / 5)  # Student's t of four degrees of freedom
+    low_high = [(box.ymin, box.ymax) for box in drawn["accuracy_over_rho", "bands"][0]]
+    np.testing.assert_allclose(low_high, [(82 - half, 82 + half)], rtol=1e-4)
+
+
 def test_candidates_without_a_choice_have_a_line_each(tmp_path, drawn, capsys):
     for rho in (0.4, 0.1):
         for ratio in (1, 2):

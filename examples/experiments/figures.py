@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from examples.experiments.seed_statistics import band, name_of_band
 from xsam_jax.analysis.style import (
     COLORS,
     STYLE,
@@ -69,13 +70,14 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
         if None in tests[label]:
             level = tests[label][None]
             axes.axhline(level.mean(), color=color, linestyle="--", label=format_label(label))
-            axes.axhspan(level.min(), level.max(), color=color, alpha=0.2, lw=0)
+            axes.axhspan(*band(level), color=color, alpha=0.2, lw=0)
         if line:
             ring = places[chosen[label]] if chosen else None
             bars = words or len(line) == 1
             style |= {"label": format_label(label)} | ({"linestyle": "none"} if words else {})
             _curve(axes, line, ring, bars, **style)
-    seeds = "bar: all seeds" if words else "band: all seeds"
+    numbers = {len(of_seeds) for line in tests.values() for of_seeds in line.values()}
+    seeds = f"{'bar' if words else 'band'}: {name_of_band(numbers)}"
     axes.set_xlabel(f"{name} ({'ring: chosen on validation; ' if chosen else ''}{seeds})")
     axes.set_ylabel("test accuracy (%)")
     if not words and min(values) > 0 and max(values) >= 4 * min(values):
@@ -97,10 +99,11 @@ def _curve(
     bars: bool = False,
     **style: Any,
 ) -> None:
-    """Draws mean and range over any number of seeds at each place, from left to right."""
+    """Draws the mean and the band of any number of seeds at each place, from left to right."""
     color = style["color"]
     places = sorted(line)
-    means, low, high = (np.array([f(line[x]) for x in places]) for f in (np.mean, np.min, np.max))
+    means = np.array([line[x].mean() for x in places])
+    low, high = np.transpose([band(line[x]) for x in places])
     axes.plot(places, means, **style)
     if bars:
         axes.errorbar(places, means, (means - low, high - means), fmt="none", ecolor=color)
@@ -130,10 +133,9 @@ def over_epochs(panels: Mapping[str, Curves]) -> Figure:
             style |= {"marker": "o" if len(epochs) == 1 else "", "label": format_label(label)}
             _curve(axes, line, **style)
         axes.set_ylabel(title)
-    several = any(
-        len(values) > 1 for of_panel in panels.values() for _, values in of_panel.values()
-    )
-    grid[-1, 0].set_xlabel("epoch (band: all seeds)" if several else "epoch")
+    numbers = {len(values) for of_panel in panels.values() for _, values in of_panel.values()}
+    several = max(numbers, default=1) > 1
+    grid[-1, 0].set_xlabel(f"epoch (band: {name_of_band(numbers)})" if several else "epoch")
     grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     add_legend(grid[0, 0])
     figure.align_ylabels()

@@ -1,6 +1,7 @@
 """Statistics over seeds: a mean with its spread, a difference with its standard error."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from scipy import stats
@@ -23,6 +24,20 @@ def difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
     verdict = "tie" if abs(by) <= 2 * error else "more than two standard errors"
     return f"{by:+.{digits}f}, standard error {error:.{digits}f}: {verdict}"
+
+
+def band(values: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of the mean, or the range of fewer seeds."""
+    if len(values) < ENOUGH:
+        return values.min(), values.max()
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
+
+
+def name_of_band(numbers: Collection[int]) -> str:
+    """Returns what the bands of so many seeds each show."""
+    kinds = ["all seeds"] if min(numbers) < ENOUGH else []
+    return " or ".join(kinds + ["95 % interval"] * (max(numbers) >= ENOUGH))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, digits: int = 1) -> str:
