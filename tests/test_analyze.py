@@ -302,6 +302,9 @@ def test_planes_profiles_and_gaps_of_a_kept_checkpoint(tmp_path, capsys):
         assert sorted(int(p.name) for p in (path / "checkpoints").glob("[0-9]*")) == [3, 9, 12]
         params, *data = of_run(path, epoch=1)
     pictures = {"planes", "loss_over_alpha", "gradient_gap"}
+    table = (path / "analysis_epoch1" / "table.md").read_text()
+    assert "1 run, after epoch 1, the first" in table
+    assert "Ascents of length 0.3, distances up to 0.9." in table
     assert written_pictures(capsys) == PICTURES - {"spectral_density"} | pictures
     found = json.loads((path / measure_flatness.ANALYSIS).read_text())
     found = {name: np.array(part["result"]) for name, part in found.items()}
@@ -326,6 +329,10 @@ def test_planes_profiles_and_gaps_of_a_kept_checkpoint(tmp_path, capsys):
             assert row_of_gap[0] == pytest.approx(0, abs=1e-5)
     assert analyze.main([str(path), *FEW, "--epoch=2"]) == 2
     assert "has no checkpoint of epoch 2: see --keep-epochs" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", partial(MLP, width=WIDTH))
+        with pytest.raises(ValueError, match="--keep-epochs: epoch 2 of"):
+            train(dataclasses.replace(config, keep_epochs=(1, 2)), show=False)
 
 
 # --- Kept results ---

@@ -809,6 +809,11 @@ def test_a_sweep_without_tuning_trains_all(tmp_path, trained):
             "the settings 'gsam-alpha-1' and 'gsam-alpha-1.0' are the same",
         ),
         (["--method sgd", "--seeds", "1", "1"], "seeds must differ, got 1 1"),
+        (
+            ["--method sgd --validation-size 100", "--seeds", "0:3", "--tune", "2"],
+            "seed 2 is in --seeds and in --tune",
+        ),
+        (["--seeds", "1", "--method sgd"], "the setting '--method sgd' follows the seeds directly"),
         ([], "give a setting: options of the trainer"),
     ],
 )

@@ -171,6 +171,20 @@ def test_links_lead_to_existing_files_and_headings(page):
         assert not target or target in anchors(file), f"{name}#{target}"
 
 
+EXPERIMENTS = ROOT / "examples" / "experiments"
+WITH_COMMANDS = [*MARKDOWN, EXPERIMENTS / "RESULTS.md", EXPERIMENTS / "LOG.md"]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_name_existing_modules_and_scripts(page):
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m ((?:examples|benchmarks)[.\w]*)", text):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for script in re.findall(r"\w+\.sh\b", text):
+        assert list(ROOT.glob(f"examples/**/{script}")), script
+
+
 def test_analysis_page_runs_from_top_to_bottom():
     module = types.ModuleType("page")
     for code in blocks(ANALYSIS).values():

@@ -78,7 +78,7 @@ class Options(MeasurementOptions):
     epoch: int | None = None
     """Epoch of the checkpoint. None: the last one."""
     out: Path | None = None
-    """Folder for the table and figures. None: `analysis` in the first folder."""
+    """Folder for the table and figures. None: `analysis` or `analysis_epoch10` in the first one."""
 
 
 def measure_all(
@@ -262,11 +262,15 @@ def run(options: Options) -> None:
     table = tabulate(comparison, found, options.radius)
     statements = [standard_errors(found, options.radius), *(f"left out: {x}" for x in left_out)]
     number = f"{len(networks)} run{'s' if len(networks) > 1 else ''}"
-    images = f"{number}, the first {options.images} training images of each."
+    epoch = f", after epoch {options.epoch}" if options.epoch else ""
+    images = f"{number}{epoch}, the first {options.images} training images of each."
+    if options.plane or options.profile or options.gap:
+        images += f" Ascents of length {options.rho:g}, distances up to {options.rho_max:g}."
     lines = [markdown(table, digits=None), "", *(f"- {line}" for line in statements), ""]
     text = "\n".join([*lines, f"{images} {shared(comparison)}"])
     print(text)
-    out = options.out or options.folders[0] / "analysis"
+    name = "analysis" if options.epoch is None else f"analysis_epoch{options.epoch}"
+    out = options.out or options.folders[0] / name
     paths = write_table(table, text, out)
     for name, axes in draw(comparison, found, options).items():
         paths.append(figures.save(cast(Figure, axes.figure), out / name))

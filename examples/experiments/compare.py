@@ -303,7 +303,8 @@ def run(options: Options) -> None:
     statements.append([f"left out: {line}" for line in runs.unfinished])
     hours = runs.table["last", "total_seconds"].sum() / 3600
     lines = [markdown(table), "", *(f"* {line}" for line in itertools.chain(*statements)), ""]
-    lines += [f"{len(runs.table)} runs, {hours:.2g} hours of training. {shared(comparison)}"]
+    number = f"{len(runs.table)} run{'s' if len(runs.table) > 1 else ''}"
+    lines += [f"{number}, {hours:.2g} hours of training. {shared(comparison)}"]
     text = "\n".join(lines)
     print(text)
     out = options.out or options.folders[0] / "comparison"

@@ -119,8 +119,8 @@ def sweep(options: Options) -> None:
         not finite.
       Stopped: SIGTERM or Ctrl-C came. The state is saved.
     """
-    seeds, out = parse_seeds(options.seeds), options.out
-    tune = parse_seeds(options.tune) if options.tune else ()
+    seeds, tune = read_seeds(options)
+    out = options.out
     points = [make_point(setting, options.each) for setting in options.settings]
     check_points(points, seeds, tune)
     settings = tabulate_settings(
@@ -153,6 +153,23 @@ def sweep(options: Options) -> None:
         raise Diverged(f"diverged: {'; '.join(diverged)}")
 
 
+def read_seeds(options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the seeds to train with, and those to choose by.
+
+    Raises:
+      ValueError: they are no seeds.
+    """
+    for word in (*options.seeds, *options.tune):
+        if "--" in word:
+            raise ValueError(
+                f"the setting {word.strip()!r} follows the seeds directly: put the settings first, "
+                "or another option between"
+            )
+    seeds = parse_seeds(options.seeds)
+    tune = parse_seeds(options.tune) if options.tune else ()
+    return seeds, tune
+
+
 def at_edge(rivals: pd.DataFrame, best: int) -> list[str]:
     """Returns the settings whose best value is the smallest or largest of three or more."""
     names = [name for name in EDGES if name in rivals and rivals[name].nunique() > 2]
@@ -182,6 +199,11 @@ def check_points(points: Sequence[Point], seeds: Sequence[int], tune: Sequence[i
         make_optimizer(config, 1, jax.random.key(0))
         if tune and not config.validation_size:
             raise ValueError("--tune needs validation images: add --validation-size to --each")
+    if both := sorted({*seeds} & {*tune}):
+        raise ValueError(
+            f"seed {both[0]} is in --seeds and in --tune: choose by other seeds than those of the "
+            "results"
+        )
 
 
 def _train(

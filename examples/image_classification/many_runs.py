@@ -27,6 +27,7 @@ from examples.image_classification.steps import Program, State, TracedSettings
 from examples.image_classification.train import (
     Record,
     Run,
+    check_kept,
     diverged,
     is_saved,
     mean_over_images,
@@ -73,6 +74,8 @@ def train_together(configs: Sequence[Config], show: bool = True) -> list[list[Re
         stop = stack.enter_context(StopRequest())
         states = [run.folder.checkpoints.restore(run.program.init(run.traced)) for run in runs]
         steps = [int(state.step) for state in states]
+        for run, step in zip(runs, steps, strict=True):
+            check_kept(run, step)
         histories = [run.folder.history(step) for run, step in zip(runs, steps, strict=True)]
         results: list[list[Record] | Diverged] = [*histories]
         total = configs[0].epochs * runs[0].batches.spec.steps_per_epoch

@@ -92,6 +92,18 @@ def is_saved(config: Config, epoch: int) -> bool:
     return in_turn or epoch == config.epochs or epoch in config.keep_epochs
 
 
+def check_kept(run: Run, step: int) -> None:
+    """Raises ValueError if epochs to keep are over, and their checkpoints were not kept."""
+    per_epoch, steps = run.batches.spec.steps_per_epoch, run.folder.checkpoints.steps
+    kept = {epoch * per_epoch for epoch in run.config.keep_epochs}
+    if missed := sorted(kept.intersection(range(step + 1)).difference(steps)):
+        epochs = ", ".join(str(lost // per_epoch) for lost in missed)
+        raise ValueError(
+            f"--keep-epochs: epoch {epochs} of {run.folder.path} is over, and its checkpoint was "
+            "not kept. Train again, with another --out"
+        )
+
+
 def check_equal_on_all_processes(config: Config) -> None:
     """Raises ValueError where processes of one run have different settings."""
     # The data may lie elsewhere on each host.
@@ -113,6 +125,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     with run.folder as folder, StopRequest() as stop:
         state = folder.checkpoints.restore(run.program.init(run.traced))
         step = int(state.step)
+        check_kept(run, step)
         history = folder.history(step)
         if (lost := step // per_epoch - len(history)) > 0:
             text = f"{folder.path}: the metrics of {lost} epochs before step {step} are lost"
