@@ -383,10 +383,17 @@ def test_bands_of_five_seeds_are_confidence_intervals(tmp_path, drawn, capsys):
     for seed in range(5):
         for rho in (0.1, 0.2):
             fake_run(tmp_path / str(rho), seed, 80.0 + seed, method="sam", rho=rho)
-    compared(capsys, tmp_path, "--over", "rho")
-    half = 2.776 * np.sqrt(2.5 / 5)  # Student's t of four degrees of freedom
+        fake_run(tmp_path / "more", seed, 81.0 + seed + seed % 2, method="sam", rho=0.4)
+    _, lines = compared(capsys, tmp_path, "--over", "rho")
+    found = [line for line in lines if " - sam, rho 0.1: " in line]
+    assert found == [
+        "* sam, rho 0.2 - sam, rho 0.1: +0.00 [+0.00, +0.00], 5 seeds: tie",
+        "* sam, rho 0.4 - sam, rho 0.1: +1.40 [+0.72, +2.08], 5 seeds: they differ",
+    ]
+    low = 82 - 2.776 * np.sqrt(2.5 / 5)  # Student's t of four degrees of freedom
+    high = 83.4 + 2.776 * np.sqrt(2.8 / 5)
     low_high = [(box.ymin, box.ymax) for box in drawn["accuracy_over_rho", "bands"][0]]
-    np.testing.assert_allclose(low_high, [(82 - half, 82 + half)], rtol=1e-4)
+    np.testing.assert_allclose(low_high, [(low, high)], rtol=1e-4)
 
 
 def test_candidates_without_a_choice_have_a_line_each(tmp_path, drawn, capsys):

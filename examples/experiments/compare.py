@@ -9,8 +9,8 @@ the last epoch in percent, mean ± standard deviation over seeds.
 
 Of the settings that a method is tuned by (radii, ascent steps, XSAM's search, arguments of the
 method, learning rate, weight decay) the candidate with the best validation accuracy is chosen (*).
-Only its test accuracy is shown, and figures show it alone. `--over rho` chooses no rho, and draws
-test accuracy over it.
+Only its test accuracy is shown, and figures show it alone. `--over rho` chooses no rho, draws
+test accuracy over it, and lists differences from its first value, too.
 
 With five or more seeds, the same ones, differences are paired by seed and have a 95 % confidence
 interval. A tie is an interval that contains zero. With fewer seeds a tie is a difference of at most
@@ -149,13 +149,31 @@ def differences(comparison: Comparison) -> list[str]:
         if base is None:
             lines.append(f"{label(group)}: not compared, as no or several rows of {against} fit")
         elif base != group and tests[[group, base]].notna().all():
-            seeds = comparison.seeds(group)
-            if len(seeds) >= ENOUGH and np.array_equal(seeds, comparison.seeds(base)):
-                by = paired_difference(tests[group], tests[base], digits=2)
-            else:
-                by = difference(tests[group], tests[base])
-            lines.append(f"{label(group)} - {label(base)}: {by}")
+            lines.append(f"{label(group)} - {label(base)}: {_difference(comparison, group, base)}")
     return lines
+
+
+def differences_along(comparison: Comparison) -> list[str]:
+    """Lists by how much each chosen group differs from that with the first value of `over`."""
+    lines: list[str] = []
+    firsts: dict[str, int] = {}
+    if comparison.over is None:
+        return lines
+    for group in comparison.last(TEST)[comparison.chosen].dropna().index:
+        line = comparison.label(group, [comparison.over, *comparison.tuned])
+        first = firsts.setdefault(line, group)
+        if first != group:
+            by = _difference(comparison, group, first)
+            lines.append(f"{comparison.label(group)} - {comparison.label(first)}: {by}")
+    return lines
+
+
+def _difference(comparison: Comparison, group: int, base: int) -> str:
+    """Returns the difference of the test accuracies of two groups, paired by seed if it can be."""
+    tests, seeds = comparison.last(TEST), comparison.seeds(group)
+    if len(seeds) >= ENOUGH and np.array_equal(seeds, comparison.seeds(base)):
+        return paired_difference(tests[group], tests[base], digits=2)
+    return difference(tests[group], tests[base])
 
 
 def searches(comparison: Comparison) -> list[str]:
@@ -299,7 +317,8 @@ def run(options: Options) -> None:
     runs = read_runs(options.folders)
     comparison = make_comparison(runs, options.over, options.against)
     table = tabulate(comparison)
-    statements = [f(comparison) for f in (differences, searches, edges, corrupted)]
+    makers = (differences, differences_along, searches, edges, corrupted)
+    statements = [make(comparison) for make in makers]
     statements.append([f"left out: {line}" for line in runs.unfinished])
     hours = runs.table["last", "total_seconds"].sum() / 3600
     lines = [markdown(table), "", *(f"* {line}" for line in itertools.chain(*statements)), ""]
