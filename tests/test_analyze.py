@@ -46,7 +46,8 @@ FUNCTIONS = (
     "spectral_density",
     "loss_surface",
 )
-PICTURES = {"eigenvalues", "average_sharpness", "spectral_density", "landscapes"}
+PICTURES = {"eigenvalues", "average_sharpness", "average_sharpness_element", "spectral_density"}
+PICTURES |= {"landscapes"}
 SHARPNESS = "average sharpness (filter-wise, radius 0.2)"
 
 

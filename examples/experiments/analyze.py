@@ -18,11 +18,12 @@ augmentation, label smoothing and weight decay, with BatchNorm in evaluation mod
 same random directions. Numbers are mean ± standard deviation over seeds.
 
 Figures show the choice by validation accuracy (*), as in `python -m examples.experiments.compare`:
-eigenvalues, sharpness over radii, and for the first seed the density of eigenvalues and the loss on
-a plane of two orthogonal directions that are normalized by filters. `--plane`, `--profile` and
-`--gap` add figures of the XSAM paper for the first seed: 5 to 9, 13, 11 and 12. `--epoch 10` is for
-the checkpoint of that epoch, which the trainer keeps with `--keep-epochs 10`. `analysis.json`
-beside each run keeps the measurements. They are used again for the same parameters and settings.
+eigenvalues, both kinds of sharpness over radii, and for the first seed the density of eigenvalues
+and the loss on a plane of two orthogonal directions that are normalized by filters. `--plane`,
+`--profile` and `--gap` add figures of the XSAM paper for the first seed: 5 to 9, 13, 11 and 12.
+`--epoch 10` is for the checkpoint of that epoch, which the trainer keeps with `--keep-epochs 10`.
+`analysis.json` beside each run keeps the measurements. They are used again for the same parameters
+and settings.
 """
 
 import math
@@ -51,6 +52,7 @@ from examples.experiments.measure_flatness import (
     FACTORS,
     GAP_FACTORS,
     GAP_POINTS,
+    KINDS,
     MeasurementOptions,
     Network,
     make_network,
@@ -141,21 +143,21 @@ def draw(comparison: Comparison, found: Measured, options: Options) -> dict[str,
     def by_label(name: str) -> dict[str, np.ndarray]:
         return over_seeds(best, found, name)[best.chosen].rename(labels).to_dict()
 
-    radii = [factor * options.radius for factor in FACTORS]
-    of_radii = [by_label(sharpness(radius)) for radius in radii]
-    rises = {}
-    for label in labels.values():
-        # Of shape (seeds, radii). The errors are those of the directions of each seed.
-        means, errors = np.transpose([values[label] for values in of_radii])
-        if len(means) > 1:
-            errors = means.std(axis=0, ddof=1, keepdims=True) / math.sqrt(len(means))
-        rises[label] = means.mean(axis=0), errors[0]
     top = {label: values.mean(axis=0) for label, values in by_label("eigenvalues").items()}
-    drawn = {
-        "eigenvalues": plots.eigenvalues(top),
-        "average_sharpness": plots.average_sharpness(radii, rises),
-    }
-    drawn["average_sharpness"].set_xticks(radii, [f"{radius:g}" for radius in radii])
+    drawn: dict[str, Axes] = {"eigenvalues": plots.eigenvalues(top)}
+    radii = [factor * options.radius for factor in FACTORS]
+    for kind in KINDS:
+        of_radii = [by_label(sharpness(radius, kind)) for radius in radii]
+        rises = {}
+        for label in labels.values():
+            # Of shape (seeds, radii). The errors are those of the directions of each seed.
+            means, errors = np.transpose([values[label] for values in of_radii])
+            if len(means) > 1:
+                errors = means.std(axis=0, ddof=1, keepdims=True) / math.sqrt(len(means))
+            rises[label] = means.mean(axis=0), errors[0]
+        axes = plots.average_sharpness(radii, rises)
+        axes.set_xticks(radii, [f"{radius:g}" for radius in radii])
+        drawn["average_sharpness" + ("" if kind == "filter" else f"_{kind}")] = axes
     firsts = {label: found[best.members[group][0]] for group, label in labels.items()}
     if options.steps:
         densities = {label: tuple(first["density"]) for label, first in firsts.items()}

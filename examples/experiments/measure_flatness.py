@@ -192,6 +192,9 @@ def gap(
     return analysis.gradient_gap(loss, params, rhos, distances, **options)
 
 
+KINDS = ("filter", "element")  # the units of the directions of the average sharpness
+
+
 def sharpness(radius: float, kind: str = "filter") -> str:
     """Returns the name of the average sharpness at a radius."""
     return f"sharpness {radius:g}" if kind == "filter" else f"{kind}-wise sharpness {radius:g}"
@@ -211,12 +214,10 @@ def requested(options: MeasurementOptions, chosen: bool, first: bool) -> dict[st
         "trace": Part(analysis.hessian_trace, {"num_probes": options.probes}, (2,)),
     }
     for radius in {options.radius, *(f * options.radius for f in FACTORS if chosen)}:
-        of_radius = {"radius": radius, "num_directions": options.directions}
-        parts[sharpness(radius)] = Part(analysis.average_sharpness, of_radius, (2,))
-    by_element = {"radius": options.radius, "num_directions": options.directions}
-    parts[sharpness(options.radius, "element")] = Part(
-        analysis.average_sharpness, by_element | {"normalization": "element"}, (2,)
-    )
+        for kind in KINDS:
+            settings = {"radius": radius, "num_directions": options.directions}
+            settings |= {} if kind == "filter" else {"normalization": kind}
+            parts[sharpness(radius, kind)] = Part(analysis.average_sharpness, settings, (2,))
     if chosen and first and options.steps:
         density = DENSITY | {"num_steps": options.steps}
         parts["density"] = Part(analysis.spectral_density, density, (2, DENSITY["num_points"]))
