@@ -215,7 +215,7 @@ def requested(options: MeasurementOptions, chosen: bool, first: bool) -> dict[st
     }
     for radius in {options.radius, *(f * options.radius for f in FACTORS if chosen)}:
         for kind in KINDS:
-            settings = {"radius": radius, "num_directions": options.directions}
+            settings: dict[str, Any] = {"radius": radius, "num_directions": options.directions}
             settings |= {} if kind == "filter" else {"normalization": kind}
             parts[sharpness(radius, kind)] = Part(analysis.average_sharpness, settings, (2,))
     if chosen and first and options.steps:
