@@ -19,13 +19,13 @@ sweep digits_larger_batch "--method sam --rho 0.3" \
   "--method sam_larger_batch --rho 0.3 --method-args batches "{2,4,8,15}
 compare digits_larger_batch --over batches
 
-# k steps that are together as long as the one, or each as long.
+# k steps that are together as long as the one, or each as long. rho_max is that which XSAM was given there.
 for steps in "0.15 0.1 0.075" "0.3 0.3 0.3"; do
   read -r two three four <<< "$steps"
   name=digits_ascent_steps/$([ "$two" = 0.3 ] && echo each || echo together)
-  sweep "$name" "--method sam --rho 0.3" "--method xsam --rho 0.3 --rho-max 0.6" \
-    "--method "{sam,lsam,msam}" --ascent-steps 2 --rho $two" "--method xsam --rho-max 0.6 --ascent-steps 2 --rho $two" \
-    "--method "{sam,lsam,msam}" --ascent-steps 3 --rho $three" "--method xsam --rho-max 0.6 --ascent-steps 3 --rho $three" \
-    "--method "{sam,lsam,msam}" --ascent-steps 4 --rho $four" "--method xsam --rho-max 0.6 --ascent-steps 4 --rho $four"
+  sweep "$name" "--method sam --rho 0.3" "--method xsam --rho 0.3 --rho-max 0.3" \
+    "--method "{sam,lsam,msam}" --ascent-steps 2 --rho $two" "--method xsam --rho-max 0.3 --ascent-steps 2 --rho $two" \
+    "--method "{sam,lsam,msam}" --ascent-steps 3 --rho $three" "--method xsam --rho-max 0.3 --ascent-steps 3 --rho $three" \
+    "--method "{sam,lsam,msam}" --ascent-steps 4 --rho $four" "--method xsam --rho-max 0.3 --ascent-steps 4 --rho $four"
   compare "$name" --over ascent_steps
 done
