@@ -85,7 +85,7 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
     means = [of_seeds.mean() for line in tests.values() for of_seeds in line.values()]
     if max(means) - min(means) > 2 * SHOWN:  # some have learned nothing
         axes.set_ylim(bottom=max(means) - SHOWN)
-        axes.set_ylabel("test accuracy (%), lower ones cut off")
+        axes.set_ylabel("test accuracy (%), cut off")
     if words or len(places) <= FEW:
         _ticks(axes, places, **({"rotation": 20} if words else {}))
     add_legend(axes)
