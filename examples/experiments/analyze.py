@@ -44,7 +44,7 @@ from tyro.conf import Positional
 
 from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.compare import markdown, shared, write_table
+from examples.experiments.compare import count_runs, markdown, shared, write_table
 from examples.experiments.evaluate import restore_all
 from examples.experiments.group_runs import Comparison
 from examples.experiments.measure_flatness import (
@@ -263,9 +263,8 @@ def run(options: Options) -> None:
         raise ValueError("none of the runs could be analyzed")
     table = tabulate(comparison, found, options.radius)
     statements = [standard_errors(found, options.radius), *(f"left out: {x}" for x in left_out)]
-    number = f"{len(networks)} run{'s' if len(networks) > 1 else ''}"
     epoch = f", after epoch {options.epoch}" if options.epoch else ""
-    images = f"{number}{epoch}, the first {options.images} training images of each."
+    images = f"{count_runs(networks)}{epoch}, the first {options.images} training images of each."
     if options.plane or options.profile or options.gap:
         images += f" Ascents of length {options.rho:g}, distances up to {options.rho_max:g}."
     lines = [markdown(table, digits=None), "", *(f"- {line}" for line in statements), ""]

@@ -19,6 +19,7 @@ two standard errors. A slightly larger one is weak evidence, too.
 
 import itertools
 import sys
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ def markdown(table: pd.DataFrame, digits: int | None = 1) -> str:
 
     lines = [list(table), ["---"] * len(table.columns), *table.map(cell).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def count_runs(runs: Sized) -> str:
+    """Returns the number of runs as text."""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
 
 
 def split_arrays(table: pd.DataFrame) -> pd.DataFrame:
@@ -322,8 +328,7 @@ def run(options: Options) -> None:
     statements.append([f"left out: {line}" for line in runs.unfinished])
     hours = runs.table["last", "total_seconds"].sum() / 3600
     lines = [markdown(table), "", *(f"* {line}" for line in itertools.chain(*statements)), ""]
-    number = f"{len(runs.table)} run{'s' if len(runs.table) > 1 else ''}"
-    lines += [f"{number}, {hours:.2g} hours of training. {shared(comparison)}"]
+    lines += [f"{count_runs(runs.table)}, {hours:.2g} hours of training. {shared(comparison)}"]
     text = "\n".join(lines)
     print(text)
     out = options.out or options.folders[0] / "comparison"

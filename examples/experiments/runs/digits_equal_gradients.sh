@@ -4,14 +4,14 @@
 # forward passes an epoch, are not counted.
 #     bash examples/experiments/runs/digits_equal_gradients.sh [OUT] [GRADIENTS]
 # Each method has nine settings at each number, chosen by the mean validation accuracy of eight other seeds.
-# Three quarters of an hour on one core. An interrupted script continues where it was.
+# An hour for the first three numbers on one core. An interrupted script continues where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 out=${1:-runs}/digits_equal_gradients python=${PYTHON:-.venv/bin/python}
 each="--dataset digits --validation-size 297 --train-size 1000 --label-noise 0.4"
+long() { echo "--epochs $1 --checkpoint-every $1 --evaluate-every $1"; }
 
 for gradients in ${2:-60 30 12 120}; do
-  long() { echo "--epochs $1 --checkpoint-every $1 --evaluate-every $1"; }
   one=$(long "$gradients") fifth=$(long $((gradients * 5 / 6))) two=$(long $((gradients / 2)))
   settings=("$one --method sgd --learning-rate "{0.003,0.006,0.009,0.0125,0.018,0.025,0.035,0.05,0.1})
   for rate in 0.025 0.05 0.1; do
