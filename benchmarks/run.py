@@ -22,7 +22,7 @@ import optax
 from benchmarks import alpha_search, analysis, method_costs, tables, trainer
 from benchmarks.models import MODELS
 from examples.experiments.command_line import read_options
-from examples.image_classification.check_name import check_name
+from examples.training.check_name import check_name
 
 TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
     "step": ("Step time", tables.step_time),

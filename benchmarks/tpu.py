@@ -34,8 +34,8 @@ from benchmarks.models import MODELS, Problem, build
 from benchmarks.program_text import collectives, estimated_cycles
 from benchmarks.steps import RHO, RHO_MAX
 from examples.experiments.command_line import read_options
-from examples.image_classification.check_name import check_name
-from examples.image_classification.steps import choose_sharding
+from examples.training.check_name import check_name
+from examples.training.devices import choose_sharding
 
 jax.config.update("jax_platforms", "cpu")  # the compiler needs no device
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"

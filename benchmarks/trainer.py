@@ -20,10 +20,12 @@ from benchmarks.tables import NUM_ALPHAS, Bench
 from examples.image_classification.batches import Batches, Dataset, DataSpec, Images
 from examples.image_classification.config import Config
 from examples.image_classification.models import make_model
-from examples.image_classification.progress import Progress, StopRequest
-from examples.image_classification.run_folder import RunFolder
-from examples.image_classification.steps import Program, TracedSettings, make_schedule
-from examples.image_classification.train import Run, train_epoch
+from examples.image_classification.program import ImageProgram
+from examples.training.optimizer import make_schedule
+from examples.training.program import TracedSettings
+from examples.training.progress import Progress, StopRequest
+from examples.training.run_folder import RunFolder
+from examples.training.train import Run, train_epoch
 from xsam_jax import sam
 
 IMAGE = (32, 32, 3)
@@ -42,7 +44,7 @@ class _Training:
     def __init__(self, model: str, size: str, **method: Any) -> None:
         batch_size, steps = BATCHES[size][model], STEPS[size]
         config = Config(dataset="cifar10", model=model, batch_size=batch_size, **method)
-        program = Program(config, DataSpec(IMAGE, 10, (0.5,) * 3, (0.25,) * 3, steps))
+        program = ImageProgram(config, DataSpec(IMAGE, 10, (0.5,) * 3, (0.25,) * 3, steps))
         rng = np.random.default_rng(0)
         self._arrays = Images(
             jax.numpy.asarray(rng.integers(0, 256, (steps * batch_size, *IMAGE), np.uint8)),
@@ -102,11 +104,11 @@ def _overhead(model: str, size: str) -> list[str]:
         run = Run(
             config,
             batches,
-            Program(config, batches.spec),
+            ImageProgram(config, batches.spec),
             TracedSettings.of(config),
             RunFolder(Path(folder), config),
         )
-        with Progress(config.epochs * steps, 0, batch_size, show=False) as shown:
+        with Progress(config.epochs * steps, 0, batch_size, "images", show=False) as shown:
             trained = _trainer_epoch(run, shown, stop)
             ratios = paired_ratios({"": trained}, timed, rounds, f"{model}: overhead")[""]
     rate = steps * batch_size / np.median(times[1:])  # the first compiles

@@ -17,8 +17,8 @@ import pytest
 
 from examples.image_classification.config import Config
 from examples.image_classification.presets import settings_for
-from examples.image_classification.progress import Progress, Stopped, StopRequest
-from examples.image_classification.train import train
+from examples.training.progress import Progress, Stopped, StopRequest
+from examples.training.train import train
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.image_classification"]

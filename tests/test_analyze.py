@@ -26,9 +26,9 @@ from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.models import MODELS
 from examples.image_classification.models.mlp import MLP
-from examples.image_classification.run_folder import read_config_file
-from examples.image_classification.steps import TracedSettings, make_program
-from examples.image_classification.train import train
+from examples.training.program import TracedSettings
+from examples.training.run_folder import read_config_file
+from examples.training.train import train
 from xsam_jax import analysis
 from xsam_jax.analysis.random_direction import random_tree
 
@@ -138,14 +138,14 @@ def test_the_loss_is_that_of_the_logits_in_evaluation_mode(monkeypatch):
     monkeypatch.setitem(MODELS, "normalized", Normalized)
     config = Config(model="normalized", method="sgd", train_size=8, batch_size=4)
     feed = Batches(load(config), config)
-    program = make_program(config, feed.spec)
+    program = config.make_program(feed.spec)
     state = program.init(TracedSettings.of(config))
     # Neither those of the batch nor the initial ones.
     state = state._replace(statistics=jax.tree.map(lambda leaf: leaf + 0.5, state.statistics))
     logits, labels = program.predict(state, feed.arrays["train"], jnp.arange(8))
     losses = -log_softmax(np.float64(logits), axis=1)[np.arange(8), np.array(labels)]
     loss = jax.jit(program.loss)
-    images = feed.images("train")
+    images = feed.split("train")
     for part in (slice(0, 8), slice(0, 2)):
         batch = (state.statistics, images.select(part))
         assert float(loss(state.params, batch)) == pytest.approx(losses[part].mean(), rel=1e-5)
@@ -170,7 +170,7 @@ def dense():
 
 def of_run(run, noisy=True, epoch=None):
     """Returns the arguments of `dense` for a run: parameters, images between 0 and 1, labels."""
-    seed = read_config_file(run).seed
+    seed = read_config_file(run, Config).seed
     data = load(Config(**DATA | {"label_noise": 0.3 * noisy}, seed=seed)).train
     images = data.pixels[:100].reshape(100, -1) / 255
     return row(evaluate.restore(run, epoch=epoch).state.params), images, data.labels[:100]

@@ -23,7 +23,7 @@ from examples.image_classification.batches import (
 )
 from examples.image_classification.config import Config
 from examples.image_classification.data import label_shifts, load, read_corrupted, split_indices
-from examples.image_classification.train import train
+from examples.training.train import train
 
 COUNTS = {"train": 20, "test": 6, "validation": 6}
 
@@ -369,7 +369,7 @@ def test_a_damaged_record_of_a_stream_ends_the_run_with_its_name(tmp_path, monke
     for record in bad:
         splits = stream("a, train", good, record, good), stream("a, test", good, good, good)
         dataset = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
-        monkeypatch.setattr("examples.image_classification.train.load", lambda _, d=dataset: d)
+        monkeypatch.setattr("examples.image_classification.data.load", lambda _, d=dataset: d)
         words = ["--method", "sgd", "--batch-size", "8", "--out", str(tmp_path / "run")]
         assert entry.main(words) == 1
         [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]

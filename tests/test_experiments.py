@@ -28,16 +28,19 @@ from examples.experiments import compare, equal_gradients, evaluate, figures, sw
 from examples.experiments.command_line import read_options
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_evaluation, read_runs
-from examples.image_classification import curves, steps
+from examples.image_classification import program as image_program
 from examples.image_classification.batches import Batches, Images, schedule_rows
 from examples.image_classification.command_line import read_config
-from examples.image_classification.config import Config, check
+from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, corrupt
 from examples.image_classification.data import load
 from examples.image_classification.models import make_model
 from examples.image_classification.presets import DEMO
-from examples.image_classification.progress import Stopped
-from examples.image_classification.run_folder import EVALUATION
+from examples.training import curves
+from examples.training.program import TracedSettings
+from examples.training.progress import Stopped
+from examples.training.run_folder import EVALUATION
+from examples.training.settings import check
 
 ROOT = Path(__file__).parents[1]
 MORE = "more than two standard errors"
@@ -748,7 +751,7 @@ def test_a_stopped_sweep_continues(tmp_path, monkeypatch, capsys):
         return train(config, show)
 
     train = sweep.train
-    monkeypatch.setattr(sweep, "is_worthwhile", lambda config: False)  # one seed after the other
+    monkeypatch.setattr(Config, "trains_together", lambda config: False)  # one seed after the other
     monkeypatch.setattr(sweep, "train", stop_at_the_second)
     assert sweep.main(arguments) == 128 + signal.SIGTERM
     assert "sweep: stopped after step 7" in capsys.readouterr().err
@@ -911,16 +914,16 @@ def test_an_evaluation_averages_over_corruptions_of_the_first_images(swept, caps
 
 
 def test_renewed_statistics_are_those_at_the_parameters(monkeypatch):
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, width=4))
+    monkeypatch.setattr(image_program, "make_model", functools.partial(make_model, width=4))
     config = Config(model="resnet8_half", method="sgd", train_size=320, validation_size=100)
     batches = Batches(load(config), config)
-    program = steps.Program(config, batches.spec)
-    state = program.init(steps.TracedSettings.of(config))._replace(opt_state=None)
+    program = image_program.ImageProgram(config, batches.spec)
+    state = program.init(TracedSettings.of(config))._replace(opt_state=None)
     before = jax.tree.map(np.asarray, state.params)
     renewed = evaluate.Trained(batches, program, state).renew_statistics().state
     chex.assert_trees_all_equal(renewed.params, before)
     # The first convolution, of stride 2 over images padded by a pixel, in NumPy.
-    images = batches.images("train")
+    images = batches.split("train")
     pixels = (images.pixels / 255.0 - np.array(batches.spec.mean)) / np.array(batches.spec.std)
     padded = np.pad(pixels, [(0, 0), (1, 1), (1, 1), (0, 0)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]

@@ -42,13 +42,14 @@ from runs import (
 
 from examples.experiments import compare, evaluate, sweep
 from examples.image_classification import __main__ as entry
-from examples.image_classification import steps
-from examples.image_classification import train as trainer
+from examples.image_classification import program as image_program
 from examples.image_classification.batches import Dataset, Stream
-from examples.image_classification.checkpoints import NOT_DIGESTED, TrainingError, verify_digests
-from examples.image_classification.output import LossyStream
-from examples.image_classification.run_folder import Diverged, RunFolder, read_config_file
-from examples.image_classification.train import train
+from examples.image_classification.config import Config
+from examples.training import program as training_program
+from examples.training.checkpoints import NOT_DIGESTED, TrainingError, verify_digests
+from examples.training.output import LossyStream
+from examples.training.run_folder import Diverged, RunFolder, read_config_file
+from examples.training.train import train
 
 
 def copy_of(whole, out):
@@ -128,7 +129,7 @@ def test_streamed_images_resume_bit_equal(tmp_path, monkeypatch):
         for n in (20, 10)
     ]
     data = Dataset(*splits, np.zeros(3), np.ones(3), 10, (16, 16, 3))
-    monkeypatch.setattr(trainer, "load", lambda config: data)
+    monkeypatch.setattr("examples.image_classification.data.load", lambda config: data)
     config = digits(tmp_path / "straight", method="sgd", batch_size=4)
     config = dataclasses.replace(config, epochs=2, steps_per_dispatch=2)
     straight = train(config, show=False)
@@ -155,12 +156,12 @@ def test_a_nonfinite_loss_raises_and_keeps_the_checkpoint(tmp_path, monkeypatch)
     before = last_state(config.out)
     # The images of the rest of the run are broken.
     monkeypatch.setattr(
-        steps.Program, "_normalize", lambda self, pixels: pixels * jnp.float32(jnp.inf)
+        image_program.ImageProgram, "_normalize", lambda self, pixels: pixels * jnp.float32(jnp.inf)
     )
-    steps._shared_program.cache_clear()
+    training_program._shared_program.cache_clear()
     with pytest.raises(TrainingError) as caught:
         train(config, show=False)
-    steps._shared_program.cache_clear()
+    training_program._shared_program.cache_clear()
     rate = 0.05 * (1 + math.cos(math.pi * 10 / 15)) / 2
     assert "step 10 is not finite" in str(caught.value)
     assert f"learning rate {rate:.4g}" in str(caught.value)
@@ -170,16 +171,16 @@ def test_a_nonfinite_loss_raises_and_keeps_the_checkpoint(tmp_path, monkeypatch)
 
 
 def test_a_nonfinite_update_raises_and_is_not_saved(tmp_path, monkeypatch):
-    make = steps.make_optimizer
+    make = training_program.make_optimizer
     spoil = optax.scale_by_schedule(lambda count: jnp.where(count == 14, jnp.inf, 1.0))
     monkeypatch.setattr(
-        steps, "make_optimizer", lambda *arguments: optax.chain(make(*arguments), spoil)
+        training_program, "make_optimizer", lambda *arguments: optax.chain(make(*arguments), spoil)
     )
     config = digits(tmp_path / "run", method="sgd", label_smoothing=0.01)
     with pytest.raises(TrainingError, match=r"step 14 is not finite.* that of step 10 "):
         train(config, show=False)
     assert last_state(config.out)["step"] == 10
-    steps._shared_program.cache_clear()
+    training_program._shared_program.cache_clear()
 
 
 @uses_whole
@@ -262,7 +263,7 @@ def test_settings_that_are_younger_than_a_run_have_their_defaults(whole, tmp_pat
     for name in ("momentum", "distributed_timeout", "label_smoothing"):
         del saved[name]
     file.write_text(json.dumps(saved))
-    assert read_config_file(config.out) == dataclasses.replace(config, checkpoint_every=20)
+    assert read_config_file(config.out, Config) == dataclasses.replace(config, checkpoint_every=20)
     assert train(config, show=False) == whole[1]
     status, printed = run(dataclasses.replace(config, label_smoothing=0.1), capsys)
     assert status == 2
@@ -288,7 +289,7 @@ def test_a_broken_configuration_is_named(text, message, whole, tmp_path, capsys)
         text = json.dumps(json.loads(file.read_text()) | json.loads(f"{{{text}}}"))
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=f"{file} cannot be read: .*{message}"):
-        read_config_file(config.out)
+        read_config_file(config.out, Config)
     status, printed = run(config, capsys)
     assert status == 2
     assert str(config.out) in only_error(printed)
@@ -523,7 +524,7 @@ def test_files_do_not_get_the_number_of_a_closed_stream(tmp_path):
 import os, sys
 os.close(2)
 sys.stderr = None
-from examples.image_classification.output import lossy_output
+from examples.training.output import lossy_output
 with lossy_output():
     print("lost", file=sys.stderr)
     file = open({str(tmp_path / "file")!r}, "w")

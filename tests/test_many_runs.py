@@ -13,9 +13,9 @@ from examples.image_classification import many_runs
 from examples.image_classification.command_line import parse_seeds, read_configs
 from examples.image_classification.config import Config
 from examples.image_classification.many_runs import train_together
-from examples.image_classification.progress import Stopped, StopRequest
-from examples.image_classification.run_folder import Diverged
-from examples.image_classification.train import train
+from examples.training.progress import Stopped, StopRequest
+from examples.training.run_folder import Diverged
+from examples.training.train import train
 
 
 def several(folder, seeds=(3, 7), **changes):

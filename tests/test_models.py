@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import Literal, jaxprs_in_params
 
-from examples.image_classification.models import MODELS, make_model, set_dropout_key, vit
+from examples.image_classification.models import MODELS, make_model, vit
 from examples.image_classification.models.layers import (
     Layers,
     average_pool_2x2,
@@ -20,6 +20,7 @@ from examples.image_classification.models.layers import (
 from examples.image_classification.models.pyramidnet import PyramidBlock
 from examples.image_classification.models.resnet import ResidualBlock, ZeroPadding, basic
 from examples.image_classification.models.wide_resnet import PreActivationBlock
+from examples.training.program import set_dropout_key
 
 # Arguments that make each network narrow, with one block per stage.
 SMALL = {

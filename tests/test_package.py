@@ -80,8 +80,12 @@ def test_imports_between_programs_follow_the_arrows():
     """The trainer does not know the tools that read its runs, and nothing knows the benchmarks."""
     examples = PACKAGE.parent / "examples"
     allowed = {
-        examples / "image_classification": {"examples.image_classification"},
-        examples / "experiments": {"examples.experiments", "examples.image_classification"},
+        examples / "training": {"examples.training"},
+        examples / "image_classification": {"examples.image_classification", "examples.training"},
+        examples / "experiments": {
+            *("examples.experiments", "examples.training"),
+            *("examples.image_classification", "examples.translation"),
+        },
         examples.parent / "benchmarks": {"benchmarks", "examples"},
     }
     for folder, rooms in allowed.items():

@@ -15,7 +15,9 @@ import pytest
 
 import xsam_jax as sx
 from examples.image_classification.config import Config
-from examples.image_classification.methods import (
+from examples.image_classification.models import MODELS
+from examples.image_classification.presets import BASES, PRESETS, find_preset, settings_for
+from examples.training.methods import (
     METHODS,
     Training,
     find_method,
@@ -23,8 +25,6 @@ from examples.image_classification.methods import (
     make_method,
     method_arguments,
 )
-from examples.image_classification.models import MODELS
-from examples.image_classification.presets import BASES, PRESETS, find_preset, settings_for
 
 CIFAR = ("crop", "flip", "cutout=0.5")
 

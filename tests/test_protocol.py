@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from runs import digits, numbers
 
-from examples.image_classification import steps
-from examples.image_classification.ascent_gradients import ascent_gradient
+from examples.image_classification import program as image_program
 from examples.image_classification.batches import DataSpec, Images
 from examples.image_classification.config import Config
 from examples.image_classification.models import make_model
-from examples.image_classification.steps import make_schedule
-from examples.image_classification.train import over_epochs, train
+from examples.training import program as training_program
+from examples.training.ascent_gradients import ascent_gradient
+from examples.training.optimizer import make_schedule
+from examples.training.train import over_epochs, train
 
 # --- Ascents along other gradients ---
 
@@ -77,7 +78,10 @@ def test_the_trainer_ascends_along_other_gradients(method, tmp_path):
 
 def test_other_gradients_need_all_images_in_memory():
     config = Config(model="mlp", method="sam_full", rho=0.1, batch_size=8)
-    program, traced = steps.Program(config, SPEC), steps.TracedSettings.of(config)
+    program, traced = (
+        image_program.ImageProgram(config, SPEC),
+        training_program.TracedSettings.of(config),
+    )
     streamed = Images(*(array[None] for array in IMAGES))
     with pytest.raises(ValueError, match="sam_full needs all images in memory"):
         program.train_steps(program.init(traced), None, streamed, traced)
@@ -103,9 +107,12 @@ IMAGES = Images(
 def one_step(spec, images, monkeypatch, **changes):
     """The state and the metrics of a step of a narrow VGG."""
     cut = {"blocks": (1,), "width": 4, "hidden": (64,)}
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **cut))
+    monkeypatch.setattr(image_program, "make_model", functools.partial(make_model, **cut))
     config = Config(**{"model": "vgg11", "method": "sam", "batch_size": 8, "epochs": 2, **changes})
-    program, traced = steps.Program(config, spec), steps.TracedSettings.of(config)
+    program, traced = (
+        image_program.ImageProgram(config, spec),
+        training_program.TracedSettings.of(config),
+    )
     rows = np.arange(8, dtype=np.int32)[None]
     return program.train_steps(program.init(traced), images, rows, traced)
 
@@ -121,8 +128,11 @@ def test_all_passes_of_a_step_drop_the_same_units(monkeypatch):
 def test_units_are_dropped_in_every_step_anew(monkeypatch):
     config = Config(model="vgg11", method="sgd", batch_size=8, epochs=2, learning_rate=1e-9)
     cut = {"blocks": (1,), "width": 4, "hidden": (64,)}
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **cut))
-    program, traced = steps.Program(config, SPEC), steps.TracedSettings.of(config)
+    monkeypatch.setattr(image_program, "make_model", functools.partial(make_model, **cut))
+    program, traced = (
+        image_program.ImageProgram(config, SPEC),
+        training_program.TracedSettings.of(config),
+    )
     rows = np.tile(np.arange(8, dtype=np.int32), (2, 1))
     _, metrics = program.train_steps(program.init(traced), IMAGES, rows, traced)
     first, second = metrics["train_loss"]
@@ -133,7 +143,10 @@ def test_a_network_sees_images_of_the_size_asked_for(monkeypatch):
     """A larger image, each pixel of which is four, is the image again."""
     larger = IMAGES._replace(pixels=IMAGES.pixels.repeat(2, axis=1).repeat(2, axis=2))
     config = Config(model="mlp", method="sgd", batch_size=8, image_size=8)
-    program, traced = steps.Program(config, SPEC), steps.TracedSettings.of(config)
+    program, traced = (
+        image_program.ImageProgram(config, SPEC),
+        training_program.TracedSettings.of(config),
+    )
     state, rows = program.init(traced), np.arange(8, dtype=np.int32)
     expected, _ = program.predict(state, IMAGES, rows)
     found, _ = program.predict(state, larger, rows)
@@ -166,7 +179,7 @@ def test_the_last_record_has_the_best_epoch_and_the_mean_of_the_last_five(tmp_pa
     assert "best_epoch" not in history[-2]
     # Without validation images it is the test that is evaluated in each epoch.
     records = [{"epoch": 1, "test_accuracy": 3.0}, {"epoch": 2}, {"epoch": 3, "test_accuracy": 2.0}]
-    assert over_epochs(records) == {
+    assert over_epochs(records, "accuracy") == {
         "best_epoch": 1,
         "best_test_accuracy": 3.0,
         "last_five_test_accuracy": 2.5,

@@ -33,8 +33,7 @@ from runs import (
 from test_models import ALIKE, SMALL
 
 from examples.image_classification import __main__ as entry
-from examples.image_classification import steps
-from examples.image_classification import train as trainer
+from examples.image_classification import program as image_program
 from examples.image_classification.augment import AUGMENTATIONS
 from examples.image_classification.batches import (
     Batches,
@@ -44,13 +43,16 @@ from examples.image_classification.batches import (
     schedule_rows,
 )
 from examples.image_classification.command_line import CHOICES, read_config
-from examples.image_classification.config import Config, check
+from examples.image_classification.config import Config
 from examples.image_classification.data import DATASETS, load
-from examples.image_classification.methods import COMBINATIONS
 from examples.image_classification.models import MODELS, make_model
 from examples.image_classification.presets import PRESETS, configure
-from examples.image_classification.steps import make_optimizer, make_schedule, record_norm
-from examples.image_classification.train import train
+from examples.training import program as training_program
+from examples.training import train as trainer
+from examples.training.methods import COMBINATIONS
+from examples.training.optimizer import make_optimizer, make_schedule, record_norm
+from examples.training.settings import check
+from examples.training.train import train
 from xsam_jax import xsam
 
 CIFAR = DataSpec((32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, steps_per_epoch=3)
@@ -124,7 +126,7 @@ def test_a_step_of_sam_matches_float64(groups, accumulate, tmp_path):
     config = dataclasses.replace(config, groups=groups, accumulate=accumulate)
     data = load(config)
     spec = Batches(data, config).spec
-    initial = steps.make_program(config, spec).init(steps.TracedSettings.of(config)).params
+    initial = config.make_program(spec).init(training_program.TracedSettings.of(config)).params
     (record,) = train(config, show=False)
     final = last_state(config.out)["params"]
 
@@ -192,12 +194,14 @@ def test_search_options_reach_xsam(options, expected):
 
 def test_esam_draws_from_the_seed():
     config = digits(None, method="esam")
-    program = steps.Program(config, CIFAR._replace(image_shape=(8, 8, 1), mean=(0.0,), std=(1.0,)))
+    program = image_program.ImageProgram(
+        config, CIFAR._replace(image_shape=(8, 8, 1), mean=(0.0,), std=(1.0,))
+    )
     params = jnp.arange(1.0, 9.0)
 
     def update(seed):
         tx = program._make_optimizer(
-            steps.TracedSettings.of(dataclasses.replace(config, seed=seed))
+            training_program.TracedSettings.of(dataclasses.replace(config, seed=seed))
         )
         functions = {"value_fn": lambda p: jnp.sum(p**4), "losses_fn": lambda p: p**4}
         return tx.update(params, tx.init(params), params, **functions)[0]
@@ -212,8 +216,10 @@ def test_sharp_steps_of_the_optimizer_state_are_logged(tmp_path, monkeypatch):
         lambda params: {"sharp_steps": jnp.zeros((), jnp.int32)},
         lambda updates, state, params=None: (updates, {"sharp_steps": state["sharp_steps"] + 1}),
     )
-    make = steps.make_optimizer
-    monkeypatch.setattr(steps, "make_optimizer", lambda *args: optax.chain(make(*args), count))
+    make = training_program.make_optimizer
+    monkeypatch.setattr(
+        training_program, "make_optimizer", lambda *args: optax.chain(make(*args), count)
+    )
     # Label smoothing makes it another program than those of other tests.
     config = digits(tmp_path, method="sgd", epochs=2, label_smoothing=0.02)
     assert [record["sharp_steps"] for record in train(config, show=False)] == [5, 10]
@@ -244,21 +250,29 @@ def test_adamw_decays_weights_outside_the_gradient():
 
 def small_program(name, method, monkeypatch):
     """The program of a small network on images of CIFAR, and abstract arguments of a step."""
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL[name]))
+    monkeypatch.setattr(image_program, "make_model", functools.partial(make_model, **SMALL[name]))
     search = {"rho_max": 0.2, "num_alphas": 2} if method == "xsam" else {}
     config = Config(
         model=name, dataset="cifar10", method=method, rho=0.1, batch_size=2, bf16=True, **search
     )
-    program, traced = steps.Program(config, CIFAR), steps.TracedSettings.of(config)
+    program, traced = (
+        image_program.ImageProgram(config, CIFAR),
+        training_program.TracedSettings.of(config),
+    )
     return program, jax.eval_shape(program.init, traced), traced
 
 
 def test_groups_one_after_the_other_close_over_the_running_statistics(monkeypatch):
     """XSAM evaluates its losses within a conditional."""
-    monkeypatch.setattr(steps, "make_model", functools.partial(make_model, **SMALL["resnet8"]))
+    monkeypatch.setattr(
+        image_program, "make_model", functools.partial(make_model, **SMALL["resnet8"])
+    )
     config = Config(model="resnet8", dataset="cifar10", method="xsam", rho=0.1, rho_max=0.2)
     config = dataclasses.replace(config, batch_size=4, groups=2, accumulate=2, num_alphas=2)
-    program, traced = steps.Program(config, CIFAR), steps.TracedSettings.of(config)
+    program, traced = (
+        image_program.ImageProgram(config, CIFAR),
+        training_program.TracedSettings.of(config),
+    )
     state = jax.eval_shape(program.init, traced)
     images = Images(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int32))
     lowered = program.train_steps.lower(state, images, np.zeros((1, 4), np.int32), traced)
@@ -316,11 +330,16 @@ def test_bf16_computes_convolutions_and_keeps_float32_parameters():
     config = Config(model="resnet8", dataset="cifar10", method="sam", rho=0.1, batch_size=2)
     texts = []
     for bf16 in (False, True):
-        program = steps.Program(dataclasses.replace(config, bf16=bf16), CIFAR)
-        state = jax.eval_shape(program.init, steps.TracedSettings.of(config))
+        program = image_program.ImageProgram(dataclasses.replace(config, bf16=bf16), CIFAR)
+        state = jax.eval_shape(program.init, training_program.TracedSettings.of(config))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
         arrays = Images(jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros(2, jnp.int32))
-        arguments = state, arrays, jnp.zeros((1, 2), jnp.int32), steps.TracedSettings.of(config)
+        arguments = (
+            state,
+            arrays,
+            jnp.zeros((1, 2), jnp.int32),
+            training_program.TracedSettings.of(config),
+        )
         texts.append(program.train_steps.lower(*arguments).as_text())
     convolutions = [re.findall(r"stablehlo.convolution.*-> tensor<[^>]*x(\w+)>", t) for t in texts]
     assert [set(kinds) for kinds in convolutions] == [{"f32"}, {"bf16"}]
@@ -334,11 +353,12 @@ from pathlib import Path
 import jax
 import pytest
 from runs import stop_at
-from test_trainer import divided, steps, train_narrow
+from examples.training import devices
+from test_trainer import divided, train_narrow
 copies, sharded = divided(Path(sys.argv[1]))
 train_narrow(copies)
 for fsdp in (False, True):
-    print(steps.choose_sharding((10, 256), fsdp).shard_shape((10, 256)))
+    print(devices.choose_sharding((10, 256), fsdp).shard_shape((10, 256)))
 with pytest.MonkeyPatch.context() as patch:
     stop_at(2, sharded, patch)
 """
@@ -355,7 +375,7 @@ def divided(folder):
 
 def train_narrow(config):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "make_model", functools.partial(make_model, width=4))
+        patch.setattr(image_program, "make_model", functools.partial(make_model, width=4))
         return train(config, show=False)
 
 
@@ -534,7 +554,7 @@ def test_list_prints_all_names(name, capsys):
         entry.main([f"--{name}", "list"])
     assert not caught.value.code
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(CHOICES[name])
+    assert [line.split()[0] for line in lines] == list({"preset": PRESETS, **CHOICES}[name])
 
 
 @uses_whole

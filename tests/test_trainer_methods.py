@@ -12,11 +12,13 @@ from methods import NAMES
 
 import xsam_jax
 from examples.experiments.seed_statistics import difference
-from examples.image_classification import steps
+from examples.image_classification import program as image_program
 from examples.image_classification.config import Config
-from examples.image_classification.methods import FAMILY, Training
 from examples.image_classification.presets import settings_for
-from examples.image_classification.train import train
+from examples.training import program as training_program
+from examples.training.methods import FAMILY, Training
+from examples.training.optimizer import sharp_period
+from examples.training.train import train
 
 
 def test_every_method_of_the_library_has_a_row():
@@ -44,8 +46,8 @@ def test_every_kind_of_method_trains_on_noisy_digits(method, tmp_path):
 def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatch):
     """Steps of the same kind, but without a conditional in the program."""
     look_sam = Config(method="look_sam", method_args={"every": "3"})
-    assert steps.sharp_period(look_sam) == 3
-    assert steps.sharp_period(Config(method="look_sam")) == 5
+    assert sharp_period(look_sam) == 3
+    assert sharp_period(Config(method="look_sam")) == 5
     settings = settings_for(None, "digits", "mlp", "sam")
     settings |= {
         "method": "sam",
@@ -57,15 +59,15 @@ def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatc
     }
     decided = []
 
-    class Recording(steps.Program):
+    class Recording(image_program.ImageProgram):
         def _train_step(self, state, arrays, row, traced, sharp):
             decided.append(sharp)
             return super()._train_step(state, arrays, row, traced, sharp)
 
-    monkeypatch.setattr(steps, "Program", Recording)
+    monkeypatch.setattr(image_program, "ImageProgram", Recording)
     history = {}
     for size in (1, 8):
-        steps._shared_program.cache_clear()
+        training_program._shared_program.cache_clear()
         config = Config(**settings, steps_per_dispatch=size, out=tmp_path / str(size))
         (history[size],) = train(config, show=False)
     assert decided == [True, False, None]  # one compilation each

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import jax
 from absl import logging
 
-from examples.image_classification.checkpoints import TrainingError
-from examples.image_classification.command_line import parse
-from examples.image_classification.distributed import cache_compilations
-from examples.image_classification.output import lossy_output
-from examples.image_classification.progress import Stopped
+from examples.training.checkpoints import TrainingError
+from examples.training.command_line import parse
+from examples.training.distributed import cache_compilations
+from examples.training.output import lossy_output
+from examples.training.progress import Stopped
 
 Options = TypeVar("Options")
 

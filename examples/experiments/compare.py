@@ -33,19 +33,15 @@ from examples.experiments.command_line import read_options, run_command
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import (
     EDGES,
-    VALIDATION,
     Runs,
     format_setting,
     read_runs,
     short_name,
 )
 from examples.experiments.seed_statistics import ENOUGH, difference, paired_difference, spread
-from examples.image_classification.check_name import hint
+from examples.training.check_name import hint
 
-TEST = "test_accuracy"
-METRICS = {  # names in the files, and in the table
-    VALIDATION: "validation",
-    TEST: "test",
+FURTHER = {  # metrics beside those of validation and test data, by their names in the files
     "test_ece": "ECE",
     "noise": "noise",
     "blur": "blur",
@@ -53,6 +49,7 @@ METRICS = {  # names in the files, and in the table
     "digital": "digital",
     "corrupted": "all corruptions",
 }
+NAMES = {"accuracy": "accuracy (%)", "bleu": "BLEU"}
 SYMBOLS = {"rho": "$\\rho$", "rho_max": "$\\rho_m$", "probe_every": "steps between probes"}
 
 
@@ -77,18 +74,20 @@ def tabulate(comparison: Comparison) -> pd.DataFrame:
     """Returns a row a group: its settings, and its metrics as arrays over seeds."""
     table = comparison.describe()
     chosen = table.index.isin(comparison.chosen)
-    for name, title in METRICS.items():
+    metrics = {comparison.validation: "validation", comparison.test: "test"} | FURTHER
+    for name, title in metrics.items():
         values = comparison.last(name)
         if values.notna().any():
-            table[title] = values if name == VALIDATION else values.where(chosen, None)
+            table[title] = values if name == comparison.validation else values.where(chosen, None)
     seconds = comparison.last("epoch_seconds").map(np.median).astype(float)
     table["epoch (s)"] = seconds
     if (comparison.groups["method"] == comparison.against).any():
         bases = seconds.reindex([comparison.base(group) for group in table.index])
         table[f"epoch / {comparison.against}'s"] = seconds / bases.to_numpy()
     if "peak_memory_mb" in comparison.runs.table["last"]:
-        rates = [comparison.curves(group, "images_per_second")[1] for group in table.index]
-        table["images/s"] = [float(np.median(of_group)) for of_group in rates]
+        unit = "images" if comparison.runs.metric == "accuracy" else "sentences"
+        rates = [comparison.curves(group, f"{unit}_per_second")[1] for group in table.index]
+        table[f"{unit}/s"] = [float(np.median(of_group)) for of_group in rates]
         peaks = comparison.last("peak_memory_mb").map(np.max, na_action="ignore")
         table["peak MB of the process"] = peaks.astype(float)
     return table
@@ -145,9 +144,9 @@ def write_table(table: pd.DataFrame, text: str, out: Path) -> list[Path]:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Lists by how much the test accuracy of each chosen group differs from that of its base."""
+    """Lists by how much the test metric of each chosen group differs from that of its base."""
     lines: list[str] = []
-    tests, label, against = comparison.last(TEST), comparison.label, comparison.against
+    tests, label, against = comparison.last(comparison.test), comparison.label, comparison.against
     if not (comparison.groups.loc[comparison.chosen, "method"] == against).any():
         return lines
     for group in comparison.chosen:
@@ -165,7 +164,7 @@ def differences_along(comparison: Comparison) -> list[str]:
     firsts: dict[str, int] = {}
     if comparison.over is None:
         return lines
-    for group in comparison.last(TEST)[comparison.chosen].dropna().index:
+    for group in comparison.last(comparison.test)[comparison.chosen].dropna().index:
         line = comparison.label(group, [comparison.over, *comparison.tuned])
         first = firsts.setdefault(line, group)
         if first != group:
@@ -175,8 +174,8 @@ def differences_along(comparison: Comparison) -> list[str]:
 
 
 def _difference(comparison: Comparison, group: int, base: int) -> str:
-    """Returns the difference of the test accuracies of two groups, paired by seed if it can be."""
-    tests, seeds = comparison.last(TEST), comparison.seeds(group)
+    """Returns the difference of the test metrics of two groups, paired by seed if it can be."""
+    tests, seeds = comparison.last(comparison.test), comparison.seeds(group)
     if len(seeds) >= ENOUGH and np.array_equal(seeds, comparison.seeds(base)):
         return paired_difference(tests[group], tests[base], digits=2)
     return difference(tests[group], tests[base])
@@ -238,11 +237,11 @@ def shared(comparison: Comparison) -> str:
 
 
 def lines_over(comparison: Comparison, over: str) -> dict[str, dict[Any, np.ndarray]]:
-    """Returns test accuracies by the label of a line, and by the value of a setting.
+    """Returns test metrics by the label of a line, and by the value of a setting.
 
     The value is None for a method that does not have the setting.
     """
-    tests = comparison.last(TEST)[comparison.chosen].dropna()
+    tests = comparison.last(comparison.test)[comparison.chosen].dropna()
     places = [comparison.settings(group).get(over) for group in tests.index]
     # A line has the chosen group at each place. Without a choice each candidate is a line.
     for without in ([over, *comparison.tuned], [over]):
@@ -264,10 +263,11 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
         found = {label: best.curves(group, name) for group, label in labels.items()}
         return {label: curve for label, curve in found.items() if len(curve[0])}
 
-    split = "validation" if best.last(VALIDATION)[best.chosen].notna().all() else "test"
+    metric = comparison.runs.metric
+    split = "validation" if best.last(best.validation)[best.chosen].notna().all() else "test"
     pictures = {
-        "accuracy_over_epochs": figures.over_epochs(
-            {f"{split} accuracy (%)": curves(f"{split}_accuracy")}
+        f"{metric}_over_epochs": figures.over_epochs(
+            {f"{split} {NAMES[metric]}": curves(f"{split}_{metric}")}
         ),
         "gradient_norms": figures.over_epochs(
             {
@@ -286,7 +286,8 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
     if over := comparison.over:
         name = SYMBOLS.get(over, short_name(over).replace("_", " "))
         lines = lines_over(comparison, over)
-        pictures[f"accuracy_over_{short_name(over)}"] = figures.accuracy_over(name, lines)
+        picture = figures.metric_over(name, f"test {NAMES[metric]}", lines)
+        pictures[f"{metric}_over_{short_name(over)}"] = picture
     return [figures.save(picture, out / name) for name, picture in pictures.items()]
 
 

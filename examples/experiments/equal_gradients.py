@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 from examples.experiments import figures
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.compare import TEST, markdown, write_table
+from examples.experiments.compare import NAMES, markdown, write_table
 from examples.experiments.group_runs import Comparison
 from examples.experiments.read_runs import read_runs
 from examples.experiments.seed_statistics import paired_difference
@@ -48,7 +48,7 @@ def read_budget(folder: Path) -> pd.DataFrame:
             raise ValueError(f"{folder} has several settings of {label} between which none chose")
         seconds = settings["epochs"] * np.median(comparison.last("epoch_seconds")[group])
         rows[label] = {
-            "test": comparison.last(TEST)[group],
+            "test": comparison.last(comparison.test)[group],
             "seconds": seconds,
             "seeds": tuple(comparison.seeds(group)),
         }
@@ -86,7 +86,12 @@ def run(options: Options) -> None:
     paths = write_table(table, text, out)
     for name, tests in over.items():
         title = "gradients per image" if name == "gradients" else "seconds of a run"
-        paths += [figures.save(figures.accuracy_over(title, tests), out / f"accuracy_over_{name}")]
+        paths += [
+            figures.save(
+                figures.metric_over(title, f"test {NAMES['accuracy']}", tests),
+                out / f"accuracy_over_{name}",
+            )
+        ]
     print("\nwrote", *paths, sep="\n  ")
 
 

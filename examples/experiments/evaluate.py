@@ -35,18 +35,19 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
+from examples.experiments.programs import read_config_file
 from examples.experiments.read_runs import Runs, read_evaluation, read_runs
 from examples.image_classification.batches import Batches, Images, Stream
-from examples.image_classification.checkpoints import Checkpoints, TrainingError
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from examples.image_classification.data import load, read_corrupted
-from examples.image_classification.run_folder import (
+from examples.image_classification.data import read_corrupted
+from examples.image_classification.program import ImageProgram
+from examples.training.checkpoints import Checkpoints, TrainingError
+from examples.training.program import State
+from examples.training.run_folder import (
     EVALUATION,
-    read_config_file,
     write_atomically,
 )
-from examples.image_classification.steps import Program, State, make_program
 
 BINS = 15
 SEED = 0  # of the corruptions, which are the same for all networks
@@ -86,7 +87,7 @@ class Trained(NamedTuple):
     """
 
     batches: Batches
-    program: Program
+    program: ImageProgram
     state: State
 
     def logits(self, images: Images | Stream) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +130,9 @@ def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None
     config = read_config_file(folder)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint")
-    names = ("dataset", "train_size", "validation_size", "batch_size", "image_size")
-    of_data = {name: getattr(config, name) for name in names}
-    batches = _load_batches(Config(**of_data, data_dir=data_dir or config.data_dir))
-    program = make_program(config, batches.spec)
+    clean = config.for_evaluation()
+    batches = _load_batches(dataclasses.replace(clean, data_dir=data_dir or config.data_dir))
+    program = config.make_program(batches.spec)
     with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
         step = None if epoch is None else epoch * batches.spec.steps_per_epoch
         if step is not None and step not in checkpoints.steps:
@@ -145,7 +145,7 @@ def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None
 
 @functools.lru_cache(maxsize=2)
 def _load_batches(config: Config) -> Batches:
-    return Batches(load(config), config)
+    return config.load()
 
 
 def restore_all(
@@ -255,7 +255,7 @@ def run(options: Options) -> None:
     runs = read_runs(options.folders)
     networks, left_out = restore_all(runs, options.data_dir, "evaluating")
     for path, network in networks.items():
-        images = network.batches.images("test")
+        images = network.batches.split("test")
         if options.corruptions and isinstance(images, Stream):
             raise ValueError(f"{path}: images that are decoded as they are read are not corrupted")
         result = evaluate(network, images)
@@ -267,7 +267,7 @@ def run(options: Options) -> None:
         datasets = runs.table["settings"].loc[list(networks), "dataset"]
         for paths in datasets.groupby(datasets, sort=False).groups.values():
             alike = [networks[path] for path in paths]
-            images = alike[0].batches.images("test")
+            images = alike[0].batches.split("test")
             assert isinstance(images, Images)
             images = Images(images.pixels[: options.images], images.labels[: options.images])
             config = read_config_file(paths[0])

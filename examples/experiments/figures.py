@@ -51,11 +51,14 @@ def format_label(label: str) -> str:
 Tests = Mapping[str, Mapping[Any, np.ndarray]]  # accuracies of the seeds, by label and setting
 
 
-def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = None) -> Figure:
-    """Draws test accuracies over a setting, a number or a word.
+def metric_over(
+    name: str, metric: str, tests: Tests, chosen: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draws a metric of test data over a setting, a number or a word.
 
     Args:
       name: of the setting.
+      metric: its name.
       tests: by the label of a line, which begins with its method, and by the setting. A setting
         of None gives a level across the figure.
       chosen: the setting of each line that gets a ring.
@@ -79,13 +82,13 @@ def accuracy_over(name: str, tests: Tests, chosen: Mapping[str, Any] | None = No
     numbers = {len(of_seeds) for line in tests.values() for of_seeds in line.values()}
     seeds = f"{'bar' if words else 'band'}: {name_of_band(numbers)}"
     axes.set_xlabel(f"{name} ({'ring: chosen on validation; ' if chosen else ''}{seeds})")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(metric)
     if not words and min(values) > 0 and max(values) >= 4 * min(values):
         axes.set_xscale("log")
     means = [of_seeds.mean() for line in tests.values() for of_seeds in line.values()]
     if max(means) - min(means) > 2 * SHOWN:  # some have learned nothing
         axes.set_ylim(bottom=max(means) - SHOWN)
-        axes.set_ylabel("test accuracy (%), cut off")
+        axes.set_ylabel(f"{metric}, cut off")
     if words or len(places) <= FEW:
         _ticks(axes, places, **({"rotation": 20} if words else {}))
     add_legend(axes)

@@ -1,7 +1,7 @@
 """Groups of runs, and the choice among them.
 
 Runs that differ only in the seed form a group. Groups that differ only in settings that are tuned
-are candidates of one choice, which the mean validation accuracy decides.
+are candidates of one choice, which the mean validation accuracy (or BLEU) decides.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,13 @@ import pandas as pd
 
 from examples.experiments.read_runs import (
     ABSENT,
-    VALIDATION,
     Runs,
     format_setting,
     is_tuned,
     number_groups,
     short_name,
 )
-from examples.image_classification.methods import METHODS
+from examples.training.methods import METHODS
 
 
 class Comparison:
@@ -35,6 +34,8 @@ class Comparison:
       names: the settings that differ, without the method.
       shared: the other settings, by the methods that have them.
       tuned: the settings of which a value is chosen.
+      validation: the name of the metric of validation data.
+      test: the name of the metric of test data.
       chosen: for each choice the candidate with the highest mean validation accuracy. Groups with
         fewer seeds than another are no candidates. Where a candidate lacks validation accuracy all
         are chosen.
@@ -47,6 +48,7 @@ class Comparison:
           ValueError: two runs are equal, seed included.
         """
         self.runs, self.over, self.against = runs, over, against
+        self.validation, self.test = f"validation_{runs.metric}", f"test_{runs.metric}"
         settings = runs.table["settings"].sort_values("seed", kind="stable")
         for _, twins in settings.groupby(number_groups(settings, [])):
             if len(twins) > 1:
@@ -72,7 +74,7 @@ class Comparison:
         self.chosen = self._choose()
 
     def _choose(self) -> list[int]:
-        accuracies = self.last(VALIDATION).map(np.mean, na_action="ignore")
+        accuracies = self.last(self.validation).map(np.mean, na_action="ignore")
         seeds = self.members.map(len)
         chosen: set[int] = set()
         for _, rivals in accuracies.groupby(self._choices):

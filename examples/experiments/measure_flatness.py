@@ -16,15 +16,14 @@ import optax
 from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
+from examples.experiments.programs import read_config_file
 from examples.image_classification.batches import Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.data import load
-from examples.image_classification.run_folder import (
+from examples.training.run_folder import (
     parse_object,
-    read_config_file,
     write_atomically,
 )
-from examples.image_classification.steps import make_program
 from xsam_jax import analysis
 
 ANALYSIS = "analysis.json"
@@ -127,7 +126,7 @@ def make_network(path: Path, trained: Trained, options: MeasurementOptions) -> N
         raise ValueError(f"{path} was trained on {len(train.labels)} images: lower --images")
     # The loss does not depend on the method, bfloat16 and the batch size.
     plain = Config(dataset=config.dataset, model=config.model, method="sgd")
-    program = make_program(plain, trained.batches.spec._replace(steps_per_epoch=1))
+    program = plain.make_program(trained.batches.spec._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
     images = train.select(slice(options.images))
     leaves = jax.device_get(jax.tree.leaves((params, statistics, images)))

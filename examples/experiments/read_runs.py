@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from examples.image_classification.config import XSAM_SETTINGS, settings_ignored_by
-from examples.image_classification.methods import method_arguments, read_argument
-from examples.image_classification.run_folder import (
+from examples.experiments.programs import read_config_file
+from examples.training.methods import method_arguments, read_argument
+from examples.training.run_folder import (
     EVALUATION,
     MAY_CHANGE,
     parse_object,
-    read_config_file,
 )
+from examples.training.settings import XSAM_SETTINGS, Settings, settings_ignored_by
 
 # The settings that a method may be tuned by. Arguments of the method are tuned, too.
 TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
@@ -22,7 +22,6 @@ TUNED = ("rho", "learning_rate", "weight_decay", "ascent_steps", *XSAM_SETTINGS)
 EDGES = ("rho", "rho_max", "learning_rate", "weight_decay")
 ARGUMENT = "method_args."  # prefix of the arguments of a method
 ABSENT = ""  # the value of a setting that a method does not have
-VALIDATION = "validation_accuracy"
 
 
 # --- Settings ---
@@ -97,11 +96,13 @@ class Runs(NamedTuple):
         `examples.experiments.evaluate`, `epoch_seconds` (the median) and `total_seconds`.
       epochs: the metrics of all epochs, by folder and epoch.
       unfinished: a description of each run that is not finished.
+      metric: the metric of the runs, such as "accuracy".
     """
 
     table: pd.DataFrame
     epochs: pd.DataFrame
     unfinished: list[str]
+    metric: str
 
     def select(self, folders: Sequence[Path]) -> "Runs":
         """Returns some of the runs."""
@@ -115,15 +116,16 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     is one or lies in one.
 
     Raises:
-      ValueError: a folder does not exist, holds no run, no run is finished, or a file cannot be
-        read.
+      ValueError: a folder does not exist, holds no run, no run is finished, a file cannot be read,
+        or the runs are of several programs.
     """
-    settings, last, epochs, unfinished = {}, {}, {}, []
+    settings, last, epochs, unfinished, metrics_of = {}, {}, {}, [], {}
     for path in find_runs(folders):
         if not (path / "config.json").exists():
             unfinished.append(f"{path} has no config.json")
             continue
-        of_run, metrics = read_settings(path), read_metrics(path)
+        config = read_config_file(path)
+        of_run, metrics = read_settings(path, config), read_metrics(path)
         done = metrics["epoch"].iloc[-1] if len(metrics) else 0
         if done < of_run["epochs"]:
             unfinished.append(f"{path} is at epoch {done:g} of {of_run['epochs']}")
@@ -135,14 +137,18 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         compiled = seconds.iloc[1:] if len(seconds) > 1 else seconds  # the first epoch compiles
         times = {"epoch_seconds": compiled.median(), "total_seconds": seconds.sum()}
         settings[path], epochs[path] = of_run, metrics.set_index("epoch")
+        metrics_of[config.program] = config.metric
         last[path] = read_evaluation(path) | dict(end.dropna()) | times
     if not settings:
         raise ValueError("none of the runs is finished")
+    if len(metrics_of) > 1:
+        raise ValueError(f"the runs are of {' and '.join(metrics_of)}: give those of one program")
+    (metric,) = metrics_of.values()
     parts = {
         "settings": tabulate_settings(list(settings.values()), settings),
         "last": pd.DataFrame(list(last.values()), list(last)),
     }
-    return Runs(pd.concat(parts, axis=1), pd.concat(epochs, names=["run"]), unfinished)
+    return Runs(pd.concat(parts, axis=1), pd.concat(epochs, names=["run"]), unfinished, metric)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -167,9 +173,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, config: Settings) -> dict[str, Any]:
     """Returns the settings of the run in a folder, by `used_settings`."""
-    config = read_config_file(path)
     try:
         return used_settings(dataclasses.asdict(config))
     except ValueError as error:

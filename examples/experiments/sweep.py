@@ -4,7 +4,8 @@ r"""Trains with several settings, and repeats the best setting of each method wi
         --each "--dataset digits --validation-size 297 --label-noise 0.4" \
         "--method sgd" "--method sam --rho 0.2" "--method sam --rho 0.4"
 
-A setting is a string of options of the trainer (`python -m examples.image_classification --help`).
+A setting is a string of options of the trainer (`python -m examples.image_classification --help`),
+or with `--program translation` of `python -m examples.translation`.
 `--each` has the options that all settings share. Settings do not follow `--seeds` directly.
 
 With `--tune 0` every setting is trained with seed 0 to OUT/tuning. The setting of each method with
@@ -26,7 +27,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import pandas as pd
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
+from examples.experiments.programs import PROGRAMS
 from examples.experiments.read_runs import (
     EDGES,
     is_tuned,
@@ -41,12 +43,13 @@ from examples.experiments.read_runs import (
     tabulate_settings,
     used_settings,
 )
-from examples.image_classification.command_line import parse_seeds, read_config
-from examples.image_classification.config import Config, check
-from examples.image_classification.many_runs import is_worthwhile, train_together
-from examples.image_classification.run_folder import Diverged
-from examples.image_classification.steps import make_optimizer
-from examples.image_classification.train import Record, train
+from examples.image_classification.many_runs import train_together
+from examples.training.check_name import check_name
+from examples.training.command_line import parse_seeds
+from examples.training.optimizer import make_optimizer
+from examples.training.run_folder import Diverged
+from examples.training.settings import check
+from examples.training.train import Record, train
 
 # Settings that do not change the result beyond rounding, but what is measured.
 DIFFERENT_PROGRAM = ("probe_batch_size", "fsdp", "steps_per_dispatch")
@@ -66,6 +69,8 @@ class Options:
     """Seeds to train with: numbers, or a range such as 0:32."""
     tune: tuple[str, ...] = ()
     """Train with these seeds first, and choose."""
+    program: str = "image_classification"
+    """The training program, or translation."""
 
 
 class Point(NamedTuple):
@@ -73,11 +78,13 @@ class Point(NamedTuple):
 
     name: str
     options: Sequence[str]
+    program: str
 
-    def config(self, seed: int, folder: Path) -> Config:
+    def config(self, seed: int, folder: Path) -> Any:
         """Returns the configuration of one run, or raises ValueError if an option is wrong."""
         out = folder / self.name / f"seed{seed}"
         try:
+            read_config = PROGRAMS[self.program].read_config
             return read_config([*self.options, "--seed", str(seed), "--out", str(out)])
         except ValueError as error:
             raise ValueError(f"in {shlex.join(self.options)!r}: {error}") from None
@@ -85,8 +92,8 @@ class Point(NamedTuple):
             raise ValueError(f"that was in {shlex.join(self.options)!r}") from None
 
 
-def make_point(setting: str, each: str) -> Point:
-    """Returns a setting, named by the options that not all settings share."""
+def make_point(setting: str, each: str, program: str = "image_classification") -> Point:
+    """Returns a setting of a program, named by the options that not all settings share."""
     parts = []
     options = split(each) + split(setting)
     for option in re.split(r"(?:^|\s)--", setting)[1:]:
@@ -95,7 +102,7 @@ def make_point(setting: str, each: str) -> Point:
         parts.append(shown + "-".join(values))
     # The name is a folder, and a value may be a path.
     name = re.sub(r"[^\w.,=+-]", "_", "-".join(parts)) or "default"
-    return Point(name, options)
+    return Point(name, options, program)
 
 
 def split(text: str) -> list[str]:
@@ -121,7 +128,8 @@ def sweep(options: Options) -> None:
     """
     seeds, tune = read_seeds(options)
     out = options.out
-    points = [make_point(setting, options.each) for setting in options.settings]
+    check_name("program", options.program, PROGRAMS)
+    points = [make_point(text, options.each, options.program) for text in options.settings]
     check_points(points, seeds, tune)
     settings = tabulate_settings(
         [used_settings(dataclasses.asdict(point.config(0, out))) for point in points],
@@ -197,7 +205,7 @@ def check_points(points: Sequence[Point], seeds: Sequence[int], tune: Sequence[i
         for seed in (*seeds, *tune):
             check(dataclasses.replace(config, seed=seed))
         make_optimizer(config, 1, jax.random.key(0))
-        if tune and not config.validation_size:
+        if tune and not config.has_validation():
             raise ValueError("--tune needs validation images: add --validation-size to --each")
     if both := sorted({*seeds} & {*tune}):
         raise ValueError(
@@ -212,8 +220,8 @@ def _train(
     """Trains all seeds of a setting.
 
     Returns:
-      The mean validation accuracy, 0 without such images and -1 if a run diverges, and the folders
-      of runs that diverge.
+      The mean validation accuracy or BLEU, 0 without validation data and -1 if a run diverges, and
+      the folders of runs that diverge.
     """
     first = point.config(seeds[0], out)
     folders = [out / point.name / f"seed{seed}" for seed in seeds]
@@ -221,7 +229,7 @@ def _train(
         dataclasses.replace(first, seed=seed, out=folder)
         for seed, folder in zip(seeds, folders, strict=True)
     ]
-    together = len(configs) > 1 and is_worthwhile(configs[0])
+    together = len(configs) > 1 and configs[0].trains_together()
     bar.set_description(point.name)
     accuracies, diverged = [], []
     for batch in [configs] if together else [[config] for config in configs]:
@@ -230,8 +238,9 @@ def _train(
         for config, result in zip(batch, results, strict=True):
             accuracy, text = -1.0, f": {result}"
             if not isinstance(result, Diverged):
-                accuracy = result[-1].get("validation_accuracy", 0.0)
-                text = f", validation {accuracy:.2f} %" if config.validation_size else ""
+                accuracy = result[-1].get(f"validation_{config.metric}", 0.0)
+                unit = " %" if config.metric == "accuracy" else ""
+                text = f", validation {accuracy:.2f}{unit}" if config.has_validation() else ""
             else:
                 diverged.append(str(config.out))
             accuracies.append(accuracy)
@@ -241,7 +250,7 @@ def _train(
     return (-1.0 if diverged else sum(accuracies) / len(accuracies)), diverged
 
 
-def _train_alone(config: Config) -> list[Record] | Diverged:
+def _train_alone(config: Any) -> list[Record] | Diverged:
     try:
         return train(config, show=False)
     except Diverged as error:

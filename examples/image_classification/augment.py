@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from examples.image_classification.check_name import check_name
+from examples.training.check_name import check_name
 
 Augmentation = Callable[..., jax.Array]  # from a key and images to images
 

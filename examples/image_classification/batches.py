@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from examples.image_classification.check_data import check_finite, check_labels, naming_damage
 from examples.image_classification.config import Config
+from examples.training.devices import device_mesh, join, place
 
 FORMATS = ("PNG", "JPEG")  # of the datasets; Pillow's other decoders are left alone
 EVALUATION_BATCH = 1000
@@ -188,6 +189,8 @@ class Batches:
     Attributes:
       spec: Constants that the compiled program depends on.
       arrays: Images of each split on the devices, or None for a split that is decoded on the way.
+      examples_per_step: The number of images of a batch.
+      files: Texts to be kept in the folder of the run, of which there are none.
     """
 
     def __init__(self, data: Dataset, config: Config) -> None:
@@ -213,17 +216,19 @@ class Batches:
             tuple(map(float, data.std)),
             data.train.size // config.batch_size,
         )
+        self.examples_per_step = float(config.batch_size)
+        self.files: dict[str, str] = {}
         self.arrays = {name: self.place(images) for name, images in self._splits.items()}
 
     def place(self, images: Images | Stream) -> Images | None:
         """Copies images to every device, or returns None for a stream."""
         if isinstance(images, Stream):
             return None
-        return Images(*(_place(array, self._replicated) for array in images))
+        return Images(*(place(array, self._replicated) for array in images))
 
-    def images(self, split: str) -> Images | Stream:
+    def split(self, name: str) -> Images | Stream:
         """Returns the images of a split on the host."""
-        return self._splits[split]
+        return self._splits[name]
 
     def evaluated_splits(self, is_last: bool) -> list[str]:
         """Returns the splits to evaluate. With validation images the test is for the last epoch."""
@@ -252,11 +257,11 @@ class Batches:
             )
             while several := list(itertools.islice(batches, size)):
                 stacked = Images(*map(np.stack, zip(*several, strict=True)))
-                yield _join(stacked, self._steps)
+                yield join(stacked, self._steps)
         else:
             rows = schedule_rows(images.size, config.batch_size, seed, epoch)
             for start in range(start_step, steps, size):
-                yield _place(rows[start : start + size].astype(np.int32), self._steps)
+                yield place(rows[start : start + size].astype(np.int32), self._steps)
 
     def evaluation_rows(self, images: Images | Stream) -> Iterator[Any]:
         """Yields the rows of any images in order, the last one padded with -1."""
@@ -265,10 +270,10 @@ class Batches:
         size = math.ceil(min(images.size, limit) / count) * count
         if isinstance(images, Stream):
             for batch in images.batches(size, **_part()):
-                yield _join(batch, self._batch)
+                yield join(batch, self._batch)
         else:
             for row in schedule_rows(images.size, size, None, 0).astype(np.int32):
-                yield _place(row, self._batch)
+                yield place(row, self._batch)
 
 
 def gather_batch(arrays: Images | None, row: Any) -> Images:
@@ -276,21 +281,6 @@ def gather_batch(arrays: Images | None, row: Any) -> Images:
     if arrays is None:
         return row
     return Images(arrays.pixels[row], jnp.where(row < 0, -1, arrays.labels[row]))
-
-
-def device_mesh() -> Mesh:
-    """Returns the devices of all processes in a row, over which each batch is divided."""
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-
-
-def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Places an array that every process has in full."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _join(images: Images, sharding: NamedSharding) -> Images:
-    """Joins the parts that the processes have of a batch."""
-    return Images(*(jax.make_array_from_process_local_data(sharding, array) for array in images))
 
 
 def _part() -> dict[str, int]:

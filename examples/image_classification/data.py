@@ -20,8 +20,8 @@ from PIL import Image
 
 from examples.image_classification.batches import FORMATS, Dataset, Images, Stream
 from examples.image_classification.check_data import check_labels, naming_damage
-from examples.image_classification.check_name import check_name
 from examples.image_classification.config import Config
+from examples.training.check_name import check_name
 
 _NOISE = 0x6E6F697365  # "noise": wrong labels are independent of the order of the images
 

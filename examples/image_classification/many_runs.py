@@ -18,19 +18,20 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.image_classification.batches import Images
-from examples.image_classification.config import Config, check
+from examples.image_classification.config import Config
 from examples.image_classification.data import load
 from examples.image_classification.models import MATRIX_PRODUCTS
-from examples.image_classification.progress import StopRequest
-from examples.image_classification.run_folder import Diverged
-from examples.image_classification.steps import Program, State, TracedSettings
-from examples.image_classification.train import (
+from examples.training.program import Program, State, TracedSettings
+from examples.training.progress import StopRequest
+from examples.training.run_folder import Diverged
+from examples.training.settings import check
+from examples.training.train import (
     Record,
     Run,
     check_kept,
     diverged,
     is_saved,
-    mean_over_images,
+    mean_over_batches,
     open_folder,
     over_epochs,
     prepare,
@@ -103,7 +104,7 @@ def prepare_all(configs: Sequence[Config]) -> list[Run]:
             "several seeds in one program are for one process: leave --distributed out"
         )
     run = prepare(first)
-    if not isinstance(run.batches.images("train"), Images):
+    if not isinstance(run.batches.split("train"), Images):
         raise ValueError(f"{first.dataset} does not fit into memory: train one seed at a time")
     folders = [open_folder(config, run.batches) for config in configs[1:]]
     others = [
@@ -246,15 +247,15 @@ class Together:
                 found = {name: float(values[i]) for name, values in evaluated.items()}
                 history.append(summarize_epoch(run, of_run) | own | found)
                 if is_last:
-                    history[-1] |= over_epochs(history)
+                    history[-1] |= over_epochs(history, config.metric)
                 run.folder.log(history[-1])
         self._state = self._state._replace(sums=jax.tree.map(jnp.zeros_like, self._state.sums))
 
     def _evaluate_split(self, split: str) -> dict[str, Any]:
         arrays = self._batches.arrays[split]
-        rows = self._batches.evaluation_rows(self._batches.images(split))
+        rows = self._batches.evaluation_rows(self._batches.split(split))
         parts = jax.device_get([self._program.evaluate(self._state, arrays, row) for row in rows])
-        return mean_over_images(split, parts)
+        return mean_over_batches(split, parts)
 
     def _save(self, step: int, wait: bool) -> None:
         for i, (run, error) in enumerate(zip(self._runs, self.errors, strict=True)):

@@ -21,9 +21,9 @@ the light on the drops of `spatter` is approximate.
 
 import numpy as np
 
-from examples.image_classification.check_name import hint
 from examples.image_classification.corruptions import blur, digital, noise, weather
 from examples.image_classification.corruptions.pixels import Corruption
+from examples.training.check_name import hint
 
 CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     "noise": {

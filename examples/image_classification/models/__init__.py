@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.image_classification.check_name import check_name
 from examples.image_classification.models.densenet import DenseNet
 from examples.image_classification.models.layers import Layers
 from examples.image_classification.models.mlp import MLP
@@ -17,6 +15,7 @@ from examples.image_classification.models.resnet import ResNet, ZeroPadding, bot
 from examples.image_classification.models.vgg import VGG
 from examples.image_classification.models.vit import ViT
 from examples.image_classification.models.wide_resnet import WideResNet
+from examples.training.check_name import check_name
 
 _small = partial(ResNet, blocks=(1, 1, 1), width=16, shortcut=ZeroPadding)
 
@@ -56,7 +55,7 @@ def make_model(
 
     Its variables are `nnx.Param` and `nnx.BatchStat`, all in float32. `model.train()` and
     `model.eval()` switch between the statistics of the batch and the running ones. For
-    training call `set_dropout_key`, too.
+    training call `training.program.set_dropout_key`, too.
 
     Args:
       name: A name of `MODELS`.
@@ -71,10 +70,3 @@ def make_model(
     """
     check_name("model", name, MODELS)
     return MODELS[name](Layers(rngs, dtype), image_shape, num_classes, **cut)
-
-
-def set_dropout_key(model: nnx.Module, key: jax.Array) -> None:
-    """Sets the random keys of all Dropout layers, which then drop the same units in every pass."""
-    for i, (_, module) in enumerate(nnx.iter_modules(model)):
-        if isinstance(module, nnx.Dropout):
-            module.rngs = jax.random.fold_in(key, i)

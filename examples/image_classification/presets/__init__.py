@@ -4,18 +4,15 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from examples.image_classification.check_name import check_name
-from examples.image_classification.config import (
-    DEFAULTS,
-    Config,
-    ignored_settings,
-    settings_ignored_by,
-)
-from examples.image_classification.methods import find_method
+from examples.image_classification.config import DEFAULTS, Config
 from examples.image_classification.presets import friendly_sam, xsam
-from examples.image_classification.presets.preset import Preset
+from examples.training.check_name import check_name
+from examples.training.methods import find_method
+from examples.training.presets import Preset, adapt, drop_ignored, without_arguments
 
-__all__ = ["BASES", "PRESETS", "Preset", "adapt", "configure", "find_preset", "settings_for"]
+__all__ = ["BASES", "NAMED_BY", "PRESETS", "Preset", "configure", "find_preset", "settings_for"]
+
+NAMED_BY = ("dataset", "model", "method")  # the settings in the name of a preset
 
 # As in examples/01_noisy_digits.py, without its wrong labels, and with a network of width 256.
 DIGITS: dict[str, Any] = {
@@ -36,15 +33,9 @@ DIGITS: dict[str, Any] = {
 }
 
 
-def _drop_ignored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings without those that the method ignores. An ignored rho is None."""
-    ignored = settings_ignored_by(settings["method"])
-    return {"rho": None} | {name: settings[name] for name in settings if name not in ignored}
-
-
 def _demo(method: str) -> Preset:
     chosen = {"dataset": "digits", "model": "mlp", "method": method, "label_noise": 0.4}
-    settings = _drop_ignored(DIGITS | {"rho_max": 0.6} | chosen)
+    settings = drop_ignored(DIGITS | {"rho_max": 0.6} | chosen)
     return Preset("examples/01_noisy_digits.py, at one radius and with a wider network", settings)
 
 
@@ -110,7 +101,7 @@ def settings_for(preset: str | None, dataset: str, model: str, method: str) -> d
     rho = settings["rho"]
     # Methods without these radii ignore them.
     settings |= {"rho": round((scale or 1) * rho, 6), "rho_max": 2 * rho}
-    return copy.deepcopy(_drop_ignored(settings))
+    return copy.deepcopy(drop_ignored(settings))
 
 
 def configure(
@@ -146,32 +137,5 @@ def configure(
     settings = settings_for(
         preset, **{"dataset": "digits", "model": "mlp", "method": "xsam"} | chosen
     )
-    config = replace(without_arguments(preset, settings), **chosen | changes)
-    return adapt(config, settings)
-
-
-def without_arguments(preset: str | None, settings: dict[str, Any]) -> Config:
-    """Returns the configuration of a preset's settings, but for the arguments of the method."""
-    return Config(**settings | {"preset": preset, "method_args": {}})
-
-
-def adapt(config: Config, settings: dict[str, Any]) -> Config:
-    """Completes a configuration that was derived from the settings of a preset, and may differ.
-
-    Args:
-      config: The configuration, with only those arguments of the method that are not the preset's.
-      settings: The settings of the preset.
-
-    Returns:
-      The configuration with the preset's arguments of the method, if the method is the same, and
-      without those settings of the preset that another method ignores.
-    """
-    changes: dict[str, Any] = {}
-    if config.method == settings["method"] and isinstance(config.method_args, dict):
-        changes["method_args"] = {**settings.get("method_args", {}), **config.method_args}
-    for name in ignored_settings(config):
-        if getattr(config, name) == settings.get(name, DEFAULTS[name]):
-            changes[name] = DEFAULTS[name]
-    if any(getattr(config, name) != settings[name] for name in ("dataset", "model", "method")):
-        changes["preset"] = None  # another run, in another folder
-    return replace(config, **changes)
+    config = replace(without_arguments(Config, preset, settings), **chosen | changes)
+    return adapt(config, settings, NAMED_BY)

@@ -13,7 +13,8 @@ its last test (`evaluate --renew-statistics`).
 from collections.abc import Iterator
 from typing import Any
 
-from examples.image_classification.presets.preset import CIFAR, IMAGENET, Preset, Row, row
+from examples.image_classification.presets.preset import CIFAR, IMAGENET, Row, row
+from examples.training.presets import Preset
 
 SOURCE = "F-SAM paper, "
 STANDARD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "batch_size": 128}

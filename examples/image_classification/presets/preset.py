@@ -1,21 +1,11 @@
-"""The type of a preset, and the conversion of a row of a table to settings."""
+"""The conversion of a row of a table to a preset."""
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from examples.training.presets import Preset
 
 CIFAR = ("crop", "flip", "cutout=0.5")  # half of the images, as in the official codes
 IMAGENET = ()  # decoding includes random resized crops and flips
-
-
-class Preset(NamedTuple):
-    """A published setting.
-
-    Attributes:
-      source: The table, and any setting that the table omits and that was chosen here.
-      settings: Fields of `Config` with their values.
-    """
-
-    source: str
-    settings: dict[str, Any]
 
 
 Row = tuple[str, Preset]

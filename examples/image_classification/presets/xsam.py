@@ -20,7 +20,8 @@ Names are `{dataset}-{model}-{method}`, with a suffix for differences from table
 from collections.abc import Iterator
 from typing import Any
 
-from examples.image_classification.presets.preset import CIFAR, IMAGENET, Preset, Row, row
+from examples.image_classification.presets.preset import CIFAR, IMAGENET, Row, row
+from examples.training.presets import Preset
 
 AUGMENTATION = {
     "cifar10": CIFAR,

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from examples.image_classification.batches import device_mesh
+from examples.training.devices import device_mesh
 from xsam_jax import split_into_groups
 
 Losses = Callable[[Any, Any], tuple[jax.Array, Any]]

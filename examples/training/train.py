@@ -1,4 +1,4 @@
-"""Trains an image classifier, or resumes an interrupted run.
+"""Trains a network, or resumes an interrupted run.
 
 All randomness is a function of the seed and the step, and `State` holds everything else that a step
 needs. A killed run resumes from its last checkpoint and ends with the same parameters.
@@ -8,35 +8,25 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
 
-from examples.image_classification.batches import Batches
-from examples.image_classification.check_name import check_name
-from examples.image_classification.config import Config, check, run_folder
-from examples.image_classification.data import load
-from examples.image_classification.distributed import gather_texts, is_main, raising_together
-from examples.image_classification.output import print_line
-from examples.image_classification.presets import PRESETS
-from examples.image_classification.progress import NotFinite, Progress, Stopped, StopRequest
-from examples.image_classification.run_folder import Diverged, RunFolder, to_json
-from examples.image_classification.steps import (
-    Program,
-    State,
-    TracedSettings,
-    make_program,
-    make_schedule,
-    sharp_period,
-)
+from examples.training.distributed import gather_texts, is_main, raising_together
+from examples.training.optimizer import make_schedule, sharp_period
+from examples.training.output import print_line
+from examples.training.program import Program, State, TracedSettings
+from examples.training.progress import NotFinite, Progress, Stopped, StopRequest
+from examples.training.run_folder import Diverged, RunFolder, to_json, write_atomically
+from examples.training.settings import Settings, check, run_folder
 
 Record = dict[str, Any]
 
 
-def train(config: Config, show: bool = True) -> list[Record]:
+def train(config: Settings, show: bool = True) -> list[Record]:
     """Trains, or resumes the run in the folder.
 
     Args:
@@ -55,38 +45,69 @@ def train(config: Config, show: bool = True) -> list[Record]:
     return train_prepared(prepare(config), show)
 
 
+class Batches(Protocol):
+    """The data of a run in batches, divided over all devices.
+
+    Attributes:
+      spec: Constants that the compiled program depends on.
+      arrays: Data of each split on the devices, or None for a split that is copied batch by batch.
+      examples_per_step: The mean number of examples of a batch.
+      files: Texts to be kept in the folder of the run, by name.
+    """
+
+    spec: Any
+    arrays: dict[str, Any]
+    examples_per_step: float
+    files: dict[str, str]
+
+    def split(self, name: str) -> Any:
+        """Returns the data of a split on the host."""
+
+    def evaluated_splits(self, is_last: bool) -> list[str]:
+        """Returns the splits to evaluate after an epoch."""
+
+    def training_rows(self, epoch: int, start_step: int) -> Iterator[Any]:
+        """Yields the rows of an epoch, several steps at a time, for one call each."""
+
+    def evaluation_rows(self, data: Any) -> Iterator[Any]:
+        """Yields the rows of any data in order."""
+
+
 class Run(NamedTuple):
     """A run before its first step."""
 
-    config: Config
-    batches: Batches
+    config: Any  # the `Settings` of a program
+    batches: Any  # its `Batches`
     program: Program
     traced: TracedSettings
     folder: RunFolder
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Settings) -> Run:
     """Checks the settings, loads the data, and opens the folder of the run."""
     with raising_together():
         check(config)
-        if config.preset is not None:  # it is part of the name of the folder
-            check_name("preset", config.preset, PRESETS, " (--preset list)")
     check_equal_on_all_processes(config)
     with raising_together():
-        batches = Batches(load(config), config)
+        batches = config.load()
         # Builds model and optimizer, so that wrong arguments raise before the folder exists.
-        program = make_program(config, batches.spec)
+        program = config.make_program(batches.spec)
         traced = TracedSettings.of(config)
-        return Run(config, batches, program, traced, open_folder(config, batches))
+        folder = open_folder(config, batches)
+        if is_main():
+            for name, text in batches.files.items():
+                if not (folder.path / name).exists():
+                    write_atomically(folder.path / name, text)
+        return Run(config, batches, program, traced, folder)
 
 
-def open_folder(config: Config, batches: Batches) -> RunFolder:
+def open_folder(config: Settings, batches: Batches) -> RunFolder:
     """Opens the folder of a run."""
     kept = [epoch * batches.spec.steps_per_epoch for epoch in config.keep_epochs]
     return RunFolder(run_folder(config), config, kept)
 
 
-def is_saved(config: Config, epoch: int) -> bool:
+def is_saved(config: Settings, epoch: int) -> bool:
     """Returns whether a checkpoint is saved after an epoch, counted from 1."""
     in_turn = epoch % config.checkpoint_every == 0
     return in_turn or epoch == config.epochs or epoch in config.keep_epochs
@@ -104,7 +125,7 @@ def check_kept(run: Run, step: int) -> None:
         )
 
 
-def check_equal_on_all_processes(config: Config) -> None:
+def check_equal_on_all_processes(config: Settings) -> None:
     """Raises ValueError where processes of one run have different settings."""
     # The data may lie elsewhere on each host.
     texts = gather_texts(json.dumps(to_json(dataclasses.replace(config, data_dir=None))))
@@ -132,16 +153,16 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
             if step == total and (not history or history[-1]["step"] < total):
                 text += f". To train the last ones again, delete {folder.path}/checkpoints/{step}"
             print_line(text)
-        if config.batch_size == 1 and state.statistics:
+        if run.batches.examples_per_step == 1 and state.statistics:
             print_line("warning: BatchNorm has one image to normalize over: raise --batch-size")
         if show:
             print_line(summary(run, state) if step < total else f"{folder.path} is finished")
-        with Progress(total, step, config.batch_size, show) as progress:
+        with Progress(total, step, run.batches.examples_per_step, config.unit, show) as progress:
             for epoch in range(step // per_epoch, config.epochs):
                 state, record = train_epoch(run, state, epoch, progress, stop)
                 step, is_last = int(state.step), epoch + 1 == config.epochs
                 if record and is_last:
-                    record |= over_epochs([*history, record])
+                    record |= over_epochs([*history, record], config.metric)
                 if record:
                     # Before the checkpoint: a record without one is written again, one lost is not.
                     folder.log(record)
@@ -153,7 +174,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     folder.save(state, step, wait=True)
                     raise stopped(step, folder.path, stop)
     if is_main() and history:
-        from examples.image_classification import curves  # Matplotlib takes a second to import
+        from examples.training import curves  # Matplotlib takes a second to import
 
         curves.save_curves(history, folder.path / "curves.png")
     last = history[-1] if history else {}
@@ -202,8 +223,9 @@ def train_epoch(
     if step % per_epoch:
         return state, {}
     seconds = time.perf_counter() - start_time
-    rate = (step - start_step) * run.config.batch_size / seconds
-    record = summarize_epoch(run, state) | {"images_per_second": rate, "seconds": seconds}
+    rate = (step - start_step) * run.batches.examples_per_step / seconds
+    speed = {f"{run.config.unit}_per_second": rate, "seconds": seconds}
+    record = summarize_epoch(run, state) | speed
     state = state._replace(sums=jax.tree.map(jax.numpy.zeros_like, state.sums))
     is_last = epoch + 1 == run.config.epochs
     if is_last or (epoch + 1) % run.config.evaluate_every == 0:
@@ -240,14 +262,14 @@ def summarize_epoch(run: Run, state: State) -> Record:
     return record
 
 
-def over_epochs(history: Sequence[Record]) -> Record:
+def over_epochs(history: Sequence[Record], metric: str) -> Record:
     """Returns the best epoch of a run and its mean over the last five, beside its last epoch.
 
-    They are of the test images, or of the validation images if there are any. The best epoch of the
-    test images has been chosen by them.
+    They are of the test data, or of the validation data if there are any. The best epoch of the
+    test data has been chosen by them.
     """
     names = {name for record in history for name in record}
-    name = "validation_accuracy" if "validation_accuracy" in names else "test_accuracy"
+    name = f"validation_{metric}" if f"validation_{metric}" in names else f"test_{metric}"
     evaluated = [record for record in history if name in record]
     best = max(evaluated, key=lambda record: record[name])
     last = [record[name] for record in evaluated[-5:]]
@@ -263,7 +285,7 @@ def summary(run: Run, state: State) -> str:
     config = run.config
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
-        f"{config.method}, {config.model} ({parameters:,} parameters), {config.dataset}: "
+        f"{config.method}, {config.model} ({parameters:,} parameters), {config.data_name()}: "
         f"{config.epochs} epochs of {run.batches.spec.steps_per_epoch} steps, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, from step {int(state.step)}, "
         f"in {run.folder.path}\nThe first step compiles."
@@ -272,12 +294,13 @@ def summary(run: Run, state: State) -> str:
 
 def evaluate(program: Program, state: State, batches: Batches, split: str) -> Record:
     """Returns the mean loss and accuracy over a split, with the running statistics of BatchNorm."""
-    rows = batches.evaluation_rows(batches.images(split))
+    rows = batches.evaluation_rows(batches.split(split))
     sums = jax.device_get([program.evaluate(state, batches.arrays[split], row) for row in rows])
-    return {name: float(value) for name, value in mean_over_images(split, sums).items()}
+    means = {name: float(value) for name, value in mean_over_batches(split, sums).items()}
+    return means | program.measure(state, batches, split)
 
 
-def mean_over_images(split: str, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def mean_over_batches(split: str, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the mean loss and accuracy, given the sums over batches."""
     count = sum(batch["count"] for batch in sums)
     return {

@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from examples.image_classification.distributed import is_main
-from examples.image_classification.output import LossyStream, print_line
+from examples.training.distributed import is_main
+from examples.training.output import LossyStream, print_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal was closed
 REFRESH = 0.5  # seconds
@@ -89,14 +89,14 @@ class StopRequest:
 
 
 class Progress:
-    """A progress bar over the images of the whole run, which also checks that metrics are finite.
+    """A progress bar over the examples of the whole run, which also checks that metrics are finite.
 
     The metrics of a call are read while the next one runs, so that the device never waits. Where
     stderr is not a terminal, lines replace the bar, at most one in ten seconds.
     """
 
-    def __init__(self, total: int, done: int, batch_size: int, show: bool) -> None:
-        self._batch_size, self._done = batch_size, done
+    def __init__(self, total: int, done: int, batch_size: float, unit: str, show: bool) -> None:
+        self._batch_size, self._done, self._unit = batch_size, done, unit
         self._pending: tuple[Any, str] | None = None
         self._last_shown = self._last_printed = 0.0
         stream = LossyStream(sys.stderr)
@@ -105,7 +105,7 @@ class Progress:
             file=stream,
             total=total * batch_size,
             initial=done * batch_size,
-            unit=" images",
+            unit=f" {unit}",
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
@@ -125,10 +125,10 @@ class Progress:
         if not self._prints_lines or now - self._last_printed < LINE_EVERY:
             return
         self._last_printed = now
-        ends, others = ("_loss", "_accuracy"), ("best_", "last_five_")
+        ends, others = ("_loss", "_accuracy", "_bleu"), ("best_", "last_five_")
         shown = {n: record[n] for n in record if n.endswith(ends) and not n.startswith(others)}
         values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        rate = f"{record['images_per_second']:.0f} images/s"
+        rate = f"{record[f'{self._unit}_per_second']:.0f} {self._unit}/s"
         print_line(f"epoch {epoch}: {values}, {rate}")
 
     def update(self, metrics: dict[str, jax.Array], epoch: str) -> None:

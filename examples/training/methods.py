@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 import xsam_jax as sx
-from examples.image_classification.ascent_gradients import Kind
-from examples.image_classification.check_name import check_name, hint
+from examples.training.ascent_gradients import Kind
+from examples.training.check_name import check_name, hint
 from xsam_jax import ascent, descent
 
 

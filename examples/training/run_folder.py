@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
-from examples.image_classification.checkpoints import Checkpoints, TrainingError, short_reason
-from examples.image_classification.config import DEFAULTS, Config, check_values, ignored_settings
-from examples.image_classification.distributed import is_main
-from examples.image_classification.output import print_line
-from examples.image_classification.progress import Stopped
+from examples.training.checkpoints import Checkpoints, TrainingError, short_reason
+from examples.training.distributed import is_main
+from examples.training.output import print_line
+from examples.training.progress import Stopped
+from examples.training.settings import Settings, check_values, defaults, ignored_settings
 
 # A resumed run may change these, which change its results by rounding at most.
 MAY_CHANGE = (
@@ -34,7 +34,6 @@ MAY_CHANGE = (
     "keep_epochs",
     "evaluate_every",
 )
-IDENTITY = ("dataset", "model", "method", "seed", "epochs")  # in every config.json
 EVALUATION = "evaluation.json"
 DAMAGED = "metrics.damaged.jsonl"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of a file system without them
@@ -46,8 +45,15 @@ class Diverged(TrainingError):
     """The loss or an update was not finite. The same command would fail again."""
 
 
-def read_config_file(path: Path) -> Config:
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def read_config_file(path: Path, kind: type[Kind]) -> Kind:
     """Returns the configuration of the run in a folder, with `out` set to this folder.
+
+    Args:
+      path: The folder.
+      kind: The settings of the training program.
 
     Raises:
       ValueError: The file is missing, or written by an incompatible version.
@@ -56,11 +62,13 @@ def read_config_file(path: Path) -> Config:
     if not file.exists():
         raise ValueError(f"{path} holds no run: there is no config.json")
     # A setting that is missing is younger than the run.
-    settings = to_json(Config()) | parse_object(file, file.read_bytes(), IDENTITY)
-    if unknown := settings.keys() - DEFAULTS.keys():
+    settings = to_json(kind()) | parse_object(file, file.read_bytes(), kind.identity)
+    if (program := settings.pop("program")) != kind.program:
+        raise ValueError(f"{file} cannot be read: it is of {program}, not of {kind.program}")
+    if unknown := settings.keys() - defaults(kind).keys():
         raise ValueError(f"{file} cannot be read: unknown setting {min(unknown)!r}")
     try:
-        config = Config(**settings | {"out": path})
+        config = kind(**settings | {"out": path})
         check_values(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
@@ -90,9 +98,10 @@ def parse_object(
     return found
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: Settings) -> dict[str, Any]:
     """Returns a configuration as it is in a file."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    settings = {"program": config.program} | dataclasses.asdict(config)
+    return json.loads(json.dumps(settings, default=str))
 
 
 class RunFolder:
@@ -108,7 +117,7 @@ class RunFolder:
 
     checkpoints: Checkpoints
 
-    def __init__(self, path: Path, config: Config, kept_steps: Sequence[int] = ()) -> None:
+    def __init__(self, path: Path, config: Settings, kept_steps: Sequence[int] = ()) -> None:
         """Opens a new folder, or the folder of an earlier run with the same configuration.
 
         Args:
@@ -148,7 +157,7 @@ class RunFolder:
                 raise
             print_line(f"warning: {self.path} is on a file system without locks")
 
-    def _check_config(self, config: Config) -> None:
+    def _check_config(self, config: Settings) -> None:
         """Writes the configuration of a new run, or compares it with that of an earlier one."""
         new = to_json(config)
         may_change = {*MAY_CHANGE, *ignored_settings(config)}
@@ -160,7 +169,7 @@ class RunFolder:
                 )
             write_atomically(self._config, json.dumps(new, indent=1) + "\n")
             return
-        old = to_json(read_config_file(self.path))
+        old = to_json(read_config_file(self.path, type(config)))
         changed = [name for name in new if name not in may_change and old[name] != new[name]]
         if changed:
             settings = "; ".join(f"{name} {old[name]}, not {new[name]}" for name in changed)

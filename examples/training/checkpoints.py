@@ -9,8 +9,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from examples.image_classification.distributed import is_main
-from examples.image_classification.output import print_line
+from examples.training.distributed import is_main
+from examples.training.output import print_line
 
 DIGESTS = "SHA256SUMS"
 # Orbax writes the time of the commit after the digests.

@@ -14,12 +14,15 @@ from xsam_jax.analysis.style import COLORS, STYLE, WIDTH, add_legend
 
 plt.style.use(STYLE)
 
+LABELS = {"loss": "loss", "accuracy": "accuracy (%)", "bleu": "BLEU", "alpha": "$\\alpha^*$"}
 SPLITS = {"train": COLORS["sgd"], "validation": COLORS["sam"], "test": COLORS["xsam"]}
 
 
 def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws losses and accuracies over epochs, and for XSAM alpha* and psi, into a PNG file."""
-    rows = ["loss", "accuracy"] + (["alpha"] if "alpha" in history[-1] else [])
+    """Draws the metrics over epochs, and for XSAM alpha* and psi, into a PNG file."""
+    rows = ["loss", "accuracy"]
+    rows += ["bleu"] if any("bleu" in name for name in history[-1]) else []
+    rows += ["alpha"] if "alpha" in history[-1] else []
     figure, grid = plt.subplots(len(rows), figsize=(WIDTH, 1.5 * len(rows)), sharex=True)
     for axes, row in zip(grid, rows, strict=True):
         for split, color in SPLITS.items():
@@ -29,7 +32,7 @@ def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             points = zip(*((r["epoch"], r[f"{split}_{row}"]) for r in records), strict=True)
             if records:
                 axes.plot(*points, color=color, label=split, **marker)
-        axes.set_ylabel({"loss": "loss", "accuracy": "accuracy (%)", "alpha": "$\\alpha^*$"}[row])
+        axes.set_ylabel(LABELS[row])
     if "alpha" in rows:
         alphas, psis = ([record[name] for record in history] for name in ("alpha", "psi"))
         epochs = [record["epoch"] for record in history]

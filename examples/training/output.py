@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from examples.image_classification.distributed import is_main
+from examples.training.distributed import is_main
 
 
 class LossyStream:

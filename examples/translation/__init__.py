@@ -1,0 +1,1 @@
+"""Translation with any method of the library: a Transformer on parallel text."""

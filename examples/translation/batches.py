@@ -1,0 +1,182 @@
+"""Batches of sentences of similar length, in few shapes."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import sacrebleu
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from examples.training.devices import device_mesh, place
+from examples.translation.config import Config
+from examples.translation.data import EOS, PAD, VOCABULARY, Corpus, Text
+
+MULTIPLE = 8  # of the lengths
+
+
+class Batch(NamedTuple):
+    """Sentences, padded to one length.
+
+    Attributes:
+      source: Tokens, int32, (sentences, length), each sentence with `EOS` at its end.
+      target: Tokens of the translations, alike. Rows that fill the batch up are `PAD` alone.
+      weight: float32, (sentences,), the number of rows divided by that of target tokens. The mean
+        over rows of weighted sums over tokens is then the mean over tokens, and so it is over
+        equal parts of the batch.
+    """
+
+    source: Any
+    target: Any
+    weight: Any
+
+
+class TextSpec(NamedTuple):
+    """Constants of the data that the compiled program depends on."""
+
+    vocabulary: int
+    steps_per_epoch: int
+
+
+class TextBatches:
+    """The batches of a text, divided over all devices.
+
+    Attributes:
+      spec: Constants that the compiled program depends on.
+      arrays: None for each split, since batches are copied to the devices one by one.
+      examples_per_step: The mean number of sentences of a batch.
+      files: Texts for the folder of the run, by name.
+      text: The text.
+    """
+
+    def __init__(self, text: Text, config: Config) -> None:
+        self.text, self._config = text, config
+        mesh = device_mesh()
+        self._steps = NamedSharding(mesh, P(None, "data"))  # the first axis is the step
+        self._batch = NamedSharding(mesh, P("data"))
+        train = text.splits["train"]
+        self._lengths = choose_lengths(padded_lengths(train), config.buckets)
+        self._multiple = math.lcm(jax.device_count(), config.groups, config.accumulate)
+        self._sizes = {length: self._rows(length) for length in self._lengths}
+        steps = sum(len(rows) for _, rows in self._train_rows(None))
+        self.spec = TextSpec(text.tokenizer.get_vocab_size(), steps)
+        self.examples_per_step = len(train.source) / steps
+        self.arrays: dict[str, Any] = dict.fromkeys(text.splits)
+        bleu = sacrebleu.BLEU(tokenize=config.bleu_tokenize)
+        bleu.corpus_score(["."], [["."]])  # the signature has the number of references
+        self.files = {
+            VOCABULARY: text.tokenizer.to_str(pretty=True) + "\n",
+            "sacrebleu.txt": f"{bleu.get_signature()}\n",
+        }
+
+    def _rows(self, length: int) -> int:
+        """Returns the number of sentences of a batch of a length."""
+        rows = self._config.batch_tokens // length // self._multiple * self._multiple
+        if not rows:
+            raise ValueError(
+                f"batch_tokens {self._config.batch_tokens} is too small: {self._multiple} "
+                f"sentences of {length} tokens are {self._multiple * length}"
+            )
+        return rows
+
+    def split(self, name: str) -> Corpus:
+        """Returns the sentences of a split."""
+        return self.text.splits[name]
+
+    def evaluated_splits(self, is_last: bool) -> list[str]:
+        """Returns the splits to evaluate. The test is for the last epoch."""
+        return ["validation", "test"] if is_last else ["validation"]
+
+    def _train_rows(self, rng: np.random.Generator | None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the lengths, each with its batches, as rows of sentence numbers, -1 for none."""
+        numbers = padded_lengths(self.split("train"))
+        above = 0
+        for length in self._lengths:
+            chosen = np.flatnonzero((numbers > above) & (numbers <= length))
+            above = length
+            if rng is not None:
+                chosen = rng.permutation(chosen)
+            yield length, fill_up(chosen, self._sizes[length])
+
+    def training_rows(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch in random order, each for one call of one step.
+
+        The order is a function of the seed and the epoch.
+        """
+        rng = np.random.default_rng((self._config.seed, epoch))
+        batches = [(length, row) for length, rows in self._train_rows(rng) for row in rows]
+        corpus = self.split("train")
+        for i in rng.permutation(len(batches))[start_step:]:
+            length, row = batches[i]
+            batch = make_batch(corpus, row, length)
+            yield Batch(*(place(array[None], self._steps) for array in batch))
+
+    def evaluation_rows(self, data: Corpus) -> Iterator[Batch]:
+        """Yields the batches of any sentences, from the shortest to the longest."""
+        for _, batch in self.sorted_batches(data):
+            yield batch
+
+    def sorted_batches(self, data: Corpus) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Yields the sentence numbers, -1 for none, and the batches of any sentences."""
+        numbers = padded_lengths(data)
+        longest = max(self._lengths[-1], *numbers)
+        lengths = [*self._lengths, *([] if longest == self._lengths[-1] else [longest])]
+        above = 0
+        devices = jax.device_count()
+        for length in lengths:
+            chosen = np.flatnonzero((numbers > above) & (numbers <= length))
+            above = length
+            rows = max(1, self._config.batch_tokens // length // devices) * devices
+            for row in fill_up(chosen, rows):
+                batch = make_batch(data, row, length)
+                yield row, Batch(*(place(array, self._batch) for array in batch))
+
+
+def padded_lengths(corpus: Corpus) -> np.ndarray:
+    """Returns the tokens of each pair with `EOS`, the longer sentence's, rounded up."""
+    pairs = zip(corpus.source, corpus.target, strict=True)
+    longest = np.array([max(len(a), len(b)) + 1 for a, b in pairs])
+    return -(-longest // MULTIPLE) * MULTIPLE
+
+
+def choose_lengths(lengths: np.ndarray, number: int) -> list[int]:
+    """Returns at most so many lengths, with which as few tokens as possible are padding."""
+    values, counts = np.unique(lengths, return_counts=True)
+    *others, last = map(int, values)
+    if len(others) < number:
+        return [*others, last]
+
+    def tokens(chosen: Sequence[int]) -> int:
+        ends = np.array([*chosen, last])
+        return int(np.sum(counts * ends[np.searchsorted(ends, values)]))
+
+    # Sentences have a few hundred tokens at most. Of many lengths, every other is left out.
+    while math.comb(len(others), number - 1) > 10_000:
+        others = others[::2]
+    best = min(itertools.combinations(others, number - 1), key=tokens)
+    return [*best, last]
+
+
+def fill_up(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Returns numbers in rows of a size, the last one filled up with -1."""
+    count = -(-len(numbers) // size)
+    padded = np.full(count * size, -1)
+    padded[: len(numbers)] = numbers
+    return padded.reshape(count, size)
+
+
+def make_batch(corpus: Corpus, row: np.ndarray, length: int) -> Batch:
+    """Returns the sentences of a row as a batch."""
+    source = np.full((len(row), length), PAD, np.int32)
+    target = np.full((len(row), length), PAD, np.int32)
+    source[:, 0] = EOS  # no sentence is empty, which attention could not take
+    for i, number in enumerate(row):
+        if number >= 0:
+            for array, tokens in ((source, corpus.source), (target, corpus.target)):
+                sentence = [*tokens[number], EOS]
+                array[i, : len(sentence)] = sentence
+    weight = np.full(len(row), len(row) / max(1, np.sum(target != PAD)), np.float32)
+    return Batch(source, target, weight)
