@@ -421,7 +421,7 @@ def test_streams_are_refused(trained, monkeypatch, capsys):
         stream = Stream([], np.arange(3), np.zeros(3, np.int32), 10)
         return load(config)._replace(train=stream)
 
-    monkeypatch.setattr(measure_flatness, "load", load_stream)
+    monkeypatch.setattr("examples.image_classification.data.load", load_stream)
     assert analyze.main([str(trained), *FEW]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("images that are decoded as they are read take too long")

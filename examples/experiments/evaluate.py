@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,19 +37,22 @@ from tyro.conf import Positional
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.programs import read_config_file
 from examples.experiments.read_runs import Runs, read_evaluation, read_runs
-from examples.image_classification.batches import Batches, Images, Stream
+from examples.image_classification.batches import Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from examples.image_classification.data import read_corrupted
-from examples.image_classification.program import ImageProgram
 from examples.training.checkpoints import Checkpoints, TrainingError
 from examples.training.program import State
 from examples.training.run_folder import (
     EVALUATION,
     write_atomically,
 )
+from examples.training.settings import Settings
+from examples.training.train import mean_metrics
+from examples.translation.program import TranslationProgram
 
 BINS = 15
+TRANSLATIONS = "test.translations"
 SEED = 0  # of the corruptions, which are the same for all networks
 
 
@@ -82,12 +85,12 @@ class Trained(NamedTuple):
 
     Attributes:
       batches: the data set, split into batches.
-      program: its compiled parts.
+      program: its compiled parts, `ImageProgram` or `TranslationProgram`.
       state: the state of the last checkpoint, without that of the optimizer.
     """
 
-    batches: Batches
-    program: ImageProgram
+    batches: Any
+    program: Any
     state: State
 
     def logits(self, images: Images | Stream) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +147,7 @@ def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None
 
 
 @functools.lru_cache(maxsize=2)
-def _load_batches(config: Config) -> Batches:
+def _load_batches(config: Settings) -> Any:
     return config.load()
 
 
@@ -210,6 +213,18 @@ def evaluate(trained: Trained, images: Images | Stream) -> dict[str, float]:
     }
 
 
+def evaluate_translation(trained: Trained, file: Path) -> dict[str, float]:
+    """Returns BLEU, accuracy in percent and mean loss, and writes the translations to a file."""
+    program, state, batches = trained.program, trained.state, trained.batches
+    corpus = batches.split("test")
+    found = program.translate(state, batches, corpus)
+    write_atomically(file, "".join(f"{line}\n" for line in found))
+    return mean_metrics(program, state, batches, "test") | {
+        "test_bleu": program.bleu(found, corpus.references),
+        "sentences": len(found),
+    }
+
+
 def evaluate_corrupted(
     networks: Sequence[Trained], images: Images, config: Config
 ) -> list[dict[str, float]]:
@@ -255,6 +270,11 @@ def run(options: Options) -> None:
     runs = read_runs(options.folders)
     networks, left_out = restore_all(runs, options.data_dir, "evaluating")
     for path, network in networks.items():
+        if isinstance(network.program, TranslationProgram):
+            if options.corruptions or options.renew_statistics:
+                raise ValueError(f"{path}: translation has neither corruptions nor BatchNorm")
+            _write(path, evaluate_translation(network, path / TRANSLATIONS))
+            continue
         images = network.batches.split("test")
         if options.corruptions and isinstance(images, Stream):
             raise ValueError(f"{path}: images that are decoded as they are read are not corrupted")
@@ -286,8 +306,9 @@ def run(options: Options) -> None:
             for n in ("test_accuracy", "test_ece", "renewed_accuracy", *CORRUPTIONS)
             if n in result
         ]
-        numbers = ", ".join(f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown)
-        print(f"{path}: {numbers}")
+        numbers = [f"{name.removeprefix('test_')} {result[name]:.1f} %" for name in shown]
+        numbers += [f"BLEU {result[name]:.2f}" for name in ("test_bleu",) if name in result]
+        print(f"{path}: {', '.join(numbers)}")
 
 
 def _write(path: Path, result: dict[str, float]) -> None:

@@ -17,9 +17,6 @@ from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
 from examples.experiments.programs import read_config_file
-from examples.image_classification.batches import Images, Stream
-from examples.image_classification.config import Config
-from examples.image_classification.data import load
 from examples.training.run_folder import (
     parse_object,
     write_atomically,
@@ -39,7 +36,7 @@ class MeasurementOptions:
     """The settings of the measurements."""
 
     images: int = 1000
-    """Number of training images in the loss."""
+    """Number of training images, or sentences, in the loss."""
     batch_size: int = 250
     """Images at a time, a divisor of --images."""
     radius: float = 0.1
@@ -93,13 +90,13 @@ class Network(NamedTuple):
       loss: `loss(params, batch)`. Networks of one architecture share the function, and so the
         compiled programs.
       params: the parameters.
-      batches: statistics of BatchNorm and images, of equal size.
+      batches: statistics of BatchNorm and images, or sentences, of equal size.
       digest: a hash of parameters, statistics and images.
     """
 
     loss: Callable[..., jax.Array]
     params: Any
-    batches: Sequence[tuple[Any, Images]]
+    batches: Sequence[tuple[Any, Any]]
     digest: str
 
 
@@ -115,25 +112,22 @@ def make_network(path: Path, trained: Trained, options: MeasurementOptions) -> N
     """Returns a trained network with the first images that it was trained on.
 
     Raises:
-      ValueError: there are too few images, or they are decoded as they are read.
+      ValueError: there are too few images or sentences, or they are not in memory.
     """
     config = read_config_file(path)
-    # The images of `trained` have no label noise.
-    train = load(dataclasses.replace(config, data_dir=options.data_dir or config.data_dir)).train
-    if isinstance(train, Stream):
-        raise ValueError(f"{path}: images that are decoded as they are read take too long")
-    if options.images > len(train.labels):
-        raise ValueError(f"{path} was trained on {len(train.labels)} images: lower --images")
+    # The data of `trained` have no label noise.
+    config = dataclasses.replace(config, data_dir=options.data_dir or config.data_dir)
+    try:
+        examples = config.loss_batches(options.images, options.batch_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     # The loss does not depend on the method, bfloat16 and the batch size.
-    plain = Config(dataset=config.dataset, model=config.model, method="sgd")
+    plain = dataclasses.replace(config.for_evaluation(), model=config.model, method="sgd")
     program = plain.make_program(trained.batches.spec._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
-    images = train.select(slice(options.images))
-    leaves = jax.device_get(jax.tree.leaves((params, statistics, images)))
+    leaves = jax.device_get(jax.tree.leaves((params, statistics, examples)))
     digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
-    size = options.batch_size
-    rows = [slice(i, i + size) for i in range(0, options.images, size)]
-    batches = [(statistics, jax.device_put(train.select(row))) for row in rows]
+    batches = [(statistics, jax.device_put(batch)) for batch in examples]
     return Network(program.loss, params, batches, digest)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from examples.image_classification import command_line as images
-from examples.image_classification.config import Config
 from examples.training.run_folder import read_config_file as read_config_of
 from examples.training.settings import Settings
+from examples.translation import command_line as text
 
 
 class TrainingProgram(NamedTuple):
@@ -18,14 +18,21 @@ class TrainingProgram(NamedTuple):
     Attributes:
       settings: The class of its settings.
       read_config: Reads its command line.
+      evaluation: Names of the results of `examples.experiments.evaluate`.
     """
 
     settings: type[Settings]
     read_config: Callable[[list[str]], Any]
+    evaluation: tuple[str, ...]
 
 
 PROGRAMS = {
-    "image_classification": TrainingProgram(Config, images.read_config),
+    "image_classification": TrainingProgram(
+        images.Config, images.read_config, ("test_accuracy", "test_loss", "test_ece", "images")
+    ),
+    "translation": TrainingProgram(
+        text.Config, text.read_config, ("test_accuracy", "test_loss", "test_bleu", "sentences")
+    ),
 }
 
 

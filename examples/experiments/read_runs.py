@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from examples.experiments.programs import read_config_file
+from examples.experiments.programs import PROGRAMS, read_config_file
 from examples.training.methods import method_arguments, read_argument
 from examples.training.run_folder import (
     EVALUATION,
@@ -48,7 +48,9 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     unused = [*MAY_CHANGE, "method_args", *settings_ignored_by(config["method"])]
     # One group is none, as for methods that cannot have groups.
     unused += [key for key in ("groups", "accumulate", "sharp_every") if config[key] == 1]
-    unused += [key for key in ("image_size",) if config[key] is None]
+    unused += [key for key in ("image_size",) if config.get(key) is None]
+    unused += [key for key in ("warmup_steps",) if not config[key]]
+    unused.append("beta_2" if config["optimizer"] == "sgd" else "momentum")
     settings = {key: value for key, value in config.items() if key not in unused}
     given = config["method_args"] or {}
     for key, default in method_arguments(config["method"]).items():
@@ -195,5 +197,5 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Returns the results of `examples.experiments.evaluate` for a run, if there are any."""
-    file, names = path / EVALUATION, ["test_accuracy", "test_loss", "test_ece", "images"]
+    file, names = path / EVALUATION, PROGRAMS[read_config_file(path).program].evaluation
     return parse_object(file, file.read_bytes(), names, int | float) if file.exists() else {}

@@ -67,6 +67,21 @@ class Config(Settings, DataSettings):
         names = ("dataset", "train_size", "validation_size", "batch_size", "image_size", "data_dir")
         return Config(**{name: getattr(self, name) for name in names})
 
+    def loss_batches(self, number: int, size: int) -> list[Any]:
+        """Returns the first images of training with the labels of training, in batches.
+
+        Raises:
+          ValueError: There are too few, or they are decoded as they are read.
+        """
+        from examples.image_classification import batches, data
+
+        train = data.load(self).train
+        if isinstance(train, batches.Stream):
+            raise ValueError("images that are decoded as they are read take too long")
+        if number > train.size:
+            raise ValueError(f"it was trained on {train.size} images: lower --images")
+        return [train.select(slice(start, start + size)) for start in range(0, number, size)]
+
     def trains_together(self) -> bool:
         """Returns whether several seeds are faster in one program."""
         from examples.image_classification.many_runs import is_worthwhile

@@ -86,7 +86,7 @@ class ImageProgram(Program):
         """
         statistics, images = batch
         images = self.place(images)
-        model: Any = self.evaluation_model(params, statistics)
+        model = self.evaluation_model(params, statistics)
         logits = model(self._as_seen(images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, images.labels).mean()
 
@@ -139,11 +139,11 @@ class ImageProgram(Program):
     def _pass_over(self, state: State, arrays: Any, row: Any) -> Any:
         key = jax.random.key(state.step)
         images, _ = self.augment(self.place(self.gather(arrays, row)), key)
-        model: Any = self.training_model(state.params, state.statistics, key)
+        model = self.training_model(state.params, state.statistics, key)
         model(images)
         return nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     def _predict(self, state: State, arrays: Any, row: Any) -> tuple[jax.Array, jax.Array]:
         batch = self.place(self.gather(arrays, row))
-        model: Any = self.evaluation_model(state.params, state.statistics)
+        model = self.evaluation_model(state.params, state.statistics)
         return model(self._as_seen(batch)), batch.labels

@@ -69,9 +69,8 @@ def run_one(config: Settings) -> int:
         )
     if is_main() and history:
         last, metric = history[-1], config.metric
-        unit = " %" if metric == "accuracy" else ""
-        names = splits_in(last, metric)
-        values = [f"{name} {last[f'{name}_{metric}']:.2f}{unit}" for name in names]
+        form = "{} {:.2f} %" if metric == "accuracy" else f"{{}} {metric.upper()} {{:.2f}}"
+        values = [form.format(name, last[f"{name}_{metric}"]) for name in splits_in(last, metric)]
         print(f"{run_folder(config)}: {', '.join(values)}")
     return 0
 

@@ -149,13 +149,13 @@ class Program:
         sums = {name: jnp.zeros(()) for name in (*METRICS, *state_metrics(opt_state))}
         return State(jnp.zeros((), jnp.int32), params, statistics, opt_state, sums)
 
-    def training_model(self, params: Any, statistics: Any, key: jax.Array) -> nnx.Module:
+    def training_model(self, params: Any, statistics: Any, key: jax.Array) -> Any:
         """Returns the network in training mode. All passes of a step drop the same units."""
         model = nnx.merge(self._train_graph, params, statistics)
         set_dropout_key(model, key)
         return model
 
-    def evaluation_model(self, params: Any, statistics: Any) -> nnx.Module:
+    def evaluation_model(self, params: Any, statistics: Any) -> Any:
         """Returns the network in evaluation mode."""
         return nnx.merge(self._eval_graph, params, statistics)
 

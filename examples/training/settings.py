@@ -140,6 +140,14 @@ class Settings:
         """Returns settings with the same data, without noise, and alike for all methods."""
         raise NotImplementedError
 
+    def loss_batches(self, number: int, size: int) -> list[Any]:
+        """Returns the first examples of training, in batches whose mean loss is that of all.
+
+        Raises:
+          ValueError: There are too few, or they are not in memory.
+        """
+        raise NotImplementedError
+
     def trains_together(self) -> bool:
         """Returns whether several seeds are faster in one program."""
         return False

@@ -293,11 +293,15 @@ def summary(run: Run, state: State) -> str:
 
 
 def evaluate(program: Program, state: State, batches: Batches, split: str) -> Record:
+    """Returns the metrics of a split."""
+    return mean_metrics(program, state, batches, split) | program.measure(state, batches, split)
+
+
+def mean_metrics(program: Program, state: State, batches: Batches, split: str) -> Record:
     """Returns the mean loss and accuracy over a split, with the running statistics of BatchNorm."""
     rows = batches.evaluation_rows(batches.split(split))
     sums = jax.device_get([program.evaluate(state, batches.arrays[split], row) for row in rows])
-    means = {name: float(value) for name, value in mean_over_batches(split, sums).items()}
-    return means | program.measure(state, batches, split)
+    return {name: float(value) for name, value in mean_over_batches(split, sums).items()}
 
 
 def mean_over_batches(split: str, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:

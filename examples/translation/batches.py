@@ -15,7 +15,7 @@ from examples.training.devices import device_mesh, place
 from examples.translation.config import Config
 from examples.translation.data import EOS, PAD, VOCABULARY, Corpus, Text
 
-MULTIPLE = 8  # of the lengths
+MULTIPLE = 8  # of the lengths, and of the sentences of a batch
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,9 @@ class TextBatches:
         self._batch = NamedSharding(mesh, P("data"))
         train = text.splits["train"]
         self._lengths = choose_lengths(padded_lengths(train), config.buckets)
-        self._multiple = math.lcm(jax.device_count(), config.groups, config.accumulate)
+        # With up to eight devices the batches are those of one.
+        counts = jax.device_count(), config.groups, config.accumulate
+        self._multiple = math.lcm(MULTIPLE, *counts)
         self._sizes = {length: self._rows(length) for length in self._lengths}
         steps = sum(len(rows) for _, rows in self._train_rows(None))
         self.spec = TextSpec(text.tokenizer.get_vocab_size(), steps)
@@ -166,6 +168,15 @@ def fill_up(numbers: np.ndarray, size: int) -> np.ndarray:
     padded = np.full(count * size, -1)
     padded[: len(numbers)] = numbers
     return padded.reshape(count, size)
+
+
+def equal_batches(corpus: Corpus, number: int, size: int) -> list[Batch]:
+    """Returns the first sentences in batches of one shape, weighted by their tokens together."""
+    length = int(padded_lengths(corpus)[:number].max())
+    rows = np.arange(number).reshape(-1, size)
+    batches = [make_batch(corpus, row, length) for row in rows]
+    tokens = sum(np.sum(batch.target != PAD) for batch in batches)
+    return [batch._replace(weight=np.full(size, number / tokens, np.float32)) for batch in batches]
 
 
 def make_batch(corpus: Corpus, row: np.ndarray, length: int) -> Batch:

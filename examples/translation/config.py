@@ -84,6 +84,19 @@ class Config(Settings):
         names = "data_dir source target train_size vocabulary max_length batch_tokens buckets out"
         return Config(**{name: getattr(self, name) for name in names.split()})
 
+    def loss_batches(self, number: int, size: int) -> list[Any]:
+        """Returns the first sentences of training in batches of one shape.
+
+        Raises:
+          ValueError: There are too few.
+        """
+        from examples.translation import batches, data
+
+        train = data.load(self).splits["train"]
+        if number > len(train.source):
+            raise ValueError(f"it was trained on {len(train.source)} sentences: lower --images")
+        return batches.equal_batches(train, number, size)
+
     def load(self) -> Any:
         """Returns the text as `TextBatches`."""
         from examples.translation import batches, data

@@ -1,5 +1,6 @@
 """The compiled programs of translation: model, loss and beam search."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -79,22 +80,29 @@ class TranslationProgram(Program):
         }
 
     def loss(self, params: Any, batch: tuple[Any, Batch]) -> jax.Array:
-        """Returns the mean loss of the tokens of a batch, as a function of the parameters.
+        """Returns the weighted mean loss of a batch, as a function of the parameters.
 
         Args:
           params: Parameters of the model.
-          batch: The state without parameters, which is empty, and the batch.
+          batch: The statistics of BatchNorm, of which there are none, and the batch.
         """
         statistics, sentences = batch
-        sums = self.sums(self.evaluation_model(params, statistics), self.place(sentences))
-        return sums["loss"] / sums["count"]
+        sentences = self.place(sentences)
+        logits = self._logits(self.evaluation_model(params, statistics), sentences)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, sentences.target)
+        of_tokens = jnp.where(sentences.target != PAD, losses, 0.0)
+        return (sentences.weight * of_tokens.sum(axis=1)).mean()
 
     def measure(self, state: State, batches: TextBatches, split: str) -> dict[str, float]:
         """Returns the BLEU of a split, with all sentences translated by beam search."""
         corpus = batches.split(split)
-        bleu = sacrebleu.BLEU(tokenize=self._config.bleu_tokenize)
         found = self.translate(state, batches, corpus)
-        return {f"{split}_bleu": bleu.corpus_score(found, [corpus.references]).score}
+        return {f"{split}_bleu": self.bleu(found, corpus.references)}
+
+    def bleu(self, translations: Sequence[str], references: Sequence[str]) -> float:
+        """Returns the BLEU of translations."""
+        bleu = sacrebleu.BLEU(tokenize=self._config.bleu_tokenize)
+        return bleu.corpus_score(translations, [references]).score
 
     def translate(self, state: State, batches: TextBatches, corpus: Corpus) -> list[str]:
         """Returns the translations of sentences, in their order."""
@@ -112,7 +120,7 @@ class TranslationProgram(Program):
         return model(batch.source, previous)
 
     def _search(self, params: Any, statistics: Any, source: jax.Array) -> jax.Array:
-        model: Any = self.evaluation_model(params, statistics)
+        model = self.evaluation_model(params, statistics)
         source, beam = self.place(source), self._config.beam
         sentences, limit = len(source), int(1.2 * source.shape[1]) + 10
         memory = jax.tree.map(lambda leaf: leaf.repeat(beam, axis=0), model.encode(source))
