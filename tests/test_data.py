@@ -551,6 +551,33 @@ def test_imagenet_has_the_same_splits_and_label_noise(tmp_path):
     np.testing.assert_array_equal(test.labels, prepared["validation"].labels)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cars196", 196), ("oxford_flowers102", 102), ("oxford_iiit_pet", 37)]
+)
+def test_photographs_to_fine_tune_on_are_decoded_on_the_way(name, classes, tmp_path):
+    pytest.importorskip("grain")
+    prepared = prepare(tmp_path, name, (30, 40, 3), classes=classes)
+    path = next(tmp_path.glob(f"{name}/*/features.json"))
+    features = json.loads(path.read_text())
+    inner = features["featuresDict"]["features"]
+    inner["segmentation_mask"] = inner["image"]  # as the pets have, but no record does here
+    path.write_text(json.dumps(features))
+    dataset = load(Config(dataset=name, data_dir=tmp_path))
+    assert (dataset.num_classes, dataset.image_shape) == (classes, (224, 224, 3))
+    (test,) = dataset.test.batches(dataset.test.size)
+    np.testing.assert_array_equal(test.labels, prepared["test"].labels)
+    np.testing.assert_allclose(dataset.mean, [0.485, 0.456, 0.406])
+
+
+def test_images_are_normalized_as_pretrained_networks_need_them():
+    for normalization, mean, std in (("dataset", 0.0, 1.0), ("half", 0.5, 0.5)):
+        dataset = load(Config(normalization=normalization))
+        assert dataset.mean[0] == mean
+        assert dataset.std[0] == std
+    dataset = load(Config(normalization="imagenet"))
+    np.testing.assert_allclose(dataset.std, [0.229, 0.224, 0.225])
+
+
 # --- Crops of images of any size ---
 
 

@@ -16,7 +16,13 @@ import pytest
 import xsam_jax as sx
 from examples.image_classification.config import Config
 from examples.image_classification.models import MODELS
-from examples.image_classification.presets import BASES, PRESETS, find_preset, settings_for
+from examples.image_classification.presets import (
+    BASES,
+    PRESETS,
+    configure,
+    find_preset,
+    settings_for,
+)
 from examples.training.methods import (
     METHODS,
     Training,
@@ -117,6 +123,7 @@ def test_tables_have_the_number_of_rows_of_the_papers():
         ("F-SAM", "table 2"): 4 * 5,
         ("F-SAM", "table 3"): 2 * 2,  # beside ASAM of tables 1 and 2
         ("F-SAM", "table 4"): 4,
+        ("F-SAM", "table 5"): 5 * 3,
         ("F-SAM", "table 6"): 4 * 3,
         ("F-SAM", "figure 3"): 2 * 2 * 3,
         ("F-SAM", "figure 4"): 3 * 3,
@@ -354,6 +361,15 @@ def test_presets_have_every_number_of_tables_1_and_2_of_the_fsam_paper(model):
             assert (config.epochs, config.rho, config.weight_decay) == expected
             if method == "friendly_sam":
                 assert config.method_args["decay"] == decay
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "cars196", "oxford_iiit_pet"])
+def test_presets_fine_tune_as_section_6_2_of_the_fsam_paper(dataset):
+    for method, rho in {"sgd": None, "sam": 0.075, "friendly_sam": 0.075}.items():
+        config = configure(f"fsam-{dataset}-vit_s-{method}")
+        assert (config.optimizer, config.epochs, config.batch_size) == ("adamw", 10, 128)
+        assert (config.weight_decay, config.learning_rate, config.rho) == (1e-5, 1e-4, rho)
+        assert (config.image_size, config.normalization) == (224, "imagenet")
 
 
 def test_the_page_of_the_papers_has_every_table_and_figure_and_valid_presets():

@@ -1,9 +1,11 @@
 """Weights of timm: names, layouts, resized position embeddings, and errors."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from examples.experiments import evaluate, export
+from examples.image_classification import __main__ as entry
+from examples.image_classification.config import Config
 from examples.image_classification.models import MODELS
 from examples.image_classification.models.layers import Layers
 from examples.image_classification.pretrained import load_pretrained, save_pretrained
+from examples.training.train import prepare, train
 
 # Arguments that make each network small, and images with the stem of large ones.
 SMALL = {
@@ -463,3 +469,46 @@ def test_logits_are_those_of_torch(name, tmp_path):
     logits = jax.jit(lambda x: nnx.merge(graph, params, statistics)(x))(images)
     # Float32 against float64.
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max().item())
+
+
+# --- Training from a file ---
+
+
+def narrow(monkeypatch):
+    monkeypatch.setitem(MODELS, "resnet18", functools.partial(MODELS["resnet18"], width=4))
+
+
+@pytest.mark.parametrize("method", ["sam", "sampa", "async_sam"])
+def test_a_run_starts_from_the_weights_of_another(method, monkeypatch, tmp_path):
+    """Also methods whose state has parameters, or a perturbation of them."""
+    narrow(monkeypatch)
+    common = {"model": "resnet18", "train_size": 64, "batch_size": 32, "epochs": 1, "rho": 0.05}
+    first = Config(**common, method="sgd", out=tmp_path / "first", seed=1)
+    first = dataclasses.replace(first, rho=None)
+    train(first, show=False)
+    weights = tmp_path / "weights.safetensors"
+    assert export.main([str(first.out), str(weights)]) == 0
+    config = Config(**common, method=method, init=weights, out=tmp_path / "second")
+    run = prepare(config)
+    state, trained = run.program.start(run.traced), evaluate.restore(first.out).state
+    own = run.program.init(run.traced)
+    for name, leaf in state.params.items():
+        expected = own.params if name == "head" else trained.params
+        chex.assert_trees_all_equal(leaf, expected[name])
+    chex.assert_trees_all_equal(state.statistics, trained.statistics)
+    built = run.program._make_optimizer(run.traced).init(state.params)
+    chex.assert_trees_all_close(state.opt_state, built)
+    run.folder._lock.release()
+    train(config, show=False)  # and trains
+    weights.unlink()
+    assert train(config, show=False)[-1]["epoch"] == 1  # a finished run needs no file
+
+
+def test_weights_that_do_not_fit_are_one_line(monkeypatch, tmp_path, capsys):
+    narrow(monkeypatch)
+    words = ["--model", "mlp", "--epochs", "1", "--method", "sgd", "--out", str(tmp_path / "run")]
+    assert entry.main([*words, "--init", str(tmp_path / "none.safetensors")]) == 2
+    [line] = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("image_classification: error: ")
+    assert "mlp has no pretrained weights" in line
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,8 @@
 """The settings of image classification."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from examples.training.check_name import check_name
 from examples.training.settings import Settings, defaults
@@ -12,7 +13,8 @@ class DataSettings:
     """The settings of the images."""
 
     dataset: str = "digits"
-    """digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012."""
+    """digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012, cars196,
+    oxford_flowers102, oxford_iiit_pet."""
     train_size: int | None = None
     """Number of training images; None is all that are not for validation."""
     validation_size: int = 0
@@ -24,7 +26,10 @@ class DataSettings:
     augmentation: tuple[str, ...] = ()
     """In the order given: crop, flip, cutout, resized_crop, erasing. cutout=0.5 erases in half of
     the images, resized_crop=0.8 keeps at least that share of the area. ImageNet is always cropped
-    and flipped."""
+    and flipped, like all photographs of other sizes."""
+    normalization: Literal["dataset", "imagenet", "half"] = "dataset"
+    """Mean and deviation of each channel to normalize images by: the dataset's, those of ImageNet
+    for weights of DeiT and ResNets (`--init`), or 0.5 for other vision transformers of timm."""
     batch_size: int = 64
     """Images per step, on all devices together."""
 
@@ -39,6 +44,9 @@ class Config(Settings, DataSettings):
 
     model: str = "mlp"
     """A model by name; `--model list` lists them."""
+    init: Path | None = None
+    """Weights to start from, but for the head: a .safetensors file with timm's names, for vit_ti,
+    vit_s, resnet18 and resnet50."""
 
     ranges: ClassVar = (
         ("validation_size", lambda value: value >= 0, "at least 0"),
@@ -47,8 +55,10 @@ class Config(Settings, DataSettings):
     )
 
     def __post_init__(self) -> None:
-        """Converts the augmentation to what the command line has."""
+        """Converts paths and the augmentation to what the command line has."""
         super().__post_init__()
+        if isinstance(self.init, str | Path):
+            object.__setattr__(self, "init", Path(self.init).expanduser())
         if isinstance(self.augmentation, str):
             object.__setattr__(self, "augmentation", tuple(self.augmentation.split()))
         elif isinstance(self.augmentation, list):
@@ -64,8 +74,8 @@ class Config(Settings, DataSettings):
 
     def for_evaluation(self) -> "Config":
         """Returns settings with the same images and their right labels, alike for all methods."""
-        names = ("dataset", "train_size", "validation_size", "batch_size", "image_size", "data_dir")
-        return Config(**{name: getattr(self, name) for name in names})
+        names = "dataset train_size validation_size batch_size image_size normalization data_dir"
+        return Config(**{name: getattr(self, name) for name in names.split()})
 
     def loss_batches(self, number: int, size: int) -> list[Any]:
         """Returns the first images of training with the labels of training, in batches.

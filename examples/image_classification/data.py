@@ -67,11 +67,13 @@ def load(config: Config) -> Dataset:
             check_labels(images.labels, source.num_classes, f"{split} labels of {config.dataset}")
     chosen, held_out = split_indices(train.size, config.train_size, config.validation_size)
     shifts = label_shifts(len(chosen), config.label_noise, source.num_classes, config.seed)
+    of_dataset = source.mean, source.std
+    mean, std = {"dataset": of_dataset, "half": HALF, "imagenet": IMAGENET}[config.normalization]
     return Dataset(
         train=train.select(chosen).shift_labels(shifts, source.num_classes),
         test=test,
-        mean=np.array(source.mean, np.float32),
-        std=np.array(source.std, np.float32),
+        mean=np.array(mean, np.float32),
+        std=np.array(std, np.float32),
         num_classes=source.num_classes,
         image_shape=source.image_shape,
         validation=train.select(held_out) if len(held_out) else None,
@@ -175,8 +177,14 @@ def read_corrupted(config: Config, corruption: str, severity: int) -> Images | N
         return Images(pixels, np.array([row["label"] for row in rows], np.int32))
 
 
-def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
-    """Opens ImageNet as prepared by TensorFlow Datasets, with its validation images as the test."""
+def read_photographs(name: str, directory: Path, test: str = "test") -> tuple[Stream, Stream]:
+    """Opens images of any size as prepared by TensorFlow Datasets.
+
+    Args:
+      name: The name of the dataset.
+      directory: The data folder.
+      test: The split whose images are the test.
+    """
     version = _tfds_version(name, directory)
 
     def stream(split: str) -> Stream:
@@ -186,7 +194,7 @@ def read_imagenet(name: str, directory: Path) -> tuple[Stream, Stream]:
         shifts = np.zeros(size, np.int32)
         return Stream(records, np.arange(size), shifts, classes, name=f"{version}, {split}")
 
-    return stream("train"), stream("validation")
+    return stream("train"), stream(test)
 
 
 def read_tiny_imagenet(name: str, directory: Path) -> tuple[Images, Images]:
@@ -258,8 +266,13 @@ def _tfds_records(version: Path, split: str) -> Any:
     """Opens a split at random access without decoding its images."""
     import tensorflow_datasets as tfds  # takes a second
 
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    return tfds.builder_from_directory(version).as_data_source(split=split, decoders=decoders)
+    builder = tfds.builder_from_directory(version)
+    # Masks and the like are not decoded either.
+    images = [
+        name for name, f in builder.info.features.items() if isinstance(f, tfds.features.Image)
+    ]
+    decoders = {name: tfds.decode.SkipDecoding() for name in images}
+    return builder.as_data_source(split=split, decoders=decoders)
 
 
 def cached(name: str, files: Iterable[Path], read: Callable[[], Images]) -> Images:
@@ -288,7 +301,10 @@ def cached(name: str, files: Iterable[Path], read: Callable[[], Images]) -> Imag
     return images
 
 
-# Means and standard deviations over all training pixels. ImageNet's are those of torchvision.
+# Means and standard deviations over all training pixels. ImageNet's are those of torchvision, which
+# fine-tuning on other photographs keeps.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5,) * 3, (0.5,) * 3
 DATASETS: dict[str, Source] = {
     "digits": Source(read_digits, 10, (8, 8, 1), (0.0,), (1.0,)),  # not normalized
     "cifar10": Source(
@@ -303,6 +319,9 @@ DATASETS: dict[str, Source] = {
         read_tiny_imagenet, 200, (64, 64, 3), (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
     ),
     "imagenet2012": Source(
-        read_imagenet, 1000, (224, 224, 3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        partial(read_photographs, test="validation"), 1000, (224, 224, 3), *IMAGENET
     ),
+    "cars196": Source(read_photographs, 196, (224, 224, 3), *IMAGENET),
+    "oxford_flowers102": Source(read_photographs, 102, (224, 224, 3), *IMAGENET),
+    "oxford_iiit_pet": Source(read_photographs, 37, (224, 224, 3), *IMAGENET),
 }

@@ -35,6 +35,7 @@ from examples.training.train import (
     open_folder,
     over_epochs,
     prepare,
+    restore,
     stopped,
     summarize_epoch,
 )
@@ -73,7 +74,7 @@ def train_together(configs: Sequence[Config], show: bool = True) -> list[list[Re
         for run in runs:
             stack.enter_context(run.folder)
         stop = stack.enter_context(StopRequest())
-        states = [run.folder.checkpoints.restore(run.program.init(run.traced)) for run in runs]
+        states = [restore(run) for run in runs]
         steps = [int(state.step) for state in states]
         for run, step in zip(runs, steps, strict=True):
             check_kept(run, step)

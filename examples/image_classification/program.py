@@ -11,6 +11,7 @@ from examples.image_classification.augment import make_augmentation
 from examples.image_classification.batches import DataSpec, Images, gather_batch
 from examples.image_classification.config import Config
 from examples.image_classification.models import make_model
+from examples.image_classification.pretrained import load_pretrained
 from examples.training.ascent_gradients import ascent_gradient
 from examples.training.methods import METHODS
 from examples.training.optimizer import read_number
@@ -89,6 +90,12 @@ class ImageProgram(Program):
         model = self.evaluation_model(params, statistics)
         logits = model(self._as_seen(images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, images.labels).mean()
+
+    def pretrained(self, params: Any, statistics: Any) -> tuple[Any, Any]:
+        """Returns the weights of the file `init`, but for the head."""
+        if self._config.init is None:
+            return params, statistics
+        return load_pretrained(self._config.init, self._config.model, params, statistics)
 
     def ascent_gradient(
         self, losses_fn: Losses, gradient: Any, state: Any, arrays: Any, row: Any, key: jax.Array

@@ -125,6 +125,10 @@ class Program:
         del state, batches, split
         return {}
 
+    def pretrained(self, params: Any, statistics: Any) -> tuple[Any, Any]:
+        """Returns the parameters and statistics before the first step, given new ones."""
+        return params, statistics
+
     def ascent_gradient(
         self, losses_fn: Losses, gradient: Any, state: Any, arrays: Any, row: Any, key: jax.Array
     ) -> Any:
@@ -148,6 +152,19 @@ class Program:
         opt_state = self._make_optimizer(traced).init(params)
         sums = {name: jnp.zeros(()) for name in (*METRICS, *state_metrics(opt_state))}
         return State(jnp.zeros((), jnp.int32), params, statistics, opt_state, sums)
+
+    def start(self, traced: TracedSettings) -> State:
+        """Returns the state before the first step, with weights from a file if there is one."""
+        state = self.init(traced)
+        params, statistics = self.pretrained(state.params, state.statistics)
+        if params is state.params:
+            return state
+        # Some methods keep parameters in their state.
+        make = jax.jit(
+            lambda params: self._make_optimizer(traced).init(params),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state),
+        )
+        return state._replace(params=params, statistics=statistics, opt_state=make(params))
 
     def training_model(self, params: Any, statistics: Any, key: jax.Array) -> Any:
         """Returns the network in training mode. All passes of a step drop the same units."""

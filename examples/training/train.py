@@ -93,6 +93,9 @@ def prepare(config: Settings) -> Run:
         # Builds model and optimizer, so that wrong arguments raise before the folder exists.
         program = config.make_program(batches.spec)
         traced = TracedSettings.of(config)
+        if not any((run_folder(config) / "checkpoints").glob("*")):
+            new = program.abstract_state
+            program.pretrained(new.params, new.statistics)  # a file that does not fit raises
         folder = open_folder(config, batches)
         if is_main():
             for name, text in batches.files.items():
@@ -144,7 +147,7 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     config, per_epoch = run.config, run.batches.spec.steps_per_epoch
     total = config.epochs * per_epoch
     with run.folder as folder, StopRequest() as stop:
-        state = folder.checkpoints.restore(run.program.init(run.traced))
+        state = restore(run)
         step = int(state.step)
         check_kept(run, step)
         history = folder.history(step)
@@ -181,6 +184,13 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
     if bad := [name for name in last if name.endswith("_loss") and not math.isfinite(last[name])]:
         raise Diverged(f"{', '.join(bad)} of the last epoch is not finite, in {folder.path}")
     return history
+
+
+def restore(run: Run) -> State:
+    """Returns the state of the last checkpoint, or that before the first step."""
+    abstract = run.program.abstract_state
+    state = run.folder.checkpoints.restore(abstract)
+    return run.program.start(run.traced) if state is abstract else state
 
 
 def stopped(step: int, path: Path, stop: StopRequest) -> Stopped:

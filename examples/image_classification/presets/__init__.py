@@ -60,7 +60,10 @@ BASES: dict[str, dict[str, Any]] = {
     "mnist": _base("cifar10-resnet18-sam", augmentation=("crop",)),  # a mirrored 2 is not a 2
     "fashion_mnist": _base("cifar10-resnet18-sam"),
     "tiny_imagenet": _base("tiny_imagenet-resnet18-sam"),
-    "imagenet2012": _base("imagenet2012-resnet50-sam"),
+    **dict.fromkeys(
+        ("imagenet2012", "cars196", "oxford_flowers102", "oxford_iiit_pet"),
+        _base("imagenet2012-resnet50-sam"),
+    ),
 }
 
 
