@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora test test-optax lint format bench clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,12 @@ lora: $(VENV)/.examples  ## SAM and XSAM on LoRA adapters alone
 
 faithful: $(VENV)/.examples  ## how much of the maximum within rho_max SAM's and XSAM's directions reach (half a minute)
 	$(BIN)/python -m examples.10_faithful $(ARGS)
+
+language-model: $(VENV)/.examples  ## AdamW against SAM and XSAM on a small language model, rounded to few bits (5 minutes)
+	$(BIN)/python -m examples.11_language_model $(ARGS)
+
+translate: $(VENV)/.examples  ## train a Transformer to translate: docs/translation.md, ARGS="--data-dir FOLDER"
+	$(BIN)/python -m examples.translation $(ARGS)
 
 # Tests that share a fixture which trains are in one group, for one worker.
 test: lint  ## lint, types, doctests and tests
