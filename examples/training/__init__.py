@@ -1,1 +1,1 @@
-"""What the training programs share. A program adds its settings, data, model and loss."""
+"""The common parts of the training programs. A program adds its settings, data, model and loss."""

@@ -1,4 +1,4 @@
-"""The method and the optimizer behind it, and what their state tells the log."""
+"""The method and the optimizer behind it, and the metrics in their state."""
 
 from typing import Any
 

@@ -98,7 +98,7 @@ class Program:
         )
         self.evaluate = jax.jit(self._evaluate, out_shardings=self._replicated)
 
-    # --- What a training program adds ---
+    # --- The parts of a training program ---
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the network, with new weights."""
@@ -109,7 +109,7 @@ class Program:
         raise NotImplementedError
 
     def augment(self, batch: Any, key: jax.Array) -> Any:
-        """Returns what the network sees of a batch in training, with the same first axis."""
+        """Returns the inputs and targets of a batch in training, with the same first axis."""
         raise NotImplementedError
 
     def losses(self, model: nnx.Module, part: Any) -> tuple[jax.Array, jax.Array]:
@@ -135,7 +135,7 @@ class Program:
         """Returns another gradient than that of the batch for the ascent."""
         raise ValueError(f"{self._config.method} is for image_classification")
 
-    # --- What all have ---
+    # --- Common to all ---
 
     def _make_optimizer(self, traced: TracedSettings) -> optax.GradientTransformationExtraArgs:
         numbers = {name: getattr(traced, name) for name in traced._fields[1:]}

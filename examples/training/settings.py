@@ -19,7 +19,7 @@ class Settings:
     Attributes:
       program: The name of the training program, `python -m examples.<program>`.
       metric: The metric of validation data by which settings are chosen, in the log.
-      unit: What a batch consists of, in the log.
+      unit: The examples of a batch, in the log.
       identity: Settings that every configuration file has.
       ranges: The valid values of the program's own settings.
       of_data: The program's own settings that the compiled program does not depend on.
@@ -126,7 +126,7 @@ class Settings:
         for name, value in changed.items():
             object.__setattr__(self, name, value)
 
-    # --- What a training program has of its own ---
+    # --- The parts of a training program ---
 
     def data_name(self) -> str:
         """Returns the name of the data."""

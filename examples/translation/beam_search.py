@@ -18,7 +18,7 @@ class Beams(NamedTuple):
       scores: Their log probabilities, (sentences, beam).
       ended: The tokens of the translations that have ended, like `tokens`.
       ended_scores: Their log probabilities, divided by a power of their length.
-      cache: What `step` keeps, its first axis sentences times beam.
+      cache: The arrays that `step` keeps, their first axis sentences times beam.
     """
 
     length: jax.Array
@@ -56,7 +56,7 @@ def beam_search(
       beam: Number of translations of each sentence.
       limit: Number of tokens, at which translations are made to end, `eos` included.
       bos: The token before the first.
-      eos: The token that ends a translation. It fills up what is returned.
+      eos: The token that ends a translation. It fills up the rest.
       length_penalty: The exponent.
     """
     rows = jnp.arange(sentences)[:, None]

@@ -1,7 +1,7 @@
 """The settings of the XSAM paper's table 9 for translation, and defaults for other choices.
 
 The table has the epochs, the tokens of a batch, Adam's constants, weight decay, label smoothing and
-radii. The paper leaves the rest to fairseq, whose recipe for these data has what was chosen here:
+radii. The paper leaves the rest to fairseq, and this is from its recipe for these data:
 4,000 steps of warmup, then the inverse square root, dropout 0.3, 10,000 joint byte pairs, beam 5.
 The paper does not say whether it averages the last checkpoints. They are not averaged here.
 """

@@ -36,7 +36,7 @@ class Attention(nnx.Module):
         return self._split(self.key(inputs)), self._split(self.value(inputs))
 
     def __call__(self, inputs: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
-        """Returns what the inputs attend to.
+        """Returns the values that the inputs attend to, mixed.
 
         Args:
           inputs: (sentences, length, width).
