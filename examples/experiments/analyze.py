@@ -13,9 +13,10 @@ folders named `tuning`. Prints a table with a row for the seeds of each setting:
   by `--radius` times its norm, or each weight by a random multiple of its size (element-wise).
 
 The loss is the mean cross-entropy of the first `--images` training images of a run with the labels
-that it was trained on, wrong ones (`label_noise`) included. It is computed in float32 without
-augmentation, label smoothing and weight decay, with BatchNorm in evaluation mode. All runs use the
-same random directions. Numbers are mean ± standard deviation over seeds.
+that it was trained on, wrong ones (`label_noise`) included, or that of as many sentences. It is
+computed in float32 without augmentation, label smoothing, dropout and weight decay, with BatchNorm
+in evaluation mode. All runs use the same random directions. Numbers are mean ± standard deviation
+over seeds.
 
 Figures show the choice by validation accuracy (*), as in `python -m examples.experiments.compare`:
 eigenvalues, both kinds of sharpness over radii, and for the first seed the density of eigenvalues

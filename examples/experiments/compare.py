@@ -5,7 +5,7 @@ r"""Compares runs: a table of means over seeds, differences, and figures.
 
 Reads the run folders of the trainer and all folders below them. Folders named `tuning` are read
 only where they are given themselves. Runs that differ only in the seed make a row: accuracies after
-the last epoch in percent, mean ± standard deviation over seeds.
+the last epoch in percent, or BLEU, mean ± standard deviation over seeds.
 
 Of the settings that a method is tuned by (radii, ascent steps, XSAM's search, arguments of the
 method, learning rate, weight decay) the candidate with the best validation accuracy is chosen (*).

@@ -6,7 +6,8 @@ r"""Evaluates trained networks: accuracy, loss and calibration, and accuracy on 
 
 Restores the last checkpoint of every finished run in these folders and all folders below, except
 folders named `tuning`, and writes `evaluation.json` beside it.
-`python -m examples.experiments.compare` shows the numbers.
+`python -m examples.experiments.compare` shows the numbers. Runs of `python -m examples.translation`
+get BLEU, and the translations of the test sentences in `test.translations`.
 
 The expected calibration error (ECE) is that of Guo et al., https://arxiv.org/abs/1706.04599, with
 15 bins. Corrupted images are those of CIFAR-10-C at all severities: the published ones, where
