@@ -37,9 +37,10 @@ SMALL = {
     "pyramidnet110": {"blocks": 1, "alpha": 12},
     "vit_ti": {"blocks": 1, "width": 12},
     "vit_s": {"blocks": 1, "width": 12},
+    "vit_mini": {"blocks": 1, "width": 12},
 }
 # Equal to vgg11, resnet8, and vit_ti in this form.
-ALIKE = {"vgg16", "resnet20", "vit_s"}
+ALIKE = {"vgg16", "resnet20", "vit_s", "vit_mini"}
 # A group, since its tests share traces.
 every_structure = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in sorted({*SMALL} - ALIKE)]
@@ -160,6 +161,8 @@ PUBLISHED = [
     ("vit_s", 1000, IMAGENET, 22_050_664, 4600),
     # With patches of 4 x 4 x 3 in place of 16 x 16 x 3, 65 tokens for 197, 990 classes less.
     ("vit_ti", 10, CIFAR, 5_717_416 - 192 * (720 + 132) - 193 * 990, None),
+    # Patches, class token, positions, four blocks (attention, network, norms), last norm and head.
+    ("vit_mini", 10, CIFAR, 4704 + 96 + 6240 + 4 * (37_248 + 74_208 + 384) + 192 + 970, None),
 ]
 
 

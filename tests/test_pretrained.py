@@ -281,7 +281,7 @@ def error_of(tmp_path, name, tensors, side=None, model=None):
 
 
 def test_models_without_weights_raise(tmp_path):
-    message = "vgg11 has no pretrained weights: resnet18, resnet50, vit_ti, vit_s have"
+    message = "vgg11 has no pretrained weights: resnet18, resnet50, vit_mini, vit_ti, vit_s have"
     assert error_of(tmp_path, "vit_ti", {}, model="vgg11") == message
     with pytest.raises(ValueError, match="vgg11 has no pretrained weights"):
         save_pretrained(tmp_path / "other", "vgg11", *network("vit_ti"))
@@ -469,6 +469,21 @@ def test_logits_are_those_of_torch(name, tmp_path):
     logits = jax.jit(lambda x: nnx.merge(graph, params, statistics)(x))(images)
     # Float32 against float64.
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * abs(expected).max().item())
+
+
+def test_gray_images_see_the_sum_of_the_colors(tmp_path):
+    """A gray image as three equal colors has the same logits."""
+    layers = Layers(nnx.Rngs(0))
+    color = MODELS["vit_ti"](layers, (16, 16, 3), 5, blocks=1, width=12)
+    gray = MODELS["vit_ti"](layers, (16, 16, 1), 5, blocks=1, width=12)
+    states = [nnx.as_pure(nnx.state(model, nnx.Param)) for model in (color, gray)]
+    save_pretrained(tmp_path / "weights", "vit_ti", states[0], {})
+    params, _ = load_pretrained(tmp_path / "weights", "vit_ti", states[1], {})
+    nnx.update(gray, params)
+    gray.head = color.head
+    image = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
+    expected = jax.jit(color.__call__)(image.repeat(3, axis=-1))
+    np.testing.assert_allclose(jax.jit(gray.__call__)(image), expected, rtol=1e-4, atol=1e-5)
 
 
 # --- Training from a file ---

@@ -45,8 +45,8 @@ class Config(Settings, DataSettings):
     model: str = "mlp"
     """A model by name; `--model list` lists them."""
     init: Path | None = None
-    """Weights to start from, but for the head: a .safetensors file with timm's names, for vit_ti,
-    vit_s, resnet18 and resnet50."""
+    """Weights to start from, but for the head: a .safetensors file with timm's names, for vit_mini,
+    vit_ti, vit_s, resnet18 and resnet50."""
 
     ranges: ClassVar = (
         ("validation_size", lambda value: value >= 0, "at least 0"),

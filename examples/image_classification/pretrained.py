@@ -1,9 +1,10 @@
 """Loads and saves weights in safetensors files with the names and layouts of timm.
 
-The networks are `resnet18`, `resnet50`, `vit_ti` (timm's vit_tiny_patch16_224 or
-deit_tiny_patch16_224) and `vit_s` (vit_small_patch16_224 or deit_small_patch16_224). With the same
-weights they compute the same logits as timm's networks. Position embeddings of another image size
-are resized as timm does. These differences remain:
+The networks are `resnet18`, `resnet50`, `vit_mini` (with no equal in timm), `vit_ti` (timm's
+vit_tiny_patch16_224 or deit_tiny_patch16_224) and `vit_s` (vit_small_patch16_224 or
+deit_small_patch16_224). With the same weights they compute the same logits as timm's networks.
+Position embeddings of another image size are resized as timm does, and for gray images its weights
+of the three colors are added up. These differences remain:
 
 - For images up to 64 pixels our ResNets have a smaller stem, and our ViTs smaller patches. Weights
   for larger images do not fit and raise.
@@ -60,7 +61,8 @@ RESNET = {
     "mean": "running_mean",
     "var": "running_var",
 }
-NAMES = {"resnet18": RESNET, "resnet50": RESNET, "vit_ti": VIT, "vit_s": VIT}
+NAMES = dict.fromkeys(("resnet18", "resnet50"), RESNET)
+NAMES |= dict.fromkeys(("vit_mini", "vit_ti", "vit_s"), VIT)
 QKV = ("query", "key", "value")  # the order in which timm stacks them
 HEADS = ("head.", "fc.")
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -86,6 +88,9 @@ def load_pretrained(path: Path, model_name: str, params: Any, statistics: Any) -
     shapes = {name: x.shape for name, x in in_timm.items() if not name.startswith(HEADS)}
     tensors = _read(path)
     _check_names(set(tensors), set(shapes), f"{path} does not fit {model_name}")
+    for name in {"patch_embed.proj.weight", "conv1.weight"} & shapes.keys():
+        if (tensors[name].shape[1:2], shapes[name][1]) == ((3,), 1):  # gray images
+            tensors[name] = tensors[name].sum(axis=1, keepdims=True)
     if "pos_embed" in shapes:
         tensors["pos_embed"] = _resize_positions(tensors["pos_embed"], shapes["pos_embed"])
     _check_shapes(tensors, shapes, f"{path} does not fit {model_name}")

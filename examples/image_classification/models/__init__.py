@@ -34,12 +34,13 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "densenet121": DenseNet,
     "wrn28_10": WideResNet,
     "pyramidnet110": PyramidNet,
+    "vit_mini": partial(ViT, blocks=4, width=96),  # for a CPU
     "vit_ti": ViT,
     "vit_s": partial(ViT, width=384, heads=6),
 }
 
 # Those that are as fast under `jax.vmap` over runs as their arithmetic allows, on CPU, too.
-MATRIX_PRODUCTS = ("mlp", "vit_ti", "vit_s")
+MATRIX_PRODUCTS = ("mlp", "vit_mini", "vit_ti", "vit_s")
 
 
 def make_model(
