@@ -451,7 +451,8 @@ def test_every_method_and_dataset_has_settings(method):
 
 
 def test_datasets_are_those_of_the_config():
-    text = "digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012"
+    text = "digits, cifar10, cifar100, mnist, fashion_mnist, tiny_imagenet, imagenet2012, cars196"
+    text += ", oxford_flowers102, oxford_iiit_pet"
     assert set(BASES) == set(text.split(", "))
 
 

@@ -125,7 +125,8 @@ def make_network(path: Path, trained: Trained, options: MeasurementOptions) -> N
     plain = dataclasses.replace(config.for_evaluation(), model=config.model, method="sgd")
     program = plain.make_program(trained.batches.spec._replace(steps_per_epoch=1))
     params, statistics = trained.state.params, trained.state.statistics
-    leaves = jax.device_get(jax.tree.leaves((params, statistics, examples)))
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *examples)
+    leaves = jax.device_get(jax.tree.leaves((params, statistics, together)))
     digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
     batches = [(statistics, jax.device_put(batch)) for batch in examples]
     return Network(program.loss, params, batches, digest)
