@@ -1021,7 +1021,8 @@ def test_every_command_of_a_script_can_be_parsed(script, tmp_path):
         if program is sweep:
             options = sweep.read_arguments(arguments)
             for setting in {options.settings[0], *options.settings} - checked:
-                check(sweep.make_point(setting, options.each).config(0, options.out))
+                point = sweep.make_point(setting, options.each, options.program)
+                check(point.config(0, options.out))
             checked |= {*options.settings[1:]}  # each sweep checks its first
         elif module == "examples.image_classification":
             check(read_config(arguments))
