@@ -21,7 +21,9 @@ from runs import ROOT, assert_bit_equal, environment, last_state, records, stop_
 
 from examples.experiments import analyze, compare, evaluate, sweep, translate
 from examples.training.first_pass import first_pass
+from examples.training.optimizer import make_schedule
 from examples.training.program import set_dropout_key
+from examples.training.settings import check_values
 from examples.training.train import prepare, train
 from examples.translation import __main__ as entry
 from examples.translation import transformer
@@ -675,6 +677,21 @@ def test_runs_of_two_programs_are_not_compared(trained, tmp_path, capsys):
     train(digits(tmp_path / "images", epochs=1), show=False)
     assert compare.main([str(trained[0].out), str(tmp_path / "images")]) == 2
     assert "give those of one program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_learning_rate_falls_as_the_inverse_square_root(warmup):
+    """Linear to its peak at the end of the warmup, then sqrt(warmup / step), as in fairseq."""
+    config = Config(learning_rate=0.5, warmup_steps=warmup, epochs=2)
+    schedule, start = make_schedule(config, 50), max(warmup, 1)
+    for step in (0, 1, 3, 4, 5, 16, 99):
+        if step < warmup:
+            expected = 0.5 * step / warmup
+        else:
+            expected = 0.5 * math.sqrt(start / (start + step - warmup))
+        assert schedule(step) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="give warmup_epochs or warmup_steps, not both"):
+        check_values(dataclasses.replace(config, method="sgd", warmup_epochs=1, warmup_steps=3))
 
 
 # --- Presets ---
