@@ -21,7 +21,11 @@ def make_schedule(config: Settings, steps_per_epoch: int) -> optax.Schedule:
     fall = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     if config.schedule == "inverse_sqrt":
         start = max(warmup, 1)
-        fall = lambda step: config.learning_rate * jnp.sqrt(start / (start + step))  # noqa: E731
+
+        def fall(step: Any) -> jax.Array:
+            after = jnp.maximum(step, 0)  # negative in the warmup, where it is not used
+            return config.learning_rate * jnp.sqrt(start / (start + after))
+
     elif config.cosine_every == "epoch":
         of_step = fall
         fall = lambda step: of_step(step // steps_per_epoch * steps_per_epoch)  # noqa: E731
