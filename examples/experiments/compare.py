@@ -85,7 +85,7 @@ def tabulate(comparison: Comparison) -> pd.DataFrame:
         bases = seconds.reindex([comparison.base(group) for group in table.index])
         table[f"epoch / {comparison.against}'s"] = seconds / bases.to_numpy()
     if "peak_memory_mb" in comparison.runs.table["last"]:
-        unit = "images" if comparison.runs.metric == "accuracy" else "sentences"
+        unit = comparison.runs.program.unit
         rates = [comparison.curves(group, f"{unit}_per_second")[1] for group in table.index]
         table[f"{unit}/s"] = [float(np.median(of_group)) for of_group in rates]
         peaks = comparison.last("peak_memory_mb").map(np.max, na_action="ignore")
@@ -263,7 +263,7 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
         found = {label: best.curves(group, name) for group, label in labels.items()}
         return {label: curve for label, curve in found.items() if len(curve[0])}
 
-    metric = comparison.runs.metric
+    metric = comparison.runs.program.metric
     split = "validation" if best.last(best.validation)[best.chosen].notna().all() else "test"
     pictures = {
         f"{metric}_over_epochs": figures.over_epochs(

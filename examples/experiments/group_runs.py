@@ -48,7 +48,8 @@ class Comparison:
           ValueError: two runs are equal, seed included.
         """
         self.runs, self.over, self.against = runs, over, against
-        self.validation, self.test = f"validation_{runs.metric}", f"test_{runs.metric}"
+        metric = runs.program.metric
+        self.validation, self.test = f"validation_{metric}", f"test_{metric}"
         settings = runs.table["settings"].sort_values("seed", kind="stable")
         for _, twins in settings.groupby(number_groups(settings, [])):
             if len(twins) > 1:

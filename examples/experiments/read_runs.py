@@ -98,13 +98,13 @@ class Runs(NamedTuple):
         `examples.experiments.evaluate`, `epoch_seconds` (the median) and `total_seconds`.
       epochs: the metrics of all epochs, by folder and epoch.
       unfinished: a description of each run that is not finished.
-      metric: the metric of the runs, such as "accuracy".
+      program: the settings of their program, with its metric and its unit.
     """
 
     table: pd.DataFrame
     epochs: pd.DataFrame
     unfinished: list[str]
-    metric: str
+    program: type[Settings]
 
     def select(self, folders: Sequence[Path]) -> "Runs":
         """Returns some of the runs."""
@@ -121,7 +121,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
       ValueError: a folder does not exist, holds no run, no run is finished, a file cannot be read,
         or the runs are of several programs.
     """
-    settings, last, epochs, unfinished, metrics_of = {}, {}, {}, [], {}
+    settings, last, epochs, unfinished, programs = {}, {}, {}, [], {}
     for path in find_runs(folders):
         if not (path / "config.json").exists():
             unfinished.append(f"{path} has no config.json")
@@ -139,18 +139,18 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         compiled = seconds.iloc[1:] if len(seconds) > 1 else seconds  # the first epoch compiles
         times = {"epoch_seconds": compiled.median(), "total_seconds": seconds.sum()}
         settings[path], epochs[path] = of_run, metrics.set_index("epoch")
-        metrics_of[config.program] = config.metric
+        programs[config.program] = type(config)
         last[path] = read_evaluation(path) | dict(end.dropna()) | times
     if not settings:
         raise ValueError("none of the runs is finished")
-    if len(metrics_of) > 1:
-        raise ValueError(f"the runs are of {' and '.join(metrics_of)}: give those of one program")
-    (metric,) = metrics_of.values()
+    if len(programs) > 1:
+        raise ValueError(f"the runs are of {' and '.join(programs)}: give those of one program")
+    (program,) = programs.values()
     parts = {
         "settings": tabulate_settings(list(settings.values()), settings),
         "last": pd.DataFrame(list(last.values()), list(last)),
     }
-    return Runs(pd.concat(parts, axis=1), pd.concat(epochs, names=["run"]), unfinished, metric)
+    return Runs(pd.concat(parts, axis=1), pd.concat(epochs, names=["run"]), unfinished, program)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

@@ -48,7 +48,7 @@ from examples.training.check_name import check_name
 from examples.training.command_line import parse_seeds
 from examples.training.optimizer import make_optimizer
 from examples.training.run_folder import Diverged
-from examples.training.settings import check
+from examples.training.settings import check, format_metric
 from examples.training.train import Record, train
 
 # Settings that do not change the result beyond rounding, but what is measured.
@@ -239,8 +239,8 @@ def _train(
             accuracy, text = -1.0, f": {result}"
             if not isinstance(result, Diverged):
                 accuracy = result[-1].get(f"validation_{config.metric}", 0.0)
-                unit = " %" if config.metric == "accuracy" else ""
-                text = f", validation {accuracy:.2f}{unit}" if config.has_validation() else ""
+                shown = format_metric(config.metric, "validation", accuracy)
+                text = f", {shown}" if config.has_validation() else ""
             else:
                 diverged.append(str(config.out))
             accuracies.append(accuracy)

@@ -16,27 +16,23 @@ from examples.training.run_folder import Diverged
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, prints errors in one line, and returns the exit status."""
-    return run_main(Config.program, run, arguments)
+    return run_main(Config.program, read_configs, run, arguments)
 
 
-def run(arguments: list[str]) -> int:
+def run(configs: Sequence[Config]) -> int:
     """Trains one run, or with `--seeds` several, and returns the exit status."""
-    config, *others = configs = read_configs(arguments)
-    return run_together(configs) if others else run_one(config)
+    return run_together(configs) if len(configs) > 1 else run_one(configs[0])
 
 
 def run_together(configs: Sequence[Config]) -> int:
-    """Trains several seeds in one program, and returns the exit status.
-
-    Raises:
-      ValueError: An option is wrong.
-      OSError: The data are missing.
-    """
+    """Trains several seeds in one program, and returns the exit status."""
     program = Config.program
     try:
         results = train_together(configs)
     except TrainingError as error:
         return fail(program, 1, error)
+    except (ValueError, OSError) as error:
+        return fail(program, 2, error)
     failures = [result for result in results if isinstance(result, Diverged)]
     for failure in failures:
         fail(program, 1, failure)

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from absl import logging
@@ -12,26 +13,35 @@ from examples.training.distributed import cache_compilations, initialize_distrib
 from examples.training.output import lossy_output
 from examples.training.progress import Stopped
 from examples.training.run_folder import Diverged
-from examples.training.settings import Settings, run_folder
-from examples.training.train import Record, prepare, train_prepared
+from examples.training.settings import Settings, format_metric, run_folder
+from examples.training.train import EpochIsOver, Record, prepare, train_prepared
+
+Read = TypeVar("Read")
 
 
-def main(program: str, run: Callable[[list[str]], int], arguments: list[str] | None) -> int:
+def main(
+    program: str,
+    read: Callable[[list[str]], Read],
+    run: Callable[[Read], int],
+    arguments: list[str] | None,
+) -> int:
     """Runs a training program, prints errors in one line, and returns the exit status.
 
     Args:
       program: Its name.
-      run: Reads the command line, trains, and returns the exit status. It may raise ValueError and
-        OSError before training.
+      read: Reads the command line. It may raise ValueError and OSError.
+      run: Trains with the settings that were read, and returns the exit status.
       arguments: The command line, None for that of this process.
     """
     logging.set_verbosity(logging.FATAL)  # orbax logs five tracebacks per error
     cache_compilations()
     with lossy_output():
         try:
-            return run(sys.argv[1:] if arguments is None else arguments)
-        except (ValueError, OSError) as error:
-            return fail(program, 2, error)
+            try:
+                settings = read(sys.argv[1:] if arguments is None else arguments)
+            except (ValueError, OSError) as error:
+                return fail(program, 2, error)
+            return run(settings)
         except KeyboardInterrupt:
             if jax.process_count() > 1:
                 leave(128 + signal.SIGINT)
@@ -43,17 +53,17 @@ def main(program: str, run: Callable[[list[str]], int], arguments: list[str] | N
 
 
 def run_one(config: Settings) -> int:
-    """Trains one run, and returns the exit status.
-
-    Raises:
-      ValueError: A setting is wrong, or the folder holds another run.
-      OSError: The data are missing.
-    """
-    if config.distributed:
-        initialize_distributed(config.distributed_timeout)
-    prepared = prepare(config)
+    """Trains one run, and returns the exit status."""
+    try:
+        if config.distributed:
+            initialize_distributed(config.distributed_timeout)
+        prepared = prepare(config)
+    except (ValueError, OSError) as error:
+        return fail(config.program, 2, error)
     try:
         history = train_prepared(prepared)
+    except EpochIsOver as error:  # on all processes
+        return fail(config.program, 2, error)
     except Diverged as error:  # on all processes
         return fail(config.program, 1, error)
     except (TrainingError, OSError) as error:
@@ -69,8 +79,8 @@ def run_one(config: Settings) -> int:
         )
     if is_main() and history:
         last, metric = history[-1], config.metric
-        form = "{} {:.2f} %" if metric == "accuracy" else f"{{}} {metric.upper()} {{:.2f}}"
-        values = [form.format(name, last[f"{name}_{metric}"]) for name in splits_in(last, metric)]
+        names = splits_in(last, metric)
+        values = [format_metric(metric, name, last[f"{name}_{metric}"]) for name in names]
         print(f"{run_folder(config)}: {', '.join(values)}")
     return 0
 

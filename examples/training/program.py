@@ -62,7 +62,6 @@ class Program:
         returns the new state and the metrics of each step. `sharp`, static, says whether the steps
         are sharpness-aware. With None the program decides.
       evaluate: `evaluate(state, arrays, row)` returns sums over one batch in evaluation mode.
-
     """
 
     def __init__(self, config: Any, spec: Any) -> None:

@@ -176,6 +176,12 @@ def defaults(kind: type[Settings]) -> dict[str, Any]:
 XSAM_SETTINGS = ["rho_max", "probe_every", "alpha_max", "num_alphas", "search", "probe_batch_size"]
 
 
+def format_metric(metric: str, split: str, value: float) -> str:
+    """Returns the value of a metric of a split as text."""
+    is_accuracy = metric == "accuracy"
+    return f"{split} {value:.2f} %" if is_accuracy else f"{split} {metric.upper()} {value:.2f}"
+
+
 def run_folder(config: Settings) -> Path:
     """Returns the folder of a run."""
     name = config.preset or f"{config.data_name()}-{config.model}-{config.method}"

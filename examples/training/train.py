@@ -116,13 +116,17 @@ def is_saved(config: Settings, epoch: int) -> bool:
     return in_turn or epoch == config.epochs or epoch in config.keep_epochs
 
 
+class EpochIsOver(ValueError):
+    """The checkpoint of an epoch was to be kept, but the epoch is over."""
+
+
 def check_kept(run: Run, step: int) -> None:
-    """Raises ValueError if epochs to keep are over, and their checkpoints were not kept."""
+    """Raises EpochIsOver if epochs to keep are over, and their checkpoints were not kept."""
     per_epoch, steps = run.batches.spec.steps_per_epoch, run.folder.checkpoints.steps
     kept = {epoch * per_epoch for epoch in run.config.keep_epochs}
     if missed := sorted(kept.intersection(range(step + 1)).difference(steps)):
         epochs = ", ".join(str(lost // per_epoch) for lost in missed)
-        raise ValueError(
+        raise EpochIsOver(
             f"--keep-epochs: epoch {epochs} of {run.folder.path} is over, and its checkpoint was "
             "not kept. Train again, with another --out"
         )

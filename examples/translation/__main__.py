@@ -10,7 +10,7 @@ from examples.translation.config import Config
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, prints errors in one line, and returns the exit status."""
-    return run_main(Config.program, lambda words: run_one(read_config(words)), arguments)
+    return run_main(Config.program, read_config, run_one, arguments)
 
 
 if __name__ == "__main__":

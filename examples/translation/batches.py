@@ -58,7 +58,8 @@ class TextBatches:
         self._steps = NamedSharding(mesh, P(None, "data"))  # the first axis is the step
         self._batch = NamedSharding(mesh, P("data"))
         train = text.splits["train"]
-        self._lengths = choose_lengths(padded_lengths(train), config.buckets)
+        self._train_lengths = padded_lengths(train)
+        self._lengths = choose_lengths(self._train_lengths, config.buckets)
         # With up to eight devices the batches are those of one.
         counts = jax.device_count(), config.groups, config.accumulate
         self._multiple = math.lcm(MULTIPLE, *counts)
@@ -94,14 +95,9 @@ class TextBatches:
 
     def _train_rows(self, rng: np.random.Generator | None) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the lengths, each with its batches, as rows of sentence numbers, -1 for none."""
-        numbers = padded_lengths(self.split("train"))
-        above = 0
-        for length in self._lengths:
-            chosen = np.flatnonzero((numbers > above) & (numbers <= length))
-            above = length
-            if rng is not None:
-                chosen = rng.permutation(chosen)
-            yield length, fill_up(chosen, self._sizes[length])
+        for length, chosen in divide(self._train_lengths, self._lengths):
+            ordered = chosen if rng is None else rng.permutation(chosen)
+            yield length, fill_up(ordered, self._sizes[length])
 
     def training_rows(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yields the batches of an epoch in random order, each for one call of one step.
@@ -126,11 +122,8 @@ class TextBatches:
         numbers = padded_lengths(data)
         longest = max(self._lengths[-1], *numbers)
         lengths = [*self._lengths, *([] if longest == self._lengths[-1] else [longest])]
-        above = 0
         devices = jax.device_count()
-        for length in lengths:
-            chosen = np.flatnonzero((numbers > above) & (numbers <= length))
-            above = length
+        for length, chosen in divide(numbers, lengths):
             rows = max(1, self._config.batch_tokens // length // devices) * devices
             for row in fill_up(chosen, rows):
                 batch = make_batch(data, row, length)
@@ -160,6 +153,12 @@ def choose_lengths(lengths: np.ndarray, number: int) -> list[int]:
         others = others[::2]
     best = min(itertools.combinations(others, number - 1), key=tokens)
     return [*best, last]
+
+
+def divide(numbers: np.ndarray, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each length with the sentences that are padded to it, given their own lengths."""
+    for above, length in itertools.pairwise([0, *lengths]):
+        yield length, np.flatnonzero((numbers > above) & (numbers <= length))
 
 
 def fill_up(numbers: np.ndarray, size: int) -> np.ndarray:

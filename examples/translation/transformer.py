@@ -120,7 +120,7 @@ class Transformer(nnx.Module):
     def __init__(
         self, size: Size, vocabulary: int, dropout: float, dtype: Any, rngs: nnx.Rngs
     ) -> None:
-        self._width, self._dtype = size.width, dtype
+        self._width, self._heads, self._dtype = size.width, size.heads, dtype
         scale = nnx.initializers.normal(size.width**-0.5)
         self.embedding = nnx.Embed(vocabulary, size.width, embedding_init=scale, rngs=rngs)
         make = partial(Block, size, dropout=dropout, dtype=dtype, rngs=rngs)
@@ -152,8 +152,8 @@ class Transformer(nnx.Module):
 
     def empty_cache(self, sentences: int, length: int) -> list[KeysValues]:
         """Returns for each layer of the decoder room for the keys and values of translations."""
-        heads = self.decoder[0].attention._heads
-        zeros = jnp.zeros((sentences, length, heads, self._width // heads), self._dtype)
+        width = self._width // self._heads
+        zeros = jnp.zeros((sentences, length, self._heads, width), self._dtype)
         return [(zeros, zeros)] * len(self.decoder)
 
     def step(
