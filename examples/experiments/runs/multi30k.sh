@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 out=${1:-runs}/multi30k methods=${2:-sgd sam xsam friendly_sam momentum_sam} python=${PYTHON:-.venv/bin/python}
-rate=${RATE:-0.004}
+rate=${RATE:-0.002}
 each="--data-dir ${DATA:-data} --model transformer_tiny --vocabulary 2000 --train-size 5000 --batch-tokens 2048 --dropout 0.1
       --epochs 12 --evaluate-every 12 --checkpoint-every 3 --warmup-steps 100 --schedule cosine"
 sweep() { "$python" -m examples.experiments.sweep --program translation --tune 100 --seeds 0 1 2 --out "$out" --each "$each" "$@"; }
@@ -15,7 +15,7 @@ sweep() { "$python" -m examples.experiments.sweep --program translation --tune 1
 for method in $methods; do
   with="--method $method --learning-rate $rate"
   case $method in
-    sgd) sweep "--method sgd --learning-rate "{0.002,0.004,0.008} ;;
+    sgd) sweep "--method sgd --learning-rate "{0.001,0.002,0.004} ;;
     xsam) sweep "$with --rho 0.03 --rho-max 0.06" "$with --rho 0.1 --rho-max 0.2" "$with --rho 0.3 --rho-max 0.6" ;;
     momentum_sam) sweep "$with --rho "{0.15,0.5,1.5} ;;
     *) sweep "$with --rho "{0.03,0.1,0.3} ;;
