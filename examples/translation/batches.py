@@ -60,9 +60,8 @@ class TextBatches:
         train = text.splits["train"]
         self._train_lengths = padded_lengths(train)
         self._lengths = choose_lengths(self._train_lengths, config.buckets)
-        # With up to eight devices the batches are those of one.
-        counts = jax.device_count(), config.groups, config.accumulate
-        self._multiple = math.lcm(MULTIPLE, *counts)
+        # Batches are filled up, so that their sentences do not depend on the number of devices.
+        self._multiple = math.lcm(jax.device_count() * config.accumulate, config.groups)
         self._sizes = {length: self._rows(length) for length in self._lengths}
         steps = sum(len(rows) for _, rows in self._train_rows(None))
         self.spec = TextSpec(text.tokenizer.get_vocab_size(), steps)
@@ -77,11 +76,11 @@ class TextBatches:
 
     def _rows(self, length: int) -> int:
         """Returns the number of sentences of a batch of a length."""
-        rows = self._config.batch_tokens // length // self._multiple * self._multiple
+        rows = self._config.batch_tokens // length // MULTIPLE * MULTIPLE
         if not rows:
             raise ValueError(
-                f"batch_tokens {self._config.batch_tokens} is too small: {self._multiple} "
-                f"sentences of {length} tokens are {self._multiple * length}"
+                f"batch_tokens {self._config.batch_tokens} is too small: {MULTIPLE} "
+                f"sentences of {length} tokens are {MULTIPLE * length}"
             )
         return rows
 
@@ -109,7 +108,9 @@ class TextBatches:
         corpus = self.split("train")
         for i in rng.permutation(len(batches))[start_step:]:
             length, row = batches[i]
-            batch = make_batch(corpus, row, length)
+            # Each group gets as many of the rows that fill up.
+            (filled,) = fill_up(row, -(-len(row) // self._multiple) * self._multiple)
+            batch = make_batch(corpus, filled.reshape(-1, self._config.groups).T.ravel(), length)
             yield Batch(*(place(array[None], self._steps) for array in batch))
 
     def evaluation_rows(self, data: Corpus) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """Parallel text, and the vocabulary that both languages share."""
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,8 +104,8 @@ def read_lines(path: Path) -> list[str]:
     """Returns the lines of a text file, compressed or not, without space around them."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise OSError(f"{path} cannot be read as UTF-8 text ({error})") from error
     # Other line breaks of Unicode may stand within a sentence.
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
@@ -132,15 +133,18 @@ def train_vocabulary(sentences: list[str], size: int) -> Tokenizer:
     if (found := tokenizer.get_vocab_size()) != size:
         near = "most" if found < size else "least"
         raise ValueError(f"vocabulary {size} does not fit the text: it allows at {near} {found}")
+    tokenizer.encode_special_tokens = True  # <eos> in a sentence is text
     return tokenizer
 
 
 def read_vocabulary(path: Path) -> Tokenizer:
     """Returns a saved tokenizer."""
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no other
         raise OSError(f"{path} cannot be read ({error})") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, sources: list[str], targets: list[str]) -> Corpus:

@@ -65,8 +65,8 @@ class TranslationProgram(Program):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, part.target)
         uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
         losses = (1 - rate) * losses + rate * uniform
-        correct = jnp.sum(is_token & (logits.argmax(axis=-1) == part.target))
-        accuracy = 100 * correct / jnp.maximum(is_token.sum(), 1)
+        correct = jnp.sum(is_token & (logits.argmax(axis=-1) == part.target), axis=1)
+        accuracy = 100 * (part.weight * correct).mean()
         return part.weight * jnp.where(is_token, losses, 0.0).sum(axis=1), accuracy
 
     def sums(self, model: Any, batch: Batch) -> Metrics:
@@ -107,7 +107,9 @@ class TranslationProgram(Program):
     def translate(self, state: State, batches: TextBatches, corpus: Corpus) -> list[str]:
         """Returns the translations of sentences, in their order."""
         tokens: list[list[int]] = [[]] * len(corpus.source)
-        for row, batch in batches.sorted_batches(corpus):
+        # The lengths of the references must not matter.
+        sources = corpus._replace(target=[[]] * len(corpus.source))
+        for row, batch in batches.sorted_batches(sources):
             found = np.asarray(self.search(state.params, state.statistics, batch.source))
             for number, sentence in zip(row, found, strict=True):
                 if number >= 0:
@@ -124,8 +126,13 @@ class TranslationProgram(Program):
         source, beam = self.place(source), self._config.beam
         sentences, limit = len(source), int(1.2 * source.shape[1]) + 10
         memory = jax.tree.map(lambda leaf: leaf.repeat(beam, axis=0), model.encode(source))
+
+        def step(tokens: jax.Array, position: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+            logits, cache = model.step(tokens, position, cache, memory)
+            return logits.at[:, jnp.array([PAD, BOS])].set(-jnp.inf), cache
+
         return beam_search(
-            lambda tokens, position, cache: model.step(tokens, position, cache, memory),
+            step,
             model.empty_cache(sentences * beam, limit),
             sentences,
             beam=beam,

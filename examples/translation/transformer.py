@@ -69,7 +69,8 @@ class Block(nnx.Module):
         self.norms = nnx.List(
             [nnx.LayerNorm(size.width, epsilon=1e-5, rngs=rngs) for _ in range(count)]
         )
-        self.dropout = nnx.Dropout(dropout)
+        # Each drops units of its own.
+        self.dropouts = nnx.List([nnx.Dropout(dropout) for _ in range(count)])
 
     def __call__(
         self,
@@ -86,10 +87,11 @@ class Block(nnx.Module):
           mask: Where to look in it.
           memory: For a decoder the keys and values of the other sentence, and where to look.
         """
-        norms = iter(self.norms)
+        places = zip(self.norms, self.dropouts, strict=True)
 
         def add(inputs: jax.Array, change: jax.Array) -> jax.Array:
-            return next(norms)(inputs + self.dropout(change))
+            norm, dropout = next(places)
+            return norm(inputs + dropout(change))
 
         outputs = add(inputs, self.attention(inputs, own, mask))
         if self.cross is not None:
@@ -126,7 +128,7 @@ class Transformer(nnx.Module):
         make = partial(Block, size, dropout=dropout, dtype=dtype, rngs=rngs)
         self.encoder: Any = nnx.List([make(decoder=False) for _ in range(size.layers)])
         self.decoder: Any = nnx.List([make(decoder=True) for _ in range(size.layers)])
-        self.dropout = nnx.Dropout(dropout)
+        self.dropouts = nnx.List([nnx.Dropout(dropout) for _ in ("source", "target")])
 
     def __call__(self, source: jax.Array, previous: jax.Array) -> jax.Array:
         """Returns float32 logits (sentences, length, vocabulary).
@@ -135,9 +137,9 @@ class Transformer(nnx.Module):
           source: Tokens to translate, (sentences, length), `PAD` at the end.
           previous: The tokens of the translation before each position, alike.
         """
-        memory = self.encode(source)
-        outputs = self._embed(previous, positions(previous.shape[1], self._width))
-        mask = jnp.tril(jnp.ones((previous.shape[1],) * 2, bool))
+        memory, length = self.encode(source), previous.shape[1]
+        outputs = self.dropouts[1](self._embed(previous, positions(length, self._width)))
+        mask = jnp.tril(jnp.ones((length, length), bool))
         for block, of_block in zip(self.decoder, memory, strict=True):
             outputs = block(outputs, block.attention.keys_values(outputs), mask, of_block)
         return self._logits(outputs)
@@ -145,7 +147,7 @@ class Transformer(nnx.Module):
     def encode(self, source: jax.Array) -> list[tuple[KeysValues, jax.Array]]:
         """Returns for each layer of the decoder keys and values of the source, and its mask."""
         mask = (source != PAD)[:, None, None]
-        outputs = self._embed(source, positions(source.shape[1], self._width))
+        outputs = self.dropouts[0](self._embed(source, positions(source.shape[1], self._width)))
         for block in self.encoder:
             outputs = block(outputs, block.attention.keys_values(outputs), mask)
         return [(block.cross.keys_values(outputs), mask) for block in self.decoder]
@@ -182,10 +184,11 @@ class Transformer(nnx.Module):
 
     def _embed(self, tokens: jax.Array, places: jax.Array) -> jax.Array:
         scaled = self.embedding(tokens) * math.sqrt(self._width) + places
-        return self.dropout(scaled.astype(self._dtype))
+        return scaled.astype(self._dtype)
 
     def _logits(self, outputs: jax.Array) -> jax.Array:
         weights = self.embedding.embedding[...].astype(self._dtype)
+        outputs = outputs.astype(self._dtype)  # LayerNorm's are float32
         return jnp.dot(outputs, weights.T, preferred_element_type=jnp.float32)
 
 

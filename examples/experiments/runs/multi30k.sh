@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../../.."
 out=${1:-runs}/multi30k methods=${2:-sgd sam xsam friendly_sam momentum_sam} python=${PYTHON:-.venv/bin/python}
 rate=${RATE:-0.002}
 each="--data-dir ${DATA:-data} --model transformer_tiny --vocabulary 2000 --train-size 5000 --batch-tokens 2048 --dropout 0.1
-      --epochs 12 --evaluate-every 12 --checkpoint-every 3 --warmup-steps 100 --schedule cosine"
+      --epochs 8 --evaluate-every 8 --checkpoint-every 4 --warmup-steps 100 --schedule cosine"
 sweep() { "$python" -m examples.experiments.sweep --program translation --tune 100 --seeds 0 1 2 --out "$out" --each "$each" "$@"; }
 
 for method in $methods; do
