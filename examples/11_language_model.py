@@ -113,17 +113,19 @@ def main(
         raise SystemExit("seeds must be 2 or more, steps at least 1, and rho positive and finite")
     if any(map(Path.is_file, ((out := out.expanduser()), *out.parents))):
         raise SystemExit(f"--out {out} is no folder: there is a file")
+    if not (text is None or text.is_file()):
+        raise SystemExit(f"{text} is no file")
     raw = "\n".join(topics.topics.values()).encode() if text is None else text.read_bytes()
     tokens = np.minimum(np.frombuffer(raw, np.uint8), 127).astype(np.int32)  # ASCII
     if len(tokens) < 20 * CONTEXT:
         raise SystemExit(f"text must have at least {20 * CONTEXT} characters, got {len(tokens)}")
-    training, held_out = np.split(tokens, [len(tokens) * 9 // 10])
-    places = np.linspace(0, len(held_out) - CONTEXT - 1, WINDOWS, dtype=int)
-    held_out = held_out[places[:, None] + np.arange(CONTEXT + 1)]
+    training, rest = np.split(tokens, [len(tokens) * 9 // 10])
+    places = np.linspace(0, len(rest) - CONTEXT - 1, WINDOWS, dtype=int)
+    held_out = rest[places[:, None] + np.arange(CONTEXT + 1)]
     models = [LanguageModel(nnx.Rngs(first_seed + i)) for i in range(seeds)]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, models))
-    rng = np.random.default_rng(first_seed)
-    starts = rng.integers(len(training) - CONTEXT, size=(seeds, steps, BATCH))
+    rng, size = np.random.default_rng(first_seed), (seeds, steps, BATCH)
+    starts = rng.integers(len(training) - CONTEXT, size=size)
     data = params, starts, training, held_out, nnx.graphdef(models[0])
     train_seeds = jax.jit(jax.vmap(train, [0, 0] + 4 * [None]), static_argnums=(4, 5))
     rows = [*(f"{b} bits" for b in BITS), *(f"rise to {b} bits" for b in BITS[1:])]
@@ -136,12 +138,10 @@ def main(
         table[name], gaps[name] = values[name].mean(axis=0), gap.mean(axis=0)
         halves[name] = stats.t.ppf(0.975, seeds - 1) * stats.sem(gap)
     print(f"Held-out loss in nats per character, and its rise by rounding, mean of {seeds} seeds:")
-    print(table.round(4).to_string())
-    print("Difference to AdamW with its 95 % interval, paired by seed:")
+    print(table.round(4), "Difference to AdamW with its 95 % interval, paired by seed:", sep="\n")
     print((gaps.map("{:+.4f}".format) + halves.map(" ± {:.4f}".format)).to_string())
-    colors, ylabel = {"adamw": "#555555"} | plots.COLORS, "held-out loss minus AdamW's"
-    gaps, halves = gaps.head(len(BITS)), halves.head(len(BITS))
-    axes = gaps.plot(yerr=halves, color=colors, capsize=2, ylabel=ylabel)
+    colors, ylabel, n = {"adamw": "#555555"} | plots.COLORS, "loss minus AdamW's", len(BITS)
+    axes = gaps.head(n).plot(yerr=halves.head(n), color=colors, capsize=2, ylabel=ylabel)
     out.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(out / "loss_over_bits.png", dpi=200, bbox_inches="tight")
 

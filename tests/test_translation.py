@@ -37,7 +37,7 @@ from examples.translation.batches import (
 )
 from examples.translation.beam_search import beam_search
 from examples.translation.config import Config
-from examples.translation.data import BOS, EOS, PAD, load
+from examples.translation.data import BOS, EOS, PAD, load, read_lines, read_vocabulary
 from examples.translation.presets import PRESETS
 from examples.translation.transformer import MODELS, Size, make_model, positions
 
@@ -132,6 +132,46 @@ def test_lengths_leave_as_little_padding_as_possible():
     assert tuple(choose_lengths(lengths, 3)) == best
     assert choose_lengths(lengths, 1) == [48]
     assert choose_lengths(lengths, 10) == [8, 16, 24, 32, 40, 48]
+    for number in range(1, 20):
+        found = choose_lengths(np.arange(8, 144, 8), number)
+        assert len(found) == min(number, 17)
+        assert found[-1] == 136
+
+
+@pytest.mark.parametrize("changes", [{"groups": 5}, {"accumulate": 16}, {"accumulate": 3}])
+def test_batches_are_filled_up_for_groups_and_parts(changes, text):
+    """The sentences of a step are those without groups, and each group has some."""
+    plain, changed = (
+        TextBatches(load(config), config)
+        for config in (settings(text, None), settings(text, None, **changes))
+    )
+    assert changed.spec == plain.spec
+    divisor = math.prod(changes.values())
+    for epoch in range(2):
+        pairs = zip(plain.training_rows(epoch, 0), changed.training_rows(epoch, 0), strict=True)
+        for one, other in pairs:
+            first, second = np.asarray(one.source[0]), np.asarray(other.source[0])
+            assert len(second) % divisor == 0
+            real = [tuple(row) for row in second if (row != PAD).sum() > 1]
+            assert sorted(real) == sorted(tuple(row) for row in first if (row != PAD).sum() > 1)
+            if "groups" in changes and len(real) >= divisor:
+                groups = np.asarray(other.target[0]).reshape(divisor, -1)
+                assert (groups != PAD).any(axis=1).all()
+
+
+def test_special_tokens_in_the_text_are_text(text, tmp_path):
+    loaded = load(settings(text, None))
+    saved = tmp_path / "vocabulary.json"
+    saved.write_text(loaded.tokenizer.to_str())
+    for tokenizer in (loaded.tokenizer, read_vocabulary(saved)):
+        tokens = tokenizer.encode("a <eos> b <pad>").ids
+        assert not {EOS, PAD, BOS} & set(tokens)
+
+
+def test_line_breaks_and_byte_order_marks_are_no_text(tmp_path):
+    path = tmp_path / "train.de"
+    path.write_bytes("\ufeffein Haus\r\nein\rHund\n".encode())
+    assert read_lines(path) == ["ein Haus", "ein Hund"]
 
 
 # --- The model ---
@@ -256,6 +296,24 @@ def test_dropout_drops_the_same_units_in_every_pass():
 
     np.testing.assert_array_equal(logits(0), logits(0))
     assert (logits(0) != logits(1)).any()
+
+
+def test_places_of_a_pass_drop_different_units(monkeypatch):
+    model = make_model("transformer_tiny", vocabulary=11, dropout=0.5, rngs=nnx.Rngs(0))
+    model.train()
+    set_dropout_key(model, jax.random.key(0))
+    kept = []
+
+    def record(self, inputs):
+        outputs = dropout(self, jnp.ones_like(inputs))
+        kept.append(np.asarray(outputs != 0).tobytes())
+        return inputs
+
+    dropout = nnx.Dropout.__call__
+    monkeypatch.setattr(nnx.Dropout, "__call__", record)
+    model(jnp.array([[5, 6, 2]]), jnp.array([[1, 7, 3]]))
+    layers = MODELS["transformer_tiny"].layers
+    assert len(set(kept)) == len(kept) == 2 + 2 * layers + 3 * layers  # after embeddings, in layers
 
 
 # --- Beam search ---
@@ -438,6 +496,16 @@ def test_fifty_sentences_are_learned_by_heart(text, tmp_path):
     assert sacrebleu.corpus_bleu(found, [corpus.references]).score > 95
 
 
+def test_references_do_not_change_translations(trained):
+    restored = evaluate.restore(trained[0].out)
+    corpus = restored.batches.split("test")
+    longer = corpus._replace(target=[[4] * 40 for _ in corpus.target])
+    first, second = (
+        restored.program.translate(restored.state, restored.batches, c) for c in (corpus, longer)
+    )
+    assert first == second
+
+
 def test_a_run_leaves_its_metrics_and_its_vocabulary(trained):
     config, history = trained
     assert [record["epoch"] for record in history] == [1, 2, 3]
@@ -611,8 +679,12 @@ def broken(kind, folder):
         (folder / "train.en").write_text("")
     elif kind == "not UTF-8":
         first.write_bytes(b"\xff\xfe")
-    elif kind == "damaged":
+    elif kind == "no gzip":
         (folder / "valid.de.gz").write_bytes(b"no gzip")
+    elif kind == "damaged":
+        data = bytearray((folder / "valid.de.gz").read_bytes())
+        data[20:40] = bytes(byte ^ 255 for byte in data[20:40])
+        (folder / "valid.de.gz").write_bytes(data)
     elif kind == "missing":
         first.unlink()
 
@@ -622,6 +694,7 @@ ERRORS = {
     "empty line": ({}, "train.de, line 4 is empty (1 lines are)"),
     "no text": ({}, "train.de has no sentence"),
     "not UTF-8": ({}, "train.de cannot be read as UTF-8 text"),
+    "no gzip": ({}, "valid.de.gz cannot be read as UTF-8 text"),
     "damaged": ({}, "valid.de.gz cannot be read as UTF-8 text"),
     "missing": ({}, "has no train.de or train.de.gz. It has train in en"),
     "language": ({"target": "fr"}, "has no train.fr or train.fr.gz. It has train in de, en"),

@@ -208,7 +208,7 @@ def _check_names(found: set[str], needed: set[str], where: str) -> None:
 
 
 def _check_shapes(tensors: Tensors, shapes: dict[str, Shape], where: str) -> None:
-    """Raises ValueError for the first tensor of another shape."""
+    """Raises ValueError for tensors of another shape, and lists the first ones."""
     wrong = [name for name in shapes if tensors[name].shape != shapes[name]]
     if not wrong:
         return
@@ -216,7 +216,8 @@ def _check_shapes(tensors: Tensors, shapes: dict[str, Shape], where: str) -> Non
     found = tensors[name].shape
     text = f"{where}: {name} has the shape {found} in the file and {shapes[name]} in the network"
     if others:
-        text += f", and {len(others)} more differ"
+        listed = ", ".join([*others[:4], *["..."] * (len(others) > 4)])
+        text += f", and {len(others)} more differ: {listed}"
     elif found[2:] == LARGE_IMAGES.get(name):
         text += " for small images: --image-size 224, or any over 64, gives that of the file"
     raise ValueError(text)

@@ -291,7 +291,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a file completely, or leaves it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -141,19 +141,21 @@ def padded_lengths(corpus: Corpus) -> np.ndarray:
 def choose_lengths(lengths: np.ndarray, number: int) -> list[int]:
     """Returns at most so many lengths, with which as few tokens as possible are padding."""
     values, counts = np.unique(lengths, return_counts=True)
-    *others, last = map(int, values)
-    if len(others) < number:
-        return [*others, last]
-
-    def tokens(chosen: Sequence[int]) -> int:
-        ends = np.array([*chosen, last])
-        return int(np.sum(counts * ends[np.searchsorted(ends, values)]))
-
-    # Sentences have a few hundred tokens at most. Of many lengths, every other is left out.
-    while math.comb(len(others), number - 1) > 10_000:
-        others = others[::2]
-    best = min(itertools.combinations(others, number - 1), key=tokens)
-    return [*best, last]
+    below = np.concatenate([[0], np.cumsum(counts)])
+    # The tokens of all sentences up to the i-th value, and the lengths chosen for them.
+    best: list[tuple[float, list[int]]] = [(0.0, []), *[(math.inf, [])] * len(values)]
+    for _ in range(min(number, len(values))):
+        best = [
+            min(
+                (
+                    (best[j][0] + (below[i] - below[j]) * last, [*best[j][1], last])
+                    for j in range(i)
+                ),
+                default=(math.inf, []),
+            )
+            for i, last in enumerate([0, *map(int, values)])
+        ]
+    return best[-1][1]
 
 
 def divide(numbers: np.ndarray, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -107,7 +107,9 @@ def read_lines(path: Path) -> list[str]:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise OSError(f"{path} cannot be read as UTF-8 text ({error})") from error
-    # Other line breaks of Unicode may stand within a sentence.
+    # Other line breaks of Unicode may stand within a sentence. A file of translations must not have
+    # more lines by a carriage return.
+    text = text.replace("\r\n", "\n").replace("\r", " ")
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
