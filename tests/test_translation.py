@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import itertools
 import json
 import math
@@ -624,7 +625,7 @@ def test_text_is_translated_line_by_line(trained, text, monkeypatch, capsys):
     config, _ = trained
     lines = (text / "test.de").read_text().splitlines()
     given = [lines[0], "", lines[1]]
-    monkeypatch.setattr("sys.stdin", [f"{line}\n" for line in given])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(given).encode())))
     assert translate.main([str(config.out)]) == 0
     restored = evaluate.restore(config.out)
     corpus = restored.batches.split("test")
@@ -691,7 +692,7 @@ def broken(kind, folder):
 
 ERRORS = {
     "unequal": ({}, "train.de has 49 lines, and", "train.en 50: they must match"),
-    "empty line": ({}, "train.de, line 4 is empty (1 lines are)"),
+    "empty line": ({}, "train.de, line 4 is empty, 1 in all"),
     "no text": ({}, "train.de has no sentence"),
     "not UTF-8": ({}, "train.de cannot be read as UTF-8 text"),
     "no gzip": ({}, "valid.de.gz cannot be read as UTF-8 text"),

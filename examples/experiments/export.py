@@ -2,8 +2,8 @@
 
     python -m examples.experiments.export runs/cifar10-vit_ti-sam/seed0 weights.safetensors
 
-The networks are vit_ti, vit_s, resnet18 and resnet50. timm reads the file, too, where its network
-is for images of the same size.
+The networks are vit_mini, vit_ti, vit_s, resnet18 and resnet50. timm reads the file, too, where it
+has the network, for images of the same size.
 """
 
 import sys

@@ -29,13 +29,17 @@ def run(options: Options) -> None:
     """Reads sentences from stdin and prints their translations.
 
     Raises:
-      ValueError: the folder holds no run that translates.
+      ValueError: the folder holds no run that translates, or stdin is no text.
       OSError: the text of the training is not there.
     """
     trained = restore(options.folder, options.data_dir)
     if not isinstance(trained.program, TranslationProgram):
         raise ValueError(f"{options.folder} holds no run that translates")
-    lines = [line.strip() for line in sys.stdin]
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input cannot be read as UTF-8 text ({error})") from error
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     sentences = [line for line in lines if line]
     if not sentences:
         return

@@ -76,7 +76,7 @@ def load_pretrained(path: Path, model_name: str, params: Any, statistics: Any) -
 
     Args:
       path: A safetensors file with the names of timm, in 16 bits or more.
-      model_name: `resnet18`, `resnet50`, `vit_ti` or `vit_s`.
+      model_name: `resnet18`, `resnet50`, `vit_mini`, `vit_ti` or `vit_s`.
       params: The parameters of the network, which give shapes, shardings, and the head.
       statistics: The running statistics of BatchNorm.
 
@@ -180,6 +180,8 @@ def _name_table(model_name: str, params: Any) -> Names:
 
 def _read(path: Path) -> Tensors:
     """Returns the tensors of a file, without those of the head."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: python -m examples.experiments.export writes a file")
     path.open("rb").close()  # safetensors calls a file missing that it may not read
     tensors = {}
     try:

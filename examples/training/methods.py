@@ -310,7 +310,8 @@ def find_method(name: str) -> Method:
     Raises:
       ValueError: The name is unknown. The message has the nearest name and lists all.
     """
-    check_name("method", name, METHODS)
+    alone = " (--method sgd is the optimizer alone, --optimizer says which)"
+    check_name("method", name, METHODS, alone if str(name).startswith("adam") else "")
     return METHODS[name]
 
 

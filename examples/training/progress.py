@@ -72,7 +72,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self._received, self.number = True, number
         with suppress(RuntimeError):  # the signal came while something was being printed
-            text = "stopping after this call; Ctrl-C again to quit at once"
+            text = "stopping after this step or evaluation; Ctrl-C again to quit at once"
             print(text, file=LossyStream(sys.stderr), flush=True)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -60,7 +60,9 @@ def read_config_file(path: Path, kind: type[Kind]) -> Kind:
     """
     file = path / "config.json"
     if not file.exists():
-        raise ValueError(f"{path} holds no run: there is no config.json")
+        inside = sorted(path.glob("*/config.json"))
+        hint = f", but {inside[0].parent} is one" if inside else ": there is no config.json"
+        raise ValueError(f"{path} holds no run{hint}")
     # A setting that is missing is younger than the run.
     settings = to_json(kind()) | parse_object(file, file.read_bytes(), kind.identity)
     if (program := settings.pop("program")) != kind.program:

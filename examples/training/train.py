@@ -177,7 +177,8 @@ def train_prepared(run: Run, show: bool = True) -> list[Record]:
                     history.append(record)
                     if is_saved(config, epoch + 1):
                         folder.save(state, step, wait=is_last)
-                if stop.is_agreed and step < total:
+                # A signal may also have come while the epoch was evaluated.
+                if stop.requested() and step < total:
                     folder.save(state, step, wait=True)
                     raise stopped(step, folder.path, stop)
     if is_main() and history:
@@ -298,10 +299,12 @@ def summary(run: Run, state: State) -> str:
     """Describes the run before the first step compiles."""
     config = run.config
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step, file = int(state.step), getattr(config, "init", None)
+    start = f"the weights of {file}, with a new head," if file and not step else f"step {step},"
     return (
         f"{config.method}, {config.model} ({parameters:,} parameters), {config.data_name()}: "
         f"{config.epochs} epochs of {run.batches.spec.steps_per_epoch} steps, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, from step {int(state.step)}, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, from {start} "
         f"in {run.folder.path}\nThe first step compiles."
     )
 

@@ -83,7 +83,7 @@ def read_pair(config: Config, split: str) -> tuple[list[str], list[str]]:
         raise ValueError(f"{paths[0]} has no sentence")
     for path, lines in zip(paths, texts, strict=True):
         if empty := [i for i, line in enumerate(lines, 1) if not line]:
-            raise ValueError(f"{path}, line {empty[0]} is empty ({len(empty)} lines are)")
+            raise ValueError(f"{path}, line {empty[0]} is empty, {len(empty)} in all")
     return texts[0], texts[1]
 
 
