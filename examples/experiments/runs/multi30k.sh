@@ -16,9 +16,9 @@ for method in $methods; do
   with="--method $method --learning-rate $rate"
   case $method in
     sgd) sweep "--method sgd --learning-rate "{0.001,0.002,0.004} ;;
-    xsam) sweep "$with --rho 0.03 --rho-max 0.06" "$with --rho 0.1 --rho-max 0.2" "$with --rho 0.3 --rho-max 0.6" ;;
-    momentum_sam) sweep "$with --rho "{0.15,0.5,1.5} ;;
-    *) sweep "$with --rho "{0.03,0.1,0.3} ;;
+    xsam) sweep "$with --rho 0.01 --rho-max 0.02" "$with --rho 0.03 --rho-max 0.06" "$with --rho 0.1 --rho-max 0.2" ;;
+    momentum_sam) sweep "$with --rho "{0.05,0.15,0.5} ;;
+    *) sweep "$with --rho "{0.01,0.03,0.1} ;;
   esac
 done
 

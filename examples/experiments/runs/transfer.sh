@@ -21,9 +21,9 @@ adamw="$fine --optimizer adamw --learning-rate $rate"
 tune "--method sgd --optimizer adamw --learning-rate "{0.0003,0.001,0.003}
 tune "$fine --method sgd --optimizer adamw --learning-rate "{0.0003,0.001,0.003}
 tune "$fine --method sgd --optimizer sgd --learning-rate "{0.003,0.01,0.03}
-tune "$adamw --method "{sam,friendly_sam}" --rho "{0.03,0.1,0.3}
-tune "$adamw --method xsam --rho 0.03 --rho-max 0.06" "$adamw --method xsam --rho 0.1 --rho-max 0.2" \
-  "$adamw --method xsam --rho 0.3 --rho-max 0.6"
+tune "$adamw --method "{sam,friendly_sam}" --rho "{0.003,0.01,0.03}
+tune "$adamw --method xsam --rho 0.003 --rho-max 0.006" "$adamw --method xsam --rho 0.01 --rho-max 0.02" \
+  "$adamw --method xsam --rho 0.03 --rho-max 0.06"
 
 "$python" -m examples.experiments.compare "$out/transfer"
 "$python" -m examples.experiments.compare "$out/transfer/tuning"
