@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -621,16 +622,24 @@ def test_bleu_is_that_of_sacrebleu_on_the_written_files(trained, text, capsys):
     assert float(printed) == pytest.approx(found["test_bleu"], abs=1e-6)
 
 
-def test_text_is_translated_line_by_line(trained, text, monkeypatch, capsys):
+def test_text_is_translated_line_by_line(trained, text, tmp_path, monkeypatch, capsys):
     config, _ = trained
     lines = (text / "test.de").read_text().splitlines()
     given = [lines[0], "", lines[1]]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(given).encode())))
-    assert translate.main([str(config.out)]) == 0
+    # Without the text of the training.
+    moved = tmp_path / "run"
+    shutil.copytree(config.out, moved)
+    saved = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(saved | {"data_dir": "/nowhere"}))
+    assert translate.main([str(moved)]) == 0
     restored = evaluate.restore(config.out)
     corpus = restored.batches.split("test")
     expected = restored.program.translate(restored.state, restored.batches, corpus)
     assert capsys.readouterr().out.splitlines() == [expected[0], "", expected[1]]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer".encode("latin-1"))))
+    assert translate.main([str(moved)]) == 2
+    assert "standard input cannot be read as UTF-8 text" in capsys.readouterr().err
 
 
 def test_settings_are_chosen_by_bleu_and_compared(text, tmp_path, capsys):

@@ -118,13 +118,16 @@ class Trained(NamedTuple):
         return self._replace(state=state._replace(step=self.state.step))
 
 
-def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None) -> Trained:
+def restore(
+    folder: Path, data_dir: Path | None = None, epoch: int | None = None, batches: Any = None
+) -> Trained:
     """Returns the network in a run's folder.
 
     Args:
       folder: the folder.
       data_dir: where the data lie, None for where they were during training.
       epoch: the epoch of the checkpoint, None for the last one.
+      batches: other data, so that those of training are not needed.
 
     Raises:
       ValueError: there is no run, or no checkpoint.
@@ -134,8 +137,9 @@ def restore(folder: Path, data_dir: Path | None = None, epoch: int | None = None
     config = read_config_file(folder)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint")
-    clean = config.for_evaluation()
-    batches = _load_batches(dataclasses.replace(clean, data_dir=data_dir or config.data_dir))
+    if batches is None:
+        clean = config.for_evaluation()
+        batches = _load_batches(dataclasses.replace(clean, data_dir=data_dir or config.data_dir))
     program = config.make_program(batches.spec)
     with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
         step = None if epoch is None else epoch * batches.spec.steps_per_epoch

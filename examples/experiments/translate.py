@@ -3,6 +3,7 @@ r"""Translates text with a trained network, a line a sentence.
 python -m examples.experiments.translate runs/de-en-transformer_small-sam/seed0 < sentences.de
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.evaluate import restore
-from examples.translation.data import encode
-from examples.translation.program import TranslationProgram
+from examples.experiments.programs import read_config_file
+from examples.translation.batches import MULTIPLE, TextBatches, padded_lengths
+from examples.translation.config import Config
+from examples.translation.data import VOCABULARY, Text, encode, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,6 @@ class Options:
 
     folder: Positional[Path]
     """Folder of a run of `python -m examples.translation`."""
-    data_dir: Path | None = None
-    """Where the text of the training lies. None: where it was during training."""
 
 
 def run(options: Options) -> None:
@@ -30,11 +31,12 @@ def run(options: Options) -> None:
 
     Raises:
       ValueError: the folder holds no run that translates, or stdin is no text.
-      OSError: the text of the training is not there.
+      OSError: the vocabulary cannot be read.
     """
-    trained = restore(options.folder, options.data_dir)
-    if not isinstance(trained.program, TranslationProgram):
+    config = read_config_file(options.folder)
+    if not isinstance(config, Config):
         raise ValueError(f"{options.folder} holds no run that translates")
+    tokenizer = read_vocabulary(options.folder / VOCABULARY)
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
@@ -43,8 +45,12 @@ def run(options: Options) -> None:
     sentences = [line for line in lines if line]
     if not sentences:
         return
-    corpus = encode(trained.batches.text.tokenizer, sentences, sentences)
-    translations = iter(trained.program.translate(trained.state, trained.batches, corpus))
+    corpus = encode(tokenizer, sentences, sentences)
+    tokens = max(config.batch_tokens, MULTIPLE * int(padded_lengths(corpus).max()))
+    config = dataclasses.replace(config, batch_tokens=tokens)
+    batches = TextBatches(Text({"train": corpus}, tokenizer), config)
+    trained = restore(options.folder, batches=batches)
+    translations = iter(trained.program.translate(trained.state, batches, corpus))
     for line in lines:
         print(next(translations) if line else "")
 
