@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench docs gallery clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -66,6 +66,13 @@ format: $(VENV)/.test  ## rewrite the code as ruff formats it
 
 bench: $(VENV)/.examples  ## step times, memory and compile times against hand-written SAM
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
+	@echo "the site is in docs/_build/html/index.html"
+
+gallery: $(VENV)/.examples  ## run the numbered examples, and store their outputs for the site (ten minutes)
+	$(BIN)/python docs/run_examples.py $(ARGS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

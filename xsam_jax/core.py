@@ -16,15 +16,15 @@ from xsam_jax._value_fn import GradFn, ValueFn
 
 @dataclasses.dataclass(frozen=True)
 class AscentPath:
-    r"""The points and gradients of one ascent, :math:`\theta_0, g_0, \dots, \theta_k, g_k`.
+    r"""The points and gradients of one ascent, :math:`\theta_0, g_0, \ldots, \theta_k, g_k`.
 
     A descent receives it as the extra argument `path`. Sums and norms are computed when they are
     read, so a property that nobody reads is not traced. They are float32, or float64 under x64.
 
     Attributes:
-      perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \dots, k-1`.
+      perturbations: :math:`\theta_{i+1} - \theta_i` for :math:`i = 0, \ldots, k-1`.
       gradients: :math:`g_0`, as the caller gave it, to :math:`g_k`.
-      values: the losses :math:`L(\theta_0), \dots, L(\theta_k)`. The first is None unless the
+      values: the losses :math:`L(\theta_0), \ldots, L(\theta_k)`. The first is None unless the
         caller gave `value`. The others are None if a `grad_fn` took the gradients.
     """
 
@@ -60,7 +60,7 @@ class AscentPath:
 
     @property
     def gradient_norms(self) -> jax.Array:
-        r"""The norms :math:`\|g_0\|, \dots, \|g_k\|`, of shape (k + 1,)."""
+        r"""The norms :math:`\|g_0\|, \ldots, \|g_k\|`, of shape (k + 1,)."""
         return jnp.stack([tree.norm(gradient) for gradient in self.gradients])
 
 
@@ -138,7 +138,7 @@ def sharpness_aware(
     r"""Turns gradients into sharpness-aware gradients, from any ascent and any descent.
 
     With :math:`g_0` the incoming gradient at the parameters :math:`\theta_0`, for
-    :math:`i = 0, \dots, k-1`
+    :math:`i = 0, \ldots, k-1`
 
     .. math:: \theta_{i+1} = \theta_i + \mathrm{ascent}(g_i), \qquad
               g_{i+1} = \nabla L(\theta_{i+1}),

@@ -28,7 +28,7 @@ def top_eigenvalues(
     tolerance: float = 1e-4,
     progress: Progress = None,
 ) -> np.ndarray:
-    r"""Returns the largest eigenvalues of the Hessian, :math:`\lambda_1 \ge \dots \ge \lambda_n`.
+    r"""Returns the largest eigenvalues of the Hessian, :math:`\lambda_1 \ge \ldots \ge \lambda_n`.
 
     The table of the XSAM paper has :math:`\lambda_1` and :math:`\lambda_1 / \lambda_5`, so pass 5
     for it. Largest means most positive. For the most negative ones, pass the negative loss. They

@@ -12,8 +12,8 @@ from xsam_jax.descent.stateless import stateless
 def subtract_orthogonal(alpha: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     r"""Subtracts the component of the first gradient orthogonal to the last one (GSAM).
 
-    .. math:: g_k - \alpha\,\bigl(g_0 - \langle g_0, \hat g_k\rangle\,\hat g_k\bigr),
-              \qquad \hat g_k = g_k / \|g_k\|
+    .. math:: g_k - \alpha\,\bigl(g_0 - \langle g_0, \hat{g_k}\rangle\,\hat{g_k}\bigr),
+              \qquad \hat{g_k} = g_k / \|g_k\|
 
     A step along that component does not change the perturbed loss to first order. It raises the
     loss, so the surrogate gap between the two shrinks.

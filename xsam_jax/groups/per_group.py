@@ -39,8 +39,8 @@ def per_group(
     A batch is divided into :math:`n` groups of :math:`m` examples, with losses :math:`L_j`. Each
     group performs the method on its own loss, and the result is the mean:
 
-    .. math:: \frac{1}{n} \sum_{j=1}^n \mathrm{descent}_j\big(\nabla L_j(\theta +
-              \mathrm{ascent}(\nabla L_j(\theta)))\big).
+    .. math:: \frac{1}{n} \sum_{j=1}^n \mathrm{descent}_j\bigl(\nabla L_j(\theta +
+              \mathrm{ascent}(\nabla L_j(\theta)))\bigr).
 
     SAM was published in this form, with a group per device. Smaller groups act like a larger radius
     (measured on digits, docs/at_scale.md), so choose `rho` again when you change :math:`m`. Groups

@@ -23,7 +23,7 @@ class LookSamState(NamedTuple):
     Attributes:
       count: the number of training steps, int32 scalar.
       sharp_steps: the number of sharpness-aware steps among them, int32 scalar.
-      orthogonal: the unit direction :math:`\hat g_v` of the last sharpness-aware step, float32
+      orthogonal: the unit direction :math:`\hat{g_v}` of the last sharpness-aware step, float32
         (float64 under x64), with the structure of the parameters.
     """
 
@@ -40,8 +40,8 @@ def look_sam(
     If `count % every == 0`, it is a step of `sam`, and it stores the component of the SAM gradient
     orthogonal to the first gradient. Other steps add that direction to the first gradient:
 
-    .. math:: g_v = g_1 - \langle g_1, \hat g_0\rangle\,\hat g_0, \qquad
-              \text{update } g_0 + \alpha \|g_0\|\,\hat g_v.
+    .. math:: g_v = g_1 - \langle g_1, \hat{g_0}\rangle\,\hat{g_0}, \qquad
+              \text{update } g_0 + \alpha \|g_0\|\,\hat{g_v}.
 
     Norms and projections are over all parameters. Use it in place of `sam` when the second gradient
     is too expensive: it costs one further gradient every `every` steps, and none in between. It

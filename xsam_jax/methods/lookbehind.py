@@ -36,7 +36,7 @@ def lookbehind(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookbehind: one step of the optimizer after each ascent step, then a part of the way back.
 
-    From :math:`u_0 = w_0 = \theta`, for :math:`i = 1, \dots, k`
+    From :math:`u_0 = w_0 = \theta`, for :math:`i = 1, \ldots, k`
 
     .. math:: u_i = u_{i-1} + \rho\, g_{i-1} / \|g_{i-1}\|, \qquad g_i = \nabla L(u_i), \qquad
               w_i = w_{i-1} + \mathrm{optimizer}(g_i),
