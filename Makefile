@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench docs gallery clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench docs gallery dist clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -73,6 +73,12 @@ docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
 
 gallery: $(VENV)/.examples  ## run the numbered examples, and store their outputs for the site (ten minutes)
 	$(BIN)/python docs/run_examples.py $(ARGS)
+
+dist: $(VENV)/.dist  ## build the wheel and the source distribution, and try the wheel in a new environment
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/try_wheel.py dist/*.whl
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
