@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model translate test test-optax lint format bench docs gallery dist clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model is-rho-right translate test test-optax lint format bench docs gallery dist clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,9 @@ faithful: $(VENV)/.examples  ## how much of the maximum within rho_max SAM's and
 
 language-model: $(VENV)/.examples  ## AdamW against SAM and XSAM on a small language model, rounded to few bits (5 minutes)
 	$(BIN)/python -m examples.11_language_model $(ARGS)
+
+is-rho-right: $(VENV)/.examples  ## is rho too small or too large? SAM at eight radii (10 seconds)
+	$(BIN)/python -m examples.12_is_rho_right $(ARGS)
 
 translate: $(VENV)/.examples  ## train a Transformer to translate: docs/translation.md, ARGS="--data-dir FOLDER"
 	$(BIN)/python -m examples.translation $(ARGS)

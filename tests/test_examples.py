@@ -516,6 +516,22 @@ def test_language_models_are_trained_and_rounded(tmp_path, monkeypatch, capsys):
         language.main(tmp_path / "short.txt")
 
 
+def test_cosine_and_rise_tell_the_size_of_rho(tmp_path, monkeypatch, capsys):
+    example = load_example("12_is_rho_right")
+    monkeypatch.setattr(example, "RADII", (0.0, 0.01, 0.3))
+    example.main(epochs=20, seeds=2, out=tmp_path)
+    rows = [list(map(float, line.split())) for line in capsys.readouterr().out.splitlines()[2:]]
+    plain, small, right = rows
+    assert plain[3:] == [1, 0]
+    assert small[3] > 0.99
+    assert 0.8 < right[3] < 0.97
+    assert 0 < small[4] < 4 < right[4]
+    assert abs(small[1] - plain[1]) < 1 < right[1] - plain[1]
+    assert_is_a_picture(tmp_path / "is_rho_right.png")
+    with pytest.raises(SystemExit, match="noise must be from 0 to 1"):
+        example.main(noise=2.0, out=tmp_path)
+
+
 FEWER = {
     "spectral_density": {"num_probes": 1, "num_steps": 5},
     "hessian_trace": {"num_probes": 5},
