@@ -71,6 +71,7 @@ bench: $(VENV)/.examples  ## step times, memory and compile times against hand-w
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
+	$(BIN)/python docs/make_notebooks.py --execute
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
 	@echo "the site is in docs/_build/html/index.html"
 

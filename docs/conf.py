@@ -12,7 +12,13 @@ from sphinx.application import Sphinx
 import xsam_jax
 
 ROOT = Path(__file__).parents[1]
-REPOSITORY = "https://github.com/xsam-jax/xsam-jax"
+OWNER = "xsam-jax/xsam-jax"
+REPOSITORY = f"https://github.com/{OWNER}"
+# Example: notebook, made by make_notebooks.py.
+NOTEBOOKS = {
+    "01_noisy_digits": "xsam_in_five_minutes",
+    "08_flat_minima": "how_flat_is_your_minimum",
+}
 
 project = "xsam-jax"
 author = "the authors of xsam-jax"
@@ -117,12 +123,16 @@ def write_gallery(app: Sphinx) -> None:
             f":lines: {tree.body[0].end_lineno + 2}-\n```",
         ]
         (folder / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+        if path.stem in NOTEBOOKS:
+            notebook = f"docs/notebooks/{NOTEBOOKS[path.stem]}.ipynb"
+            colab = f"https://colab.research.google.com/github/{OWNER}/blob/main/{notebook}"
+            page.insert(1, f"[Open in Colab]({colab}) as a notebook.")
         image = f":img-top: {picture}\n:img-alt: {title}\n" if picture else ""
         cards.append(
             f":::{{grid-item-card}} {title}\n:link: {path.stem}\n:link-type: doc\n{image}\n"
             f"`{path.stem}`\n:::"
         )
-        pages.append(path.stem)
+        pages.append(f"{path.stem[3:].replace('_', ' ').capitalize()} <{path.stem}>")
     listing = [
         "# Examples",
         "Each is one file, which you can run and change. Outputs are stored, with their machine.",

@@ -1,6 +1,6 @@
 """Makes the notebooks of the site from numbered examples, and with --execute also runs them.
 
-    python docs/make_notebooks.py [--execute]
+python docs/make_notebooks.py [--execute]
 """
 
 import ast
@@ -24,6 +24,7 @@ NOTEBOOKS = {
 def make(title: str, example: str, call: str) -> nbformat.NotebookNode:
     """Returns the notebook of an example: a cell for each definition, then its call."""
     source = (ROOT / "examples" / f"{example}.py").read_text(encoding="utf-8")
+    source = source.replace("import tyro\n", "")  # of the command line
     lines, tree = source.splitlines(), ast.parse(source)
     first, *text = (ast.get_docstring(tree) or "").split("\n\n")
     text = [first, *text[1:]]  # without the command line
@@ -36,7 +37,9 @@ def make(title: str, example: str, call: str) -> nbformat.NotebookNode:
             continue
         cells.append(v4.new_code_cell("\n".join(lines[start : node.end_lineno]).strip()))
         start = node.end_lineno
-    show = "from IPython.display import Image\n\nImage(next(str(path) for path in OUT.glob('*.png')))"
+    show = (
+        "from IPython.display import Image\n\nImage(next(str(path) for path in OUT.glob('*.png')))"
+    )
     cells.append(v4.new_code_cell(f'OUT = Path("runs/{example}")\n{call}'))
     cells.append(v4.new_code_cell(show))
     for number, cell in enumerate(cells):
@@ -54,7 +57,9 @@ def main(execute: bool) -> None:
         if execute:
             folder = ROOT / "docs" / "_build"
             folder.mkdir(exist_ok=True)
-            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
+            NotebookClient(
+                notebook, timeout=600, resources={"metadata": {"path": folder}}
+            ).execute()
             print(f"{name} runs")
 
 

@@ -1,6 +1,6 @@
 """Runs the numbered examples, and keeps their output and pictures for the gallery of the site.
 
-    python docs/run_examples.py [NAME ...]        (from the root of a clone; all take ten minutes)
+python docs/run_examples.py [NAME ...]        (from the root of a clone; all take ten minutes)
 """
 
 import datetime

@@ -38,7 +38,11 @@ def test_programs_of_getting_started_train(code, capsys):
 
 @pytest.mark.parametrize("page", ["faq", "adding_a_method"])
 def test_code_of_a_page_runs_after_the_setup_of_the_recipes(page):
-    (setup,) = re.findall(r"^## Setup\n\n```python\n(.*?)^```", (DOCS / "recipes.md").read_text(), re.DOTALL | re.MULTILINE)
+    (setup,) = re.findall(
+        r"^## Setup\n\n```python\n(.*?)^```",
+        (DOCS / "recipes.md").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
     module = types.ModuleType("page")
     execute(setup, module)
     for code in blocks(page):
@@ -93,16 +97,25 @@ def test_every_example_has_a_stored_output_that_says_where_it_was_made():
         assert stored.with_suffix(".png").exists() == ("savefig" in path.read_text())
 
 
-def configuration():
+def load(name):
     pytest.importorskip("sphinx", reason="the site needs the extra docs")
-    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def test_notebooks_are_those_of_the_examples():
+    made, conf = load("make_notebooks"), load("conf")
+    examples = {name: example for name, (_, example, _) in made.NOTEBOOKS.items()}
+    assert {name: example for example, name in conf.NOTEBOOKS.items()} == examples
+    for name, arguments in made.NOTEBOOKS.items():
+        path = DOCS / "notebooks" / f"{name}.ipynb"
+        assert path.read_text() == made.nbformat.writes(made.make(*arguments)) + "\n"
+
+
 def test_links_between_files_become_links_of_the_site():
-    conf = configuration()
+    conf = load("conf")
 
     def rewritten(link, folder=DOCS):
         return conf.rewrite_links(f"[x]({link})", folder)[4:-1]

@@ -1,6 +1,6 @@
-"""Installs a wheel in a new environment, which gets jax and optax alone, and runs the README's code.
+"""Installs a wheel in a new environment with jax and optax alone, and runs the README's code.
 
-    python tests/try_wheel.py dist/xsam_jax-0.1.0-py3-none-any.whl
+python tests/try_wheel.py dist/xsam_jax-0.1.0-py3-none-any.whl
 """
 
 import re
