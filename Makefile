@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model is-rho-right translate test test-optax lint format bench docs gallery dist clean
+.PHONY: help demo nnx linen train two-minima why many-steps alpha flat-minima lora faithful language-model is-rho-right translate test test-optax lint format bench docs docs-test gallery dist clean
 
 help:  ## list the targets; ARGS="..." passes options on, as in make demo ARGS="--method sam --rho 0.2"
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -74,6 +74,9 @@ docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
 	$(BIN)/python docs/make_notebooks.py --execute
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
 	@echo "the site is in docs/_build/html/index.html"
+
+docs-test: $(VENV)/.docs  ## look at the built site in a headless browser, at two widths, light and dark
+	$(BIN)/python -m pytest docs/test_in_browser.py -n $(JOBS)
 
 gallery: $(VENV)/.examples  ## run the numbered examples, and store their outputs for the site (ten minutes)
 	$(BIN)/python docs/run_examples.py $(ARGS)

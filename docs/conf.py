@@ -7,6 +7,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
+from PIL import Image
 from sphinx.application import Sphinx
 
 import xsam_jax
@@ -51,6 +52,7 @@ html_theme = "furo"
 html_title = "xsam-jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
@@ -105,7 +107,7 @@ def rewrite_included(app: Sphinx, path: Path, parent: str, source: list[str]) ->
 def write_gallery(app: Sphinx) -> None:
     """Writes a page for each numbered example, and the page that lists them."""
     folder = Path(app.srcdir) / "gallery"
-    cards, pages = [], []
+    cards, pages, thumbnails = [], [], folder / "thumbnails"
     for path in sorted((ROOT / "examples").glob("[0-9]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         title, command, *text = (ast.get_docstring(tree) or "").split("\n\n")
@@ -113,6 +115,11 @@ def write_gallery(app: Sphinx) -> None:
         output = (folder / f"{path.stem}.txt").read_text(encoding="utf-8")
         where, _, output = output.removeprefix("# ").partition("\n")
         picture = f"{path.stem}.png" if (folder / f"{path.stem}.png").exists() else None
+        if picture:
+            thumbnails.mkdir(exist_ok=True)
+            with Image.open(folder / picture) as image:
+                image.thumbnail((600, 600))
+                image.save(thumbnails / picture)
         page = [
             f"# {title}",
             f"```\n{command.split('   (')[0].strip()}\n```",
@@ -127,9 +134,9 @@ def write_gallery(app: Sphinx) -> None:
             notebook = f"docs/notebooks/{NOTEBOOKS[path.stem]}.ipynb"
             colab = f"https://colab.research.google.com/github/{OWNER}/blob/main/{notebook}"
             page.insert(1, f"[Open in Colab]({colab}) as a notebook.")
-        image = f":img-top: {picture}\n:img-alt: {title}\n" if picture else ""
+        shown = f":img-top: thumbnails/{picture}\n:img-alt: {title}\n" if picture else ""
         cards.append(
-            f":::{{grid-item-card}} {title}\n:link: {path.stem}\n:link-type: doc\n{image}\n"
+            f":::{{grid-item-card}} {title}\n:link: {path.stem}\n:link-type: doc\n{shown}\n"
             f"`{path.stem}`\n:::"
         )
         pages.append(f"{path.stem[3:].replace('_', ' ').capitalize()} <{path.stem}>")
@@ -155,9 +162,20 @@ def write_mathml(self: Any, node: nodes.Node) -> None:
     raise nodes.SkipNode
 
 
+def name_levels(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.Node | None
+) -> None:
+    """Names the level of the headings of the navigation, which the theme leaves out."""
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
+
+
 def setup(app: Sphinx) -> None:
     """Registers the functions above."""
     app.connect("builder-inited", write_gallery)
     app.connect("source-read", rewrite_page)
     app.connect("include-read", rewrite_included)
+    app.connect("html-page-context", name_levels, priority=900)  # after the theme
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
