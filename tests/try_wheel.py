@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 params = {"w": jnp.ones((3, 2))}
-batch = jnp.arange(6.0).reshape(2, 3)
+batch = jnp.arange(6.0).reshape(2, 3) / 6
 loss_fn = lambda params, batch: jnp.mean((batch @ params["w"] - 1.0) ** 2)
 """
 STEPS = """
