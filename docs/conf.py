@@ -79,7 +79,11 @@ def rewrite_links(text: str, folder: Path) -> str:
         kind = "tree" if path.is_dir() else "blob"
         return f"{match[1]}({REPOSITORY}/{kind}/main/{path.relative_to(ROOT).as_posix()})"
 
-    return re.sub(r"(!?\[(?:[^][]|\[[^]]*\])*\])\((?!https?:)([^) ]*)\)", rewrite, text)
+    link = r"(!?\[(?:[^][]|\[[^]]*\])*\])\((?!https?:)([^) ]*)\)"
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # code is odd
+    # A line that begins with % would be a comment.
+    parts[::2] = [re.sub(link, rewrite, part).replace("\n% ", " % ") for part in parts[::2]]
+    return "".join(parts)
 
 
 # Files outside of docs/ that a page of the site includes.

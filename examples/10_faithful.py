@@ -1,4 +1,4 @@
-"""How much of the maximum in the ball the directions reach (XSAM paper, section 3).
+"""How much of the maximum at a distance the directions reach (XSAM paper, section 3).
 
     python -m examples.10_faithful        (or: make faithful; --help lists the options)
 

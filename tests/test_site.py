@@ -36,7 +36,7 @@ def test_programs_of_getting_started_train(code, capsys):
     assert losses[2] < losses[1]
 
 
-@pytest.mark.parametrize("page", ["faq", "adding_a_method"])
+@pytest.mark.parametrize("page", ["faq", "adding_a_method", "choosing"])
 def test_code_of_a_page_runs_after_the_setup_of_the_recipes(page):
     (setup,) = re.findall(
         r"^## Setup\n\n```python\n(.*?)^```",
@@ -129,4 +129,7 @@ def test_links_between_files_become_links_of_the_site():
     assert rewritten("LOG.md", experiments).endswith("/blob/main/examples/experiments/LOG.md")
     assert rewritten("runs", experiments).endswith("/tree/main/examples/experiments/runs")
     assert rewritten("#here") == "#here"
+    code = "```python\nPARTS[name](jax.grad(f))\n```"
+    assert conf.rewrite_links(code, DOCS) == code
+    assert conf.rewrite_links("with 40\n% wrong labels", DOCS) == "with 40 % wrong labels"
     assert rewritten("https://arxiv.org/abs/2010.01412") == "https://arxiv.org/abs/2010.01412"
