@@ -104,7 +104,7 @@ def main(out: Path = Path("runs/why")) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(f"--out is no folder: {error}") from None
-    figure, grid = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
+    figure, grid = plt.subplots(2, 3, figsize=(9.6, 5.4), layout="constrained")
     study("a quadratic", quadratic_loss, jnp.array([1.5, 0.12]), 0.3, None, grid[:, 0])
     for column, steps in ((1, 20), (2, 800)):
         params, batch = train_network(steps)
