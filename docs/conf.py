@@ -93,6 +93,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "examples": "gallery/index.md",
     "examples/experiments/RESULTS.md": "results.md",
+    "examples/experiments/RESULTS_TRANSFORMERS.md": "results_transformers.md",
 }
 
 
