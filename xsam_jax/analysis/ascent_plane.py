@@ -25,7 +25,8 @@ class AscentPlane(NamedTuple):
       direction_x: a tree of norm 1, along the component of :math:`g_k` orthogonal to `direction_y`.
       direction_y: a tree of norm 1, along the displacement :math:`\theta_k - \theta_0`. For a
         single step this is the direction of :math:`g_0`.
-      path: coordinates (x, y) of :math:`\theta_0, \ldots, \theta_k`, of shape (k + 1, 2), projected.
+      path: coordinates (x, y) of :math:`\theta_0, \ldots, \theta_k`, projected, of shape
+        (k + 1, 2).
       gradients: coordinates of :math:`g_0, \ldots, g_k`, of shape (k + 1, 2), projected.
       psi: the angle of :math:`g_k` and the displacement in radians.
     """

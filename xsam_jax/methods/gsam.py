@@ -21,7 +21,8 @@ def gsam(rho: Radius, alpha: float | jax.Array) -> optax.GradientTransformationE
     r"""Surrogate-gap SAM (GSAM): lowers the perturbed loss and its gap to the loss.
 
     .. math:: \theta_1 = \theta_0 + \rho\, g_0 / \|g_0\|, \qquad
-              \text{update } g_1 - \alpha\,\bigl(g_0 - \langle g_0, \hat{g_1}\rangle\,\hat{g_1}\bigr).
+              \text{update } g_1 - \alpha\,
+              \bigl(g_0 - \langle g_0, \hat{g_1}\rangle\,\hat{g_1}\bigr).
 
     Use it in place of `sam` when a low perturbed loss is not enough: the gap between perturbed loss
     and loss measures sharpness more directly. It was published for vision transformers. One step
