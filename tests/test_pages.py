@@ -172,7 +172,10 @@ def test_links_lead_to_existing_files_and_headings(page):
 
 
 EXPERIMENTS = ROOT / "examples" / "experiments"
-WITH_COMMANDS = [*MARKDOWN, EXPERIMENTS / "RESULTS.md", EXPERIMENTS / "LOG.md"]
+WITH_COMMANDS = [
+    *MARKDOWN,
+    *(EXPERIMENTS / f"{n}.md" for n in ("RESULTS", "RESULTS_TRANSFORMERS", "LOG")),
+]
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
