@@ -82,10 +82,18 @@ def rewrite_links(text: str, folder: Path) -> str:
     link = r"(!?\[(?:[^][]|\[[^]]*\])*\])\((?!https?:)([^) ]*)\)"
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # code is odd
     # A line that begins with % would be a comment.
-    parts[::2] = [re.sub(link, rewrite, part).replace("\n% ", " % ") for part in parts[::2]]
+    parts[::2] = [re.sub(r"\n *% ", " % ", re.sub(link, rewrite, part)) for part in parts[::2]]
     return "".join(parts)
 
 
+# Names of examples in the navigation, where the file's own says little.
+TITLES = {
+    "02_flax_nnx": "Flax NNX",
+    "03_flax_linen": "Flax linen",
+    "09_lora": "LoRA",
+    "10_faithful": "How near to the maximum",
+    "12_is_rho_right": "Is rho right?",
+}
 # Files outside of docs/ that a page of the site includes.
 PAGES = {
     "README.md": "index.md",
@@ -144,7 +152,9 @@ def write_gallery(app: Sphinx) -> None:
             f":::{{grid-item-card}} {title}\n:link: {path.stem}\n:link-type: doc\n{shown}\n"
             f"`{path.stem}`\n:::"
         )
-        pages.append(f"{path.stem[3:].replace('_', ' ').capitalize()} <{path.stem}>")
+        pages.append(
+            f"{TITLES.get(path.stem, path.stem[3:].replace('_', ' ').capitalize())} <{path.stem}>"
+        )
     listing = [
         "# Examples",
         "Each is one file, which you can run and change. Outputs are stored, with their machine.",

@@ -131,5 +131,5 @@ def test_links_between_files_become_links_of_the_site():
     assert rewritten("#here") == "#here"
     code = "```python\nPARTS[name](jax.grad(f))\n```"
     assert conf.rewrite_links(code, DOCS) == code
-    assert conf.rewrite_links("with 40\n% wrong labels", DOCS) == "with 40 % wrong labels"
+    assert conf.rewrite_links("4. With 40\n   % wrong labels", DOCS) == "4. With 40 % wrong labels"
     assert rewritten("https://arxiv.org/abs/2010.01412") == "https://arxiv.org/abs/2010.01412"
