@@ -181,7 +181,8 @@ def _name_table(model_name: str, params: Any) -> Names:
 def _read(path: Path) -> Tensors:
     """Returns the tensors of a file, without those of the head."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: python -m examples.experiments.export writes a file")
+        text = f"Is a directory: {path} (examples.experiments.export writes the file of a run)"
+        raise IsADirectoryError(text)
     path.open("rb").close()  # safetensors calls a file missing that it may not read
     tensors = {}
     try:
