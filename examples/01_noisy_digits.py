@@ -2,7 +2,7 @@
 
     python -m examples.01_noisy_digits        (or: make demo; --help lists the options)
 
-Trains 16 seeds at once. Takes 90 seconds. Expect a test accuracy of 84 % (SGD) or 95 % (others).
+Trains 16 seeds in 90 seconds. Expect 84 % (SGD, 94 at learning rate 0.025) or 95 % (others).
 """
 
 from pathlib import Path
