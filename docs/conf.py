@@ -142,16 +142,17 @@ def write_gallery(app: Sphinx) -> None:
             f"## Code\n\n```{{literalinclude}} ../../examples/{path.name}\n"
             f":lines: {tree.body[0].end_lineno + 2}-\n```",
         ]
-        (folder / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
         if path.stem in NOTEBOOKS:
             notebook = f"docs/notebooks/{NOTEBOOKS[path.stem]}.ipynb"
             colab = f"https://colab.research.google.com/github/{OWNER}/blob/main/{notebook}"
             page.insert(1, f"[Open in Colab]({colab}) as a notebook.")
+        (folder / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
         shown = f":img-top: thumbnails/{picture}\n:img-alt: {title}\n" if picture else ""
-        cards.append(
+        card = (
             f":::{{grid-item-card}} {title}\n:link: {path.stem}\n:link-type: doc\n{shown}\n"
             f"`{path.stem}`\n:::"
         )
+        cards.append((picture is None, card))  # those with pictures first
         pages.append(
             f"{TITLES.get(path.stem, path.stem[3:].replace('_', ' ').capitalize())} <{path.stem}>"
         )
@@ -159,7 +160,7 @@ def write_gallery(app: Sphinx) -> None:
         "# Examples",
         "Each is one file, which you can run and change. Outputs are stored, with their machine.",
         "::::{grid} 1 2 2 2\n:gutter: 3",
-        *cards,
+        *(card for _, card in sorted(cards, key=lambda pair: pair[0])),
         "::::",
         "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"]),
     ]

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import re
+import shutil
 import types
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_notebooks_are_those_of_the_examples():
     for name, arguments in made.NOTEBOOKS.items():
         path = DOCS / "notebooks" / f"{name}.ipynb"
         assert path.read_text() == made.nbformat.writes(made.make(*arguments)) + "\n"
+
+
+def test_each_example_has_a_page_and_a_card(tmp_path):
+    conf = load("conf")
+    shutil.copytree(DOCS / "gallery", tmp_path / "gallery", ignore=shutil.ignore_patterns("*.md"))
+    conf.write_gallery(types.SimpleNamespace(srcdir=tmp_path))
+    index = (tmp_path / "gallery" / "index.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("[0-9]*.py"):
+        assert f":link: {path.stem}\n" in index
+        page = (tmp_path / "gallery" / f"{path.stem}.md").read_text(encoding="utf-8")
+        assert f"python -m examples.{path.stem}\n```" in page
+        assert ("Open in Colab" in page) == (path.stem in conf.NOTEBOOKS)
+        with_picture = (DOCS / "gallery" / f"{path.stem}.png").exists()
+        assert (f"({path.stem}.png)" in page) == with_picture
 
 
 def test_links_between_files_become_links_of_the_site():
