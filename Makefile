@@ -73,6 +73,7 @@ bench: $(VENV)/.examples  ## step times, memory and compile times against hand-w
 docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
 	$(BIN)/python docs/make_notebooks.py --execute
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/test_site.py
 	@echo "the site is in docs/_build/html/index.html"
 
 docs-test: $(VENV)/.docs  ## look at the built site in a headless browser, at two widths, light and dark
