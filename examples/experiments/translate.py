@@ -15,7 +15,7 @@ from examples.experiments.evaluate import restore
 from examples.experiments.programs import read_config_file
 from examples.translation.batches import MULTIPLE, TextBatches, padded_lengths
 from examples.translation.config import Config
-from examples.translation.data import VOCABULARY, Text, encode, read_vocabulary
+from examples.translation.data import VOCABULARY, Text, encode, read_vocabulary, split_lines
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,9 @@ def run(options: Options) -> None:
         raise ValueError(f"{options.folder} holds no run that translates")
     tokenizer = read_vocabulary(options.folder / VOCABULARY)
     try:
-        text = sys.stdin.buffer.read().decode()
+        lines = split_lines(sys.stdin.buffer.read())
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input cannot be read as UTF-8 text ({error})") from error
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     sentences = [line for line in lines if line]
     if not sentences:
         return

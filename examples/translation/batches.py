@@ -109,8 +109,8 @@ class TextBatches:
         for i in rng.permutation(len(batches))[start_step:]:
             length, row = batches[i]
             # Each group gets as many of the rows that fill up.
-            (filled,) = fill_up(row, -(-len(row) // self._multiple) * self._multiple)
-            batch = make_batch(corpus, filled.reshape(-1, self._config.groups).T.ravel(), length)
+            filled = fill_up(row, self._multiple).reshape(-1, self._config.groups).T.ravel()
+            batch = make_batch(corpus, filled, length)
             yield Batch(*(place(array[None], self._steps) for array in batch))
 
     def evaluation_rows(self, data: Corpus) -> Iterator[Batch]:

@@ -104,12 +104,16 @@ def read_lines(path: Path) -> list[str]:
     """Returns the lines of a text file, compressed or not, without space around them."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        return split_lines(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise OSError(f"{path} cannot be read as UTF-8 text ({error})") from error
+
+
+def split_lines(data: bytes) -> list[str]:
+    """Returns the lines of UTF-8 text, without space around them."""
     # Other line breaks of Unicode may stand within a sentence. A file of translations must not have
     # more lines by a carriage return.
-    text = text.replace("\r\n", "\n").replace("\r", " ")
+    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", " ")
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
