@@ -15,11 +15,6 @@ import xsam_jax
 ROOT = Path(__file__).parents[1]
 OWNER = "xsam-jax/xsam-jax"
 REPOSITORY = f"https://github.com/{OWNER}"
-# Example: notebook, made by make_notebooks.py.
-NOTEBOOKS = {
-    "01_noisy_digits": "xsam_in_five_minutes",
-    "08_flat_minima": "how_flat_is_your_minimum",
-}
 
 project = "xsam-jax"
 author = "the authors of xsam-jax"
@@ -142,8 +137,8 @@ def write_gallery(app: Sphinx) -> None:
             f"## Code\n\n```{{literalinclude}} ../../examples/{path.name}\n"
             f":lines: {tree.body[0].end_lineno + 2}-\n```",
         ]
-        if path.stem in NOTEBOOKS:
-            notebook = f"docs/notebooks/{NOTEBOOKS[path.stem]}.ipynb"
+        notebook = f"docs/notebooks/{path.stem}.ipynb"
+        if (ROOT / notebook).exists():
             colab = f"https://colab.research.google.com/github/{OWNER}/blob/main/{notebook}"
             page.insert(1, f"[Open in Colab]({colab}) as a notebook.")
         (folder / f"{path.stem}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

@@ -14,14 +14,14 @@ from nbformat import v4
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
 INSTALL = '%pip install -q "xsam-jax[examples] @ git+https://github.com/xsam-jax/xsam-jax"'
-# name: title, example, call.
+# Example, which names the notebook: title, call.
 NOTEBOOKS = {
-    "xsam_in_five_minutes": ("XSAM in five minutes", "01_noisy_digits", "main(seeds=4, out=OUT)"),
-    "how_flat_is_your_minimum": ("How flat is your minimum?", "08_flat_minima", "main(out=OUT)"),
+    "01_noisy_digits": ("XSAM in five minutes", "main(seeds=4, out=OUT)"),
+    "08_flat_minima": ("How flat is your minimum?", "main(out=OUT)"),
 }
 
 
-def make(title: str, example: str, call: str) -> nbformat.NotebookNode:
+def make(example: str, title: str, call: str) -> nbformat.NotebookNode:
     """Returns the notebook of an example: a cell for each definition, then its call."""
     source = (ROOT / "examples" / f"{example}.py").read_text(encoding="utf-8")
     source = source.replace("import tyro\n", "")  # of the command line
@@ -51,7 +51,7 @@ def make(title: str, example: str, call: str) -> nbformat.NotebookNode:
 def main(execute: bool) -> None:
     """Writes the notebooks."""
     for name, arguments in NOTEBOOKS.items():
-        notebook = make(*arguments)
+        notebook = make(name, *arguments)
         FOLDER.mkdir(exist_ok=True)
         nbformat.write(notebook, FOLDER / f"{name}.ipynb")
         if execute:
