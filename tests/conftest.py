@@ -30,7 +30,13 @@ if jax.__version__.startswith("0.10."):
 jax.config.update("jax_disable_most_optimizations", os.environ.get("XLA_FLAGS") == _QUICK)
 # Most of the rest goes into tracing small programs, to which these two add a fifth.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-gc.set_threshold(100_000, 50, 100)
+gc.set_threshold(1_000_000, 50, 100)
+
+
+def pytest_collection_finish():
+    """What the imports and the collection made stays, and need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the papers' protocols need: other ascents, Dropout, image sizes, and the learning rate."""
 
+import collections
 import dataclasses
 import functools
 
@@ -123,6 +124,25 @@ def test_all_passes_of_a_step_drop_the_same_units(monkeypatch):
     np.testing.assert_allclose(metrics["gradient_norm"], metrics["sharp_gradient_norm"], rtol=1e-3)
     _, other_seed = one_step(SPEC, IMAGES, monkeypatch, rho=1e-6, seed=1)
     assert other_seed["gradient_norm"] != metrics["gradient_norm"]
+
+
+@pytest.mark.parametrize(
+    "parts", [{"accumulate": 2}, {"groups": 2}, {"groups": 2, "accumulate": 2}]
+)
+def test_parts_of_a_batch_drop_units_of_their_own(parts, monkeypatch):
+    seen, model_with = [], image_program.ImageProgram.training_model
+
+    def recorded(self, params, statistics, key):
+        jax.debug.callback(
+            lambda data: seen.append(np.asarray(data).tobytes()), jax.random.key_data(key)
+        )
+        return model_with(self, params, statistics, key)
+
+    monkeypatch.setattr(image_program.ImageProgram, "training_model", recorded)
+    one_step(SPEC, IMAGES, monkeypatch, rho=0.1, **parts)
+    jax.effects_barrier()
+    # Each part has a key, for the pass at the parameters and for the one after the ascent.
+    assert sorted(collections.Counter(seen).values()) == [2, 2]
 
 
 def test_units_are_dropped_in_every_step_anew(monkeypatch):

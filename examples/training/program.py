@@ -192,16 +192,25 @@ class Program:
 
         examples = self.augment(self.place(self.gather(arrays, row)), key_of(2))
 
-        def losses_fn(params: Any, part: Any) -> tuple[jax.Array, Any]:
-            model = self.training_model(params, state.statistics, key_of(3))
+        def losses_fn(params: Any, part: Any, number: Any = None) -> tuple[jax.Array, Any]:
+            key = key_of(3) if number is None else jax.random.fold_in(key_of(3), number)
+            model = self.training_model(params, state.statistics, key)
             losses, accuracy = self.losses(model, part)
             return losses, (accuracy, nnx.as_pure(nnx.state(model, nnx.BatchStat)))
+
+        def losses_of_part(params: Any, numbered: Any) -> tuple[jax.Array, Any]:
+            part, numbers = numbered
+            return losses_fn(params, part, numbers[0])
 
         # Only this pass updates the running statistics of BatchNorm.
         sizes = self._config.groups, self._config.accumulate
         method = METHODS[self._config.method]
         point = look_ahead(state.opt_state, state.params) if method.looks_ahead else state.params
-        clean = first_pass(losses_fn, point, examples, *sizes)
+        if max(sizes) == 1:
+            clean = first_pass(losses_fn, point, examples, *sizes)
+        else:  # each part drops units of its own, the same in all of its passes
+            numbers = jnp.arange(len(jax.tree.leaves(examples)[0]))
+            clean = first_pass(losses_of_part, point, (examples, numbers), *sizes)
         accuracy, statistics = clean.aux
         if method.ascends_along:
             ascent = self.ascent_gradient(losses_fn, clean.gradient, state, arrays, row, key_of(4))
