@@ -671,16 +671,22 @@ def test_pytree_of_all_containers_equals_a_list(name):
     chex.assert_trees_all_close(jax.tree.leaves(updates), expected, rtol=RTOL)
 
 
-@every_kind
-def test_restored_run_continues_bit_for_bit(method, tmp_path):
-    tx = scheduled(method)
-    params, opt_state = run(method, tx, make_params(), 3)
+@pytest.fixture(scope="module")
+def saved_and_restored(tmp_path_factory):
+    """For each kind, parameters and state after three steps, and these from one checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "states"
+    saved = [run(method, scheduled(method), make_params(), 3) for method in KINDS.values()]
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", (params, opt_state))
+        checkpointer.save(folder, saved)
         checkpointer.wait_until_finished()
-        blank = jax.tree.map(jnp.zeros_like, (params, opt_state))
-        restored = checkpointer.restore(tmp_path / "state", blank)
-    chex.assert_trees_all_equal_structs(restored, (params, opt_state))
+        restored = checkpointer.restore(folder, jax.tree.map(jnp.zeros_like, saved))
+    return dict(zip(KINDS.values(), zip(saved, restored, strict=True), strict=True))
+
+
+@every_kind
+def test_restored_run_continues_bit_for_bit(method, saved_and_restored):
+    tx, (saved, restored) = scheduled(method), saved_and_restored[method]
+    chex.assert_trees_all_equal_structs(restored, saved)
     resumed = run(method, tx, restored[0], 3, restored[1])
     uninterrupted = run(method, tx, make_params(), 6)
     chex.assert_trees_all_equal(resumed, uninterrupted)
