@@ -367,8 +367,11 @@ def cross_entropy(logits, indices):
 def test_functional_sam_is_its_published_formula():
     theta, batch = THETA, BATCHES[0]
 
+    def network(params):
+        return problems.network_logits(params, batch)
+
     def flat_network(theta):
-        return problems.network_logits(unravel(jnp.asarray(theta)), batch).ravel()
+        return network(unravel(theta)).ravel()
 
     def derivative(logits):
         probabilities = np.exp(np.reshape(logits, (len(batch), -1)))
@@ -376,37 +379,33 @@ def test_functional_sam_is_its_published_formula():
         targets = np.eye(probabilities.shape[1])[problems.LABELS[batch]]
         return ((probabilities - targets) / len(batch)).ravel()
 
-    jacobian = jax.jacrev(flat_network)
-    numpy = lambda f: lambda x: np.asarray(f(x))  # noqa: E731
-    expected = reference.functional_sam(
-        theta, numpy(flat_network), numpy(jacobian), derivative, RHO
-    )
-    grad_fn = xsam_jax.functional_grad_fn(
-        lambda params: problems.network_logits(params, batch),
-        partial(cross_entropy, indices=batch),
-        PARAMS,
-    )
-    tx = xsam_jax.sam(RHO)
+    compiled = [jax.jit(flat_network), jax.jit(jax.jacrev(flat_network))]
+    rule = *(lambda x, f=f: np.asarray(f(x)) for f in compiled), derivative
+    tx, xsam = xsam_jax.sam(RHO), xsam_jax.xsam(RHO, RHO_MAX)
 
     @jax.jit
     def step(params):
+        """The gradient, and the updates of SAM and XSAM, which reads losses, too."""
         grad_fn = xsam_jax.functional_grad_fn(
-            lambda params: problems.network_logits(params, batch),
-            partial(cross_entropy, indices=batch),
-            params,
+            network, partial(cross_entropy, indices=batch), params
         )
-        updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
-        return jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+        grads, functions = grad_fn(params), {"grad_fn": grad_fn}
+        updates = [tx.update(grads, tx.init(params), params, **functions)[0]]
+        functions["value_fn"] = partial(loss, indices=batch)
+        updates.append(xsam.update(grads, xsam.init(params), params, **functions)[0])
+        return grads, *updates
 
-    trained, flat, rule = PARAMS, theta, (numpy(flat_network), numpy(jax.jit(jacobian)), derivative)
-    for _ in range(NUM_STEPS):
-        trained, flat = step(trained), flat - 0.1 * reference.functional_sam(flat, *rule, RHO)
-    assert_same(ravel_pytree(trained)[0], flat)
-    grads = grad_fn(PARAMS)
-    assert_same(ravel_pytree(grads)[0], of_batch(flat_gradient, 0)(theta))
-    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
-    assert_same(ravel_pytree(updates)[0], expected)
+    grads, updates, xsam_updates = (ravel_pytree(found)[0] for found in step(PARAMS))
+    expected = reference.functional_sam(theta, *rule, RHO)
+    assert_same(grads, of_batch(flat_gradient, 0)(theta))
+    assert_same(updates, expected)
+    np.testing.assert_allclose(np.linalg.norm(xsam_updates), np.linalg.norm(expected), rtol=1e-9)
     assert distance(expected, reference.sam(theta, *loss_and_grad(0), RHO)) > 1e-3
+    trained = PARAMS
+    for _ in range(NUM_STEPS):
+        trained = jax.tree.map(lambda p, u: p - 0.1 * u, trained, step(trained)[1])
+        theta = theta - 0.1 * reference.functional_sam(theta, *rule, RHO)
+    assert_same(ravel_pytree(trained)[0], theta)
     # A scan over layers, as in language models: three forward passes would be five loops.
     layers = jnp.stack([jnp.eye(4)] * 3)
 
@@ -419,14 +418,6 @@ def test_functional_sam_is_its_published_formula():
         return tx.update(grad_fn(layers), tx.init(layers), layers, grad_fn=grad_fn)[0]
 
     assert step.lower(layers).compile().as_text().count(" while(") == 4
-    # XSAM reads losses, too.
-    xsam = xsam_jax.xsam(RHO, RHO_MAX)
-    value_fn = partial(loss, indices=batch)
-    state = xsam.init(PARAMS)
-    updates, _ = xsam.update(grads, state, PARAMS, grad_fn=grad_fn, value_fn=value_fn)
-    np.testing.assert_allclose(
-        np.linalg.norm(ravel_pytree(updates)[0]), np.linalg.norm(expected), rtol=1e-9
-    )
 
 
 def test_functional_sam_of_a_linear_network_is_the_gradient():
