@@ -375,9 +375,8 @@ def test_two_minima_without_the_search_ends_in_the_sharp_minimum():
 
 
 def test_two_minima_names_the_flat_one_flat():
-    curvatures = [
-        np.linalg.eigvalsh(jax.hessian(minima.loss_fn)(jnp.array(p))) for p in (SHARP, FLAT)
-    ]
+    hessian = jax.jit(jax.hessian(minima.loss_fn))
+    curvatures = [np.linalg.eigvalsh(hessian(jnp.array(p))) for p in (SHARP, FLAT)]
     assert np.all(curvatures[1] > 0)
     assert np.all(curvatures[0] > 2 * curvatures[1])
 
@@ -457,9 +456,8 @@ def test_directions_reach_shares_of_the_maximum_on_the_sphere(tmp_path, capsys):
 
     loss_fn, faithful.loss_fn = faithful.loss_fn, quadratic
     try:
-        of_gradient, of_sam, of_xsam, largest = faithful.rises(
-            jnp.asarray(theta), None, 0.5, radius
-        )
+        rises = jax.jit(faithful.rises)
+        of_gradient, of_sam, of_xsam, largest = rises(jnp.asarray(theta), None, 0.5, radius)
     finally:
         faithful.loss_fn = loss_fn
     # At a maximum the gradient H (theta + r u) is m u: sum (h theta / (m - h r))^2 = 1, m > 9 r.
@@ -489,14 +487,21 @@ def test_language_models_are_trained_and_rounded(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(rounded["b"], jnp.ones(3) / 3)
 
     # The methods differ in the last third of the steps alone.
+    def loss(x):
+        return jnp.sum(jnp.array([1.0, 3.0]) * x**4)
+
     optimizers = language.make_optimizers(0.5, steps=3)
     params, taken = jnp.array([1.0, 2.0]), {}
     for name in ("adamw", "sam"):
         tx, theta = optimizers[name], params
         state, taken[name] = tx.init(theta), []
+        update = jax.jit(
+            lambda state, theta, tx=tx: tx.update(
+                jax.grad(loss)(theta), state, theta, value_fn=loss
+            )
+        )
         for _ in range(3):
-            loss = lambda x: jnp.sum(jnp.array([1.0, 3.0]) * x**4)  # noqa: E731
-            updates, state = tx.update(jax.grad(loss)(theta), state, theta, value_fn=loss)
+            updates, state = update(state, theta)
             theta = theta + updates
             taken[name].append(np.asarray(updates))
     np.testing.assert_array_equal(taken["adamw"][:2], taken["sam"][:2])

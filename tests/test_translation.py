@@ -1,6 +1,7 @@
 """Translation: text, batches, the Transformer, beam search, and whole runs."""
 
 import dataclasses
+import functools
 import gzip
 import io
 import itertools
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import sacrebleu
 from flax import nnx
-from runs import ROOT, assert_bit_equal, environment, last_state, records, stop_at, wait_for
+from runs import assert_bit_equal, environment, last_state, records, stop_at, wait_for
 
 from examples.experiments import analyze, compare, evaluate, sweep, translate
 from examples.training.first_pass import first_pass
@@ -30,7 +31,6 @@ from examples.training.train import prepare, train
 from examples.translation import __main__ as entry
 from examples.translation import transformer
 from examples.translation.batches import (
-    Batch,
     TextBatches,
     choose_lengths,
     equal_batches,
@@ -236,9 +236,20 @@ def reference_logits(params, source, previous, heads):
     return x @ embedding.T
 
 
-def model_of(vocabulary=11, size="transformer_tiny", seed=0):
-    model = make_model(size, vocabulary=vocabulary, dropout=0.0, rngs=nnx.Rngs(seed))
-    model.eval()
+def at_random(params):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), params)
+
+
+def model_of(vocabulary=11, dropout=0.0):
+    """A model with weights from NumPy, whose generator compiles nothing."""
+    model = nnx.eval_shape(
+        lambda: make_model(
+            "transformer_tiny", vocabulary=vocabulary, dropout=dropout, rngs=nnx.Rngs(0)
+        )
+    )
+    nnx.update(model, at_random(nnx.state(model, nnx.Param)))
+    model.train() if dropout else model.eval()
     return model
 
 
@@ -246,13 +257,10 @@ def test_the_transformer_agrees_with_the_formulas(monkeypatch):
     monkeypatch.setitem(MODELS, "transformer_tiny", Size(2, 8, 2, 12))
     model = model_of()
     params = nnx.as_pure(nnx.state(model, nnx.Param))
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-    nnx.update(model, params)
     source, previous = np.array([4, 7, 5, 2]), np.array([1, 9, 6])
     padded = np.full((1, 6), PAD)
     padded[0, :4] = source
-    found = model(jnp.asarray(padded), jnp.asarray(previous[None]))[0]
+    found = jax.jit(model.__call__)(padded, previous[None])[0]
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     expected = reference_logits(exact, source, previous, heads=2)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
@@ -263,10 +271,10 @@ def test_one_token_at_a_time_gives_the_same_logits():
     source = jnp.array([[5, 6, 7, 2, 0], [8, 2, 0, 0, 0]])
     previous = jnp.asarray(rng.integers(3, 11, (2, 4)))
     whole = jax.jit(model.__call__)(source, previous)
-    memory, cache = model.encode(source), model.empty_cache(2, 6)
+    memory, cache = jax.jit(model.encode)(source), model.empty_cache(2, 6)
+    step = jax.jit(model.step)
     for position in range(4):
-        step = jnp.int32(position)
-        logits, cache = model.step(previous[:, position], step, cache, memory)
+        logits, cache = step(previous[:, position], position, cache, memory)
         np.testing.assert_allclose(logits, whole[:, position], rtol=1e-4, atol=1e-5)
 
 
@@ -287,48 +295,59 @@ def test_number_of_parameters():
 
 
 def test_dropout_drops_the_same_units_in_every_pass():
-    model = make_model("transformer_tiny", vocabulary=11, dropout=0.5, rngs=nnx.Rngs(0))
-    model.train()
-    graph, params = nnx.split(model)
+    graph, params = nnx.split(model_of(dropout=0.5))
 
     def logits(key):
         copy = nnx.merge(graph, params)
         set_dropout_key(copy, jax.random.key(key))
         return copy(jnp.array([[5, 6, 2]]), jnp.array([[1, 7]]))
 
-    np.testing.assert_array_equal(logits(0), logits(0))
-    assert (logits(0) != logits(1)).any()
+    passes = jax.jit(lambda keys: [logits(key) for key in keys])
+    one, again, other = map(np.asarray, passes(np.array([0, 0, 1])))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
 
 
 def test_places_of_a_pass_drop_different_units(monkeypatch):
-    model = make_model("transformer_tiny", vocabulary=11, dropout=0.5, rngs=nnx.Rngs(0))
-    model.train()
+    model = model_of(dropout=0.5)
     set_dropout_key(model, jax.random.key(0))
     kept = []
 
     def record(self, inputs):
         outputs = dropout(self, jnp.ones_like(inputs))
-        kept.append(np.asarray(outputs != 0).tobytes())
+        kept.append(outputs != 0)
         return inputs
+
+    def places():
+        model(jnp.array([[5, 6, 2]]), jnp.array([[1, 7, 3]]))
+        return kept
 
     dropout = nnx.Dropout.__call__
     monkeypatch.setattr(nnx.Dropout, "__call__", record)
-    model(jnp.array([[5, 6, 2]]), jnp.array([[1, 7, 3]]))
+    units = [np.asarray(place).tobytes() for place in jax.jit(places)()]
     layers = MODELS["transformer_tiny"].layers
-    assert len(set(kept)) == len(kept) == 2 + 2 * layers + 3 * layers  # after embeddings, in layers
+    assert (
+        len(set(units)) == len(units) == 2 + 2 * layers + 3 * layers
+    )  # after embeddings, in layers
 
 
 # --- Beam search ---
 
 
-def table_step(table):
-    """A model whose logits depend on the position and the last two tokens, kept in the cache."""
+@functools.partial(jax.jit, static_argnames=("beam", "length_penalty"))
+def search_table(table, beam, length_penalty):
+    """Searches a model whose logits depend on the position and the last two tokens.
+
+    The tokens end with 2. The last but one is kept in the cache.
+    """
 
     def step(tokens, position, cache):
         before, last = cache["last"], tokens
         return table[position, before, last], {"last": last}
 
-    return step
+    options = {"beam": beam, "limit": len(table), "bos": 0, "eos": 2}
+    cache = {"last": jnp.zeros(beam, jnp.int32)}
+    return beam_search(step, cache, 1, **options, length_penalty=length_penalty)[0]
 
 
 def best_translation(log_probs, limit, eos, penalty):
@@ -353,16 +372,7 @@ def test_a_wide_beam_search_finds_the_best_of_all_translations(penalty):
         rng = np.random.default_rng(seed)
         table = 2 * rng.normal(size=(limit, size, size, size))
         log_probs = table - np.log(np.exp(table).sum(-1, keepdims=True))
-        found = beam_search(
-            table_step(jnp.asarray(table, jnp.float32)),
-            {"last": jnp.zeros(beam, jnp.int32)},
-            1,
-            beam=beam,
-            limit=limit,
-            bos=0,
-            eos=eos,
-            length_penalty=penalty,
-        )[0]
+        found = np.asarray(search_table(table.astype(np.float32), beam, penalty))
         expected = best_translation(log_probs, limit, eos, penalty)
         assert tuple(found[: len(expected)].tolist()) == expected
         assert (found[len(expected) :] == eos).all()
@@ -373,16 +383,7 @@ def test_a_beam_of_one_is_greedy():
     lengths = set()
     for seed in range(20):
         table = np.random.default_rng(seed).normal(size=(limit, size, size, size))
-        found = beam_search(
-            table_step(jnp.asarray(table, jnp.float32)),
-            {"last": jnp.zeros(1, jnp.int32)},
-            1,
-            beam=1,
-            limit=limit,
-            bos=0,
-            eos=eos,
-            length_penalty=1.0,
-        )[0]
+        found = np.asarray(search_table(table.astype(np.float32), 1, 1.0))
         before, last, greedy = 0, 0, []
         while len(greedy) < limit - 1 and eos not in greedy:
             before, last = last, int(table[len(greedy), before, last].argmax())
@@ -396,13 +397,12 @@ def test_a_beam_of_one_is_greedy():
 def test_sentences_are_searched_apart():
     """Each sentence has a table of its own, at another place of the cache."""
     size, limit, eos, beam = 5, 5, 2, 3
-    tables = 2 * np.random.default_rng(0).normal(size=(2, limit, size, size, size))
+    tables = np.random.default_rng(0).normal(0, 2, (2, limit, size, size, size))
 
+    @jax.jit
     def search(tables):
-        stacked = jnp.asarray(tables, jnp.float32)
-
         def step(tokens, position, cache):
-            logits = stacked[cache["sentence"], position, cache["last"], tokens]
+            logits = tables[cache["sentence"], position, cache["last"], tokens]
             return logits, cache | {"last": tokens}
 
         rows = len(tables) * beam
@@ -425,10 +425,9 @@ def test_the_loss_is_the_mean_over_tokens_with_smoothed_targets(text):
     program = config.make_program(batches.spec)
     corpus = batches.split("train")
     batch = make_batch(corpus, np.array([0, 1, 2, 3, 4, -1]), int(padded_lengths(corpus).max()))
-    model = make_model("transformer_tiny", vocabulary=60, dropout=0.0, rngs=nnx.Rngs(0))
-    model.eval()
+    model = model_of(60)
     previous = np.pad(batch.target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
-    logits = np.asarray(model(jnp.asarray(batch.source), jnp.asarray(previous)), np.float64)
+    logits = np.asarray(jax.jit(model.__call__)(batch.source, previous), np.float64)
     total, tokens = 0.0, 0
     for row, sentence in enumerate(batch.target):
         for place, token in enumerate(sentence):
@@ -439,36 +438,37 @@ def test_the_loss_is_the_mean_over_tokens_with_smoothed_targets(text):
                 total -= target @ log_probs
                 tokens += 1
     expected = total / tokens
-    part = Batch(*map(jnp.asarray, batch))
-    losses, accuracy = program.losses(model, part)
+    losses, accuracy = jax.jit(lambda batch: program.losses(model, batch))(batch)
     assert losses.mean() == pytest.approx(expected, rel=1e-5)
     real = batch.target != PAD
     assert accuracy == pytest.approx(100 * np.mean(logits.argmax(-1)[real] == batch.target[real]))
 
     # So it is with the batch in parts, although these have different numbers of tokens.
     graph, params = nnx.split(model)
-    found = first_pass(
-        lambda params, part: program.losses(nnx.merge(graph, params), part), params, part, 1, 3
+    loss = jax.jit(
+        lambda params, batch: (
+            first_pass(
+                lambda params, part: program.losses(nnx.merge(graph, params), part),
+                params,
+                batch,
+                1,
+                3,
+            ).loss
+        )
     )
-    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert loss(params, batch) == pytest.approx(expected, rel=1e-5)
 
 
 def test_batches_for_the_loss_weigh_tokens_alike(text):
     config = settings(text, None, label_smoothing=0.0)
     batches = config.load()
     program = config.make_program(batches.spec)
-    state = program.init(prepare_traced(config))
-    corpus = batches.split("train")
-    parts = [program.loss(state.params, ({}, part)) for part in equal_batches(corpus, 20, 5)]
+    params = nnx.as_pure(nnx.state(model_of(60), nnx.Param))
+    corpus, loss = batches.split("train"), jax.jit(program.loss)
+    parts = [loss(params, ({}, part)) for part in equal_batches(corpus, 20, 5)]
     whole = make_batch(corpus, np.arange(20), int(padded_lengths(corpus).max()))
-    sums = program.sums(program.evaluation_model(state.params, {}), Batch(*map(jnp.asarray, whole)))
+    sums = jax.jit(lambda batch: program.sums(program.evaluation_model(params, {}), batch))(whole)
     assert np.mean(parts) == pytest.approx(float(sums["loss"] / sums["count"]), rel=1e-5)
-
-
-def prepare_traced(config):
-    from examples.training.program import TracedSettings
-
-    return TracedSettings.of(config)
 
 
 # --- Runs ---
@@ -479,7 +479,7 @@ def trained(text, tmp_path_factory):
     """A run that nothing interrupts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "transformer_tiny", TINY)
-        config = settings(text, tmp_path_factory.mktemp("runs") / "run")
+        config = settings(text, tmp_path_factory.mktemp("runs") / "run", buckets=1)
         return config, train(config, show=False)
 
 
@@ -487,25 +487,30 @@ def test_fifty_sentences_are_learned_by_heart(text, tmp_path):
     config = settings(
         text,
         tmp_path / "run",
-        **{"method": "sam", "rho": 0.02, "epochs": 150, "learning_rate": 0.01},
+        **{"vocabulary": 80, "batch_tokens": 192},
+        **{"method": "sam", "rho": 0.02, "epochs": 75, "learning_rate": 0.007},
         **{"dropout": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0, "schedule": "cosine"},
-        **{"evaluate_every": 150, "checkpoint_every": 150, "beam": 3},
+        **{"evaluate_every": 75, "checkpoint_every": 75, "beam": 3},
     )
     train(config, show=False)
     trained = evaluate.restore(config.out)
     corpus = trained.batches.split("train")
     found = trained.program.translate(trained.state, trained.batches, corpus)
     assert sacrebleu.corpus_bleu(found, [corpus.references]).score > 95
+    assert trained.program.train_steps._cache_size() == 2  # one a length
 
 
 def test_references_do_not_change_translations(trained):
     restored = evaluate.restore(trained[0].out)
     corpus = restored.batches.split("test")
     longer = corpus._replace(target=[[4] * 40 for _ in corpus.target])
+    # With these weights translations go on to their limit.
+    state = restored.state._replace(params=at_random(restored.state.params))
     first, second = (
-        restored.program.translate(restored.state, restored.batches, c) for c in (corpus, longer)
+        restored.program.translate(state, restored.batches, c) for c in (corpus, longer)
     )
     assert first == second
+    assert all(first)
 
 
 def test_a_run_leaves_its_metrics_and_its_vocabulary(trained):
@@ -522,12 +527,12 @@ def test_a_run_leaves_its_metrics_and_its_vocabulary(trained):
     assert (config.out / "curves.png").stat().st_size > 10_000
 
 
-def test_later_epochs_compile_nothing(trained, text, tmp_path):
-    run = prepare(settings(text, tmp_path / "run"))
-    size = run.program.train_steps._cache_size()
-    assert 0 < size <= 2
-    train(settings(text, tmp_path / "again", epochs=3, seed=5), show=False)
-    assert run.program.train_steps._cache_size() == size
+def test_later_epochs_compile_nothing(trained, tmp_path):
+    config, _ = trained
+    run = prepare(dataclasses.replace(config, out=tmp_path / "run"))
+    assert run.program.train_steps._cache_size() == 1
+    train(dataclasses.replace(config, out=tmp_path / "again", seed=5), show=False)
+    assert run.program.train_steps._cache_size() == 1
 
 
 def test_a_stopped_run_resumes_bit_equal(trained, text, tmp_path, monkeypatch):
@@ -538,11 +543,12 @@ def test_a_stopped_run_resumes_bit_equal(trained, text, tmp_path, monkeypatch):
     assert_bit_equal(last_state(again.out), last_state(config.out))
 
 
-KILLED = """
+COMMAND = f"""
 import sys
-from test_translation import TINY, MODELS, entry
-MODELS["transformer_tiny"] = TINY
-sys.exit(entry.main(sys.argv[1:]))
+from examples.translation.__main__ import main
+from examples.translation.transformer import MODELS, Size
+MODELS["transformer_tiny"] = {TINY}
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -559,10 +565,9 @@ def words(config):
 def test_a_killed_run_resumes_bit_equal_and_a_finished_one_says_so(trained, tmp_path, capsys):
     config, history = trained
     again = dataclasses.replace(config, out=tmp_path / "run")
-    path = f"{ROOT}:{ROOT / 'tests'}"
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *words(again)],
-        env=environment(PYTHONPATH=path),
+        [sys.executable, "-c", COMMAND, *words(again)],
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -585,20 +590,12 @@ def assert_same(found, expected):
         }
 
 
-EIGHT = """
-import sys
-from pathlib import Path
-from test_translation import TINY, MODELS, settings, train
-MODELS["transformer_tiny"] = TINY
-train(settings(Path(sys.argv[1]), Path(sys.argv[2]), fsdp=True), show=False)
-"""
-
-
-def test_eight_devices_match_one(trained, text, tmp_path):
+def test_eight_devices_match_one(trained, tmp_path):
     """With parameters and state divided, too."""
+    config = dataclasses.replace(trained[0], out=tmp_path / "eight")
     subprocess.run(
-        [sys.executable, "-c", EIGHT, str(text), str(tmp_path / "eight")],
-        env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", JAX_NUM_CPU_DEVICES="8"),
+        [sys.executable, "-c", COMMAND, *words(config), "--fsdp"],
+        env=environment(JAX_NUM_CPU_DEVICES="8"),
         check=True,
     )
     timings = {"seconds", "sentences_per_second"}
@@ -643,7 +640,8 @@ def test_text_is_translated_line_by_line(trained, text, tmp_path, monkeypatch, c
 
 
 def test_settings_are_chosen_by_bleu_and_compared(text, tmp_path, capsys):
-    options = [field for field in words(settings(text, None, epochs=1)) if field != "None"]
+    config = settings(text, None, epochs=1, buckets=1)
+    options = [field for field in words(config) if field != "None"]
     for name in ("method", "rho", "rho-max", "num-alphas"):
         if f"--{name}" in options:
             at = options.index(f"--{name}")
