@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,16 +80,26 @@ def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatc
     assert of_sgd["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-4)
 
 
+def make_optimizer(method, steps=1):
+    base = optax.sgd(0.1, momentum=0.9)
+    search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
+    tx = method.make(0.3, Training(0.6, steps, search, base, 0.1, jax.random.key(0)))
+    return optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_first_state_does_not_depend_on_the_values_of_the_parameters(name):
+    """So weights of a file can replace those that the state was made for."""
+    init = make_optimizer(FAMILY[name]).init
+    chex.assert_trees_all_equal(*(init({"x": np.full(3, value, np.float32)}) for value in (1, 2)))
+
+
 def test_no_two_rows_are_the_same_method():
     def losses_fn(params):
         return jnp.sin(params["x"] * jnp.arange(1.0, 4.0)) + params["y"] ** 2
 
     def run(method, steps):
-        base = optax.sgd(0.1, momentum=0.9)
-        search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
-        training = Training(0.6, steps, search, base, 0.1, jax.random.key(0))
-        tx = method.make(0.3, training)
-        tx = optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
+        tx = make_optimizer(method, steps)
 
         def value_fn(params):
             return losses_fn(params).mean()

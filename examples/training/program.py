@@ -156,14 +156,8 @@ class Program:
         """Returns the state before the first step, with weights from a file if there is one."""
         state = self.init(traced)
         params, statistics = self.pretrained(state.params, state.statistics)
-        if params is state.params:
-            return state
-        # Some methods keep parameters in their state.
-        make = jax.jit(
-            lambda params: self._make_optimizer(traced).init(params),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.opt_state),
-        )
-        return state._replace(params=params, statistics=statistics, opt_state=make(params))
+        # The state of no method depends on the values of the first parameters.
+        return state._replace(params=params, statistics=statistics)
 
     def training_model(self, params: Any, statistics: Any, key: jax.Array) -> Any:
         """Returns the network in training mode. All passes of a step drop the same units."""
