@@ -146,6 +146,12 @@ def on_one_device(tx):
     return train((make_esam_step if tx is ESAM else make_step)(tx), params, tx.init(params), batch)
 
 
+def on_all_devices(tx):
+    """Parameters and state where the first step leaves them: one program for all steps."""
+    params = make_params()
+    return place((params, tx.init(params)), make_mesh(), P())
+
+
 def in_pmap(step):
     """The step of all devices, of stacked parameters and state."""
 
@@ -170,7 +176,7 @@ def on_replicas(mapped, tx):
     """Parameters and state of all devices after four steps, stacked."""
     params = make_params()
     stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 8), (params, tx.init(params)))
-    return train(mapped, *stacked, make_batch())
+    return train(mapped, *place(stacked, make_mesh(), P("data")), make_batch())
 
 
 def assert_close(actual, expected):
@@ -198,7 +204,7 @@ def error(replicas, expected):
 @sam_and_xsam
 def test_jit_with_a_sharded_batch_equals_one_device(tx):
     batch = place(make_batch(), make_mesh(), P("data"))
-    result = train(make_step(tx), make_params(), tx.init(make_params()), batch)
+    result = train(make_step(tx), *on_all_devices(tx), batch)
     assert_close(result, on_one_device(tx))
 
 
@@ -215,9 +221,8 @@ def test_an_explicit_mesh_with_a_sharded_batch_equals_one_device(tx):
 @on_eight_devices
 @every_transform
 def test_shard_map_with_the_mean_loss_equals_one_device(tx):
-    params = make_params()
     step = in_shard_map(make_step(tx, pmean(loss_fn)))
-    assert_close(train(step, params, tx.init(params), make_batch()), on_one_device(tx))
+    assert_close(train(step, *on_all_devices(tx), make_batch()), on_one_device(tx))
 
 
 def trace_in_shard_map(update, mesh=None, axes="data"):
@@ -408,8 +413,7 @@ def test_replicas_with_the_mean_gradient_as_function_equal_one_device(tx):
         updates, state = update_of_replicas(tx, params, state, batch)
         return optax.apply_updates(params, updates), state
 
-    params = make_params()
-    result = train(in_shard_map(step), params, tx.init(params), make_batch())
+    result = train(in_shard_map(step), *on_all_devices(tx), make_batch())
     assert_close(result, on_one_device(tx))
 
 
@@ -513,9 +517,8 @@ def test_esam_in_shard_map_with_gathered_losses_equals_one_device():
         losses = sample_losses(params, batch)
         return jax.lax.all_gather(losses, "data", tiled=True, to="invarying")
 
-    params = make_params()
     step = in_shard_map(make_esam_step(ESAM, gathered))
-    assert_close(train(step, params, ESAM.init(params), make_batch()), on_one_device(ESAM))
+    assert_close(train(step, *on_all_devices(ESAM), make_batch()), on_one_device(ESAM))
 
 
 @on_eight_devices

@@ -168,9 +168,11 @@ def own_step(tx, mean=lambda value: value, varying=True):
     return step
 
 
-def train(step, tx, params=None, batch=None, steps=STEPS):
+def train(step, tx, params=None, batch=None, steps=STEPS, mesh=None):
     params, batch = params or make_params(), batch or make_batch()
     state, step = tx.init(params), jax.jit(step)
+    if mesh is not None:  # where the first step leaves them: one program for all steps
+        params, state = place((params, state), mesh, P())
     for _ in range(steps):
         params, state = step(params, state, batch)
     return params, state
@@ -476,8 +478,8 @@ class TestOnEightDevices:
     @every_case
     @pytest.mark.parametrize("groups", [4, 8, 16])
     def test_a_sharded_batch(self, name, groups):
-        step, tx = stacked_step(CASES[name][0], groups)
-        result = train(step, tx, batch=place(make_batch(), make_mesh(), P("data")))
+        step, tx, mesh = *stacked_step(CASES[name][0], groups), make_mesh()
+        result = train(step, tx, batch=place(make_batch(), mesh, P("data")), mesh=mesh)
         assert_like_numpy(name, *result, groups)
 
     @pytest.mark.usefixtures("x64")
@@ -497,7 +499,7 @@ class TestOnEightDevices:
     def test_a_group_on_each_device(self, name, check_vma):
         tx = optimizer(per_group(CASES[name][0], "data"))
         step = in_shard_map(own_step(tx, varying=check_vma), check_vma=check_vma)
-        assert_like_numpy(name, *train(step, tx))
+        assert_like_numpy(name, *train(step, tx, mesh=make_mesh()))
 
     @pytest.mark.usefixtures("x64")
     @every_case
@@ -505,15 +507,18 @@ class TestOnEightDevices:
         tx = optimizer(per_group(CASES[name][0], "data"))
         step = own_step(tx, varying=False)
         mapped = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)
-        result = train(lambda p, s, batch: mapped(p, s, split_into_groups(batch, 8)), tx)
+        result = train(
+            lambda p, s, batch: mapped(p, s, split_into_groups(batch, 8)), tx, mesh=make_mesh()
+        )
         assert_like_numpy(name, *result)
 
     @pytest.mark.usefixtures("x64")
     @every_case
     def test_groups_of_two_devices(self, name):
-        tx = optimizer(per_group(CASES[name][0], "data"))
+        tx, mesh = optimizer(per_group(CASES[name][0], "data")), make_mesh(sizes=(4, 2))
         step = own_step(tx, lambda loss: jax.lax.pmean(loss, "member"))
-        assert_like_numpy(name, *train(in_shard_map(step, make_mesh(sizes=(4, 2))), tx), groups=4)
+        result = train(in_shard_map(step, mesh), tx, mesh=mesh)
+        assert_like_numpy(name, *result, groups=4)
 
     @every_accepted
     def test_every_method_in_shard_map_equals_stacked_groups(self, name):
@@ -543,7 +548,7 @@ class TestOnEightDevices:
     @every_case
     def test_groups_of_two_devices_without_check_vma(self, name):
         """There `jax.grad` of the mean of a group is the gradient of one device."""
-        tx = optimizer(per_group(CASES[name][0], "data"))
+        tx, mesh = optimizer(per_group(CASES[name][0], "data")), make_mesh(sizes=(4, 2))
 
         def step(params, state, batch):
             def grad_fn(params):
@@ -554,8 +559,8 @@ class TestOnEightDevices:
             updates, state = tx.update(grad_fn(params), state, params, **functions)
             return optax.apply_updates(params, updates), state
 
-        mapped = in_shard_map(step, make_mesh(sizes=(4, 2)), check_vma=False)
-        assert_like_numpy(name, *train(mapped, tx), groups=4)
+        mapped = in_shard_map(step, mesh, check_vma=False)
+        assert_like_numpy(name, *train(mapped, tx, mesh=mesh), groups=4)
 
     @pytest.mark.usefixtures("x64")
     def test_a_perturbation_without_the_gradient_has_the_gradient_of_one_group(self):
