@@ -82,9 +82,15 @@ def quadratic(x64):
 @pytest.fixture
 def dense(x64):
     """The small network, and its Hessian of 73 columns."""
+    return dense_hessian()
+
+
+@functools.cache
+def dense_hessian():
     params = network.make_params(jnp.float64)
     flat, unravel = ravel_pytree(params)
-    return params, np.asarray(jax.hessian(lambda x: network.loss(unravel(x)))(flat))
+    hessian = jax.jit(jax.hessian(lambda x: network.loss(unravel(x))))
+    return params, np.asarray(hessian(flat))
 
 
 # --- Curvature ---
@@ -562,7 +568,7 @@ def test_maximum_over_alpha_is_that_of_xsam(x64, steps):
     params = unravel(start)
     search = {"alpha_max": 3.0, "num_alphas": 31}
     tx = xsam(rho=0.3, rho_max=1.0, steps=steps, **search)
-    gradient = jax.grad(network.loss)(params)
+    gradient = jax.jit(jax.grad(network.loss))(params)
     update = jax.jit(functools.partial(tx.update, value_fn=network.loss))
     _, state = update(gradient, tx.init(params), params)
     arguments = {"rho": 0.3, "rho_max": 1.0, "steps": steps}

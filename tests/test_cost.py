@@ -1,5 +1,6 @@
 """The cost of a step: FLOPs and memory of the compiled program, gradients counted at run time."""
 
+import dataclasses
 import functools
 import re
 
@@ -27,7 +28,17 @@ NETWORKS = {
 
 @functools.cache
 def problem(name):
-    return models.classification(name, *NETWORKS[name])
+    """A problem at parameters of zero. A compilation reads only their types."""
+    network, batch = NETWORKS[name]
+    problems = []
+
+    def init(batch):
+        problems.append(models.classification(name, network, batch))
+        return problems[0].params
+
+    types = jax.eval_shape(init, batch)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), types)
+    return dataclasses.replace(problems[0], params=params, batch=batch)
 
 
 @functools.cache
@@ -42,7 +53,8 @@ def compiled(name, step_name):
     competitor = competitors[step_name]
     p = problem(name)
     # The base optimizer's state of the plain step serves for a gradient alone.
-    return jax.jit(competitor.step).lower(p.params, competitor.init(p.params), p.batch).compile()
+    state = jax.eval_shape(competitor.init, p.params)
+    return jax.jit(competitor.step).lower(p.params, state, p.batch).compile()
 
 
 def flops(name, step_name):
@@ -83,12 +95,12 @@ def test_step_needs_at_most_two_parameter_copies_more_than_sam_by_hand(name, ste
 
 def compiled_update(tx, params, arguments):
     update = jax.jit(lambda g, s, p: tx.update(g, s, p, **arguments))
-    return update.lower(params, tx.init(params), params).compile()
+    return update.lower(params, jax.eval_shape(tx.init, params), params).compile()
 
 
 def tanh_losses(params):
     """The losses of 2000 samples, whose activations need far more memory than the parameters."""
-    x = jnp.linspace(-1.0, 1.0, 16_000).reshape(2000, 8)
+    x = np.linspace(-1.0, 1.0, 16_000, dtype=np.float32).reshape(2000, 8)
     for _ in range(4):
         x = jnp.tanh(x @ params)
     return jnp.mean(x**2, axis=1)
@@ -98,9 +110,12 @@ def tanh_loss(params):
     return tanh_losses(params).mean()
 
 
+START = 0.5 * np.eye(8, dtype=np.float32)
+
+
 @functools.cache
 def memory_of_gradient():
-    program = jax.jit(jax.grad(tanh_loss)).lower(0.5 * jnp.eye(8)).compile()
+    program = jax.jit(jax.grad(tanh_loss)).lower(START).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -110,12 +125,15 @@ WITHOUT_PRODUCTS = {name: method for name, method in METHODS.items() if not meth
 @pytest.mark.parametrize("method", WITHOUT_PRODUCTS.values(), ids=WITHOUT_PRODUCTS)
 def test_no_method_holds_the_activations_of_two_gradients(method):
     losses = {"losses_fn": tanh_losses} if method.sample_losses else {"value_fn": tanh_loss}
-    program = compiled_update(method.make(), 0.5 * jnp.eye(8), losses)
+    program = compiled_update(method.make(), START, losses)
     assert program.memory_analysis().temp_size_in_bytes < 1.5 * memory_of_gradient()
 
 
+CURVATURES = np.geomspace(0.2, 5.0, 1000, dtype=np.float32)
+
+
 def loss_fn(params):
-    return jnp.sum(jnp.geomspace(0.2, 5.0, 1000) * params**2)
+    return jnp.sum(CURVATURES * params**2)
 
 
 def descent_that_reads(*fields):
@@ -192,14 +210,15 @@ def counts(tx, num_steps=4, arguments=None, **extra_args):
     ((name, function),) = arguments.items()
     function, seen = counted(function)
     params = jnp.asarray(np.linspace(-1, 1, 1000), jnp.float32)
+    gradient = 2 * CURVATURES * np.asarray(params)
     state = tx.init(params)
     # The clean gradient is that of the caller, and not counted.
     update = jax.jit(lambda g, s: tx.update(g, s, params, **{name: function}, **extra_args))
     rows = []
     for step in range(num_steps):
         # Of alternating norm, for the gate that reads the norm.
-        gradient = (1.0 + 0.5 * (-1.0) ** step) * jax.grad(loss_fn)(params)
-        _, state = update(gradient, state)
+        scale = np.float32(1.0 + 0.5 * (-1.0) ** step)
+        _, state = update(scale * gradient, state)
         jax.effects_barrier()
         rows.append((seen["backward"], seen["forward"] - seen["backward"]))
         seen.update(forward=0, backward=0)

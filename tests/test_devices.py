@@ -58,24 +58,22 @@ if STARTED:  # or this would be a process that starts itself
 # A network whose leaves and batch eight devices can share
 
 
-def make_params():
-    keys = jax.random.split(jax.random.key(1))
-    return {
-        "hidden": 0.4 * jax.random.normal(keys[0], (8, 8)),
-        "bias": jnp.zeros(8),
-        "output": 0.4 * jax.random.normal(keys[1], (8,)),
-    }
+def make_params(dtype=jnp.float32):
+    rng = np.random.default_rng(3)
+    shapes = {"hidden": (8, 8), "output": (8,)}
+    return {key: jnp.asarray(0.4 * rng.normal(size=shapes[key]), dtype) for key in shapes}
 
 
 def make_batch():
-    x = jax.random.normal(jax.random.key(0), (32, 8))
+    x = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
     # Later samples are harder: the losses of the devices differ.
-    return x, jnp.sin(3 * x[:, 0]) * jnp.linspace(0.5, 2.0, 32)
+    y = np.sin(3 * x[:, 0]) * np.linspace(0.5, 2.0, 32, dtype=np.float32)
+    return jnp.asarray(x), jnp.asarray(y)
 
 
 def sample_losses(params, batch):
     x, y = batch
-    return jnp.square(jnp.tanh(x @ params["hidden"] + params["bias"]) @ params["output"] - y)
+    return jnp.square(jnp.tanh(x @ params["hidden"]) @ params["output"] - y)
 
 
 def loss_fn(params, batch):
@@ -148,6 +146,12 @@ def on_one_device(tx):
     return train((make_esam_step if tx is ESAM else make_step)(tx), params, tx.init(params), batch)
 
 
+def on_all_devices(tx):
+    """Parameters and state where the first step leaves them: one program for all steps."""
+    params = make_params()
+    return place((params, tx.init(params)), make_mesh(), P())
+
+
 def in_pmap(step):
     """The step of all devices, of stacked parameters and state."""
 
@@ -171,8 +175,8 @@ def in_unchecked_shard_map(step):
 def on_replicas(mapped, tx):
     """Parameters and state of all devices after four steps, stacked."""
     params = make_params()
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), (params, tx.init(params)))
-    return train(mapped, *stacked, make_batch())
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 8), (params, tx.init(params)))
+    return train(mapped, *place(stacked, make_mesh(), P("data")), make_batch())
 
 
 def assert_close(actual, expected):
@@ -182,11 +186,13 @@ def assert_close(actual, expected):
 
 def drift(replicas):
     """The largest difference of a parameter between devices."""
-    return max(float(jnp.max(leaf.max(0) - leaf.min(0))) for leaf in jax.tree.leaves(replicas))
+    return max(np.ptp(leaf, axis=0).max() for leaf in map(np.asarray, jax.tree.leaves(replicas)))
 
 
 def error(replicas, expected):
-    differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), replicas, expected)
+    differences = jax.tree.map(
+        lambda a, b: np.max(np.abs(np.asarray(a) - np.asarray(b))), replicas, expected
+    )
     return max(jax.tree.leaves(differences))
 
 
@@ -198,7 +204,7 @@ def error(replicas, expected):
 @sam_and_xsam
 def test_jit_with_a_sharded_batch_equals_one_device(tx):
     batch = place(make_batch(), make_mesh(), P("data"))
-    result = train(make_step(tx), make_params(), tx.init(make_params()), batch)
+    result = train(make_step(tx), *on_all_devices(tx), batch)
     assert_close(result, on_one_device(tx))
 
 
@@ -215,9 +221,8 @@ def test_an_explicit_mesh_with_a_sharded_batch_equals_one_device(tx):
 @on_eight_devices
 @every_transform
 def test_shard_map_with_the_mean_loss_equals_one_device(tx):
-    params = make_params()
     step = in_shard_map(make_step(tx, pmean(loss_fn)))
-    assert_close(train(step, params, tx.init(params), make_batch()), on_one_device(tx))
+    assert_close(train(step, *on_all_devices(tx), make_batch()), on_one_device(tx))
 
 
 def trace_in_shard_map(update, mesh=None, axes="data"):
@@ -295,12 +300,15 @@ def two_updates(name, params, grads, batch):
 
 @functools.cache
 def mean_update_of_groups(name):
+    params = make_params()
+
+    @jax.jit
     def group_update(batch):
-        params = make_params()
         return two_updates(name, params, jax.grad(loss_fn)(params, batch), batch)
 
-    groups = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch())
-    return jax.tree.map(lambda x: x.mean(0), jax.jit(jax.vmap(group_update))(groups))
+    x, y = map(np.asarray, make_batch())
+    updates = [group_update(batch) for batch in zip(np.split(x, 8), np.split(y, 8), strict=True)]
+    return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *updates)
 
 
 def updates_per_device(name, varying):
@@ -405,8 +413,7 @@ def test_replicas_with_the_mean_gradient_as_function_equal_one_device(tx):
         updates, state = update_of_replicas(tx, params, state, batch)
         return optax.apply_updates(params, updates), state
 
-    params = make_params()
-    result = train(in_shard_map(step), params, tx.init(params), make_batch())
+    result = train(in_shard_map(step), *on_all_devices(tx), make_batch())
     assert_close(result, on_one_device(tx))
 
 
@@ -510,9 +517,8 @@ def test_esam_in_shard_map_with_gathered_losses_equals_one_device():
         losses = sample_losses(params, batch)
         return jax.lax.all_gather(losses, "data", tiled=True, to="invarying")
 
-    params = make_params()
     step = in_shard_map(make_esam_step(ESAM, gathered))
-    assert_close(train(step, params, ESAM.init(params), make_batch()), on_one_device(ESAM))
+    assert_close(train(step, *on_all_devices(ESAM), make_batch()), on_one_device(ESAM))
 
 
 @on_eight_devices
@@ -553,8 +559,8 @@ def test_esam_with_a_sharded_batch_equals_one_device(axis_type, spec):
 @pytest.mark.parametrize("convention", ["paper", "official"])
 def test_random_subset_does_not_depend_on_sharding(convention):
     tx = xsam_jax.ascent.random_subset(0.6, jax.random.key(0), convention=convention)
-    updates = jax.random.normal(jax.random.key(1), (8, 8))
-    expected, _ = tx.update(updates, tx.init(updates))
+    updates = make_params()["hidden"]
+    expected, _ = jax.jit(tx.update)(updates, tx.init(updates))
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         sharded = place(updates, make_mesh(axis_type), P("data"))
         kept, _ = jax.jit(tx.update)(sharded, tx.init(sharded))
@@ -602,7 +608,7 @@ def two_steps_on_one_device(name):
 def test_state_and_updates_are_sharded_like_parameters(name, axis_type):
     method, mesh = METHODS[name], make_mesh(axis_type)
     with jax.set_mesh(mesh):
-        params, batch = place(make_params(), mesh, P("data")), place(make_batch(), mesh, P("data"))
+        params, batch = place((make_params(), make_batch()), mesh, P("data"))
         expected = {leaf.shape: sharding(leaf) for leaf in jax.tree.leaves(params)}
         state = method.make().init(params)
         for leaf in state_of_parameters(state, params):
@@ -623,8 +629,9 @@ def test_state_and_updates_are_sharded_like_parameters(name, axis_type):
 @pytest.mark.parametrize("name", METHODS)
 def test_parameters_of_low_precision_keep_dtype_and_sharding(name, dtype, axis_type):
     method, mesh = METHODS[name], make_mesh(axis_type)
-    tx, params = method.make(), jax.tree.map(lambda leaf: leaf.astype(dtype), make_params())
+    tx, params, batch = method.make(), make_params(dtype), make_batch()
 
+    @functools.partial(jax.jit, static_argnums=3)
     def update(params, state, batch, gather):
         def losses(params):
             whole = jax.sharding.reshard(params, P()) if gather else params
@@ -636,19 +643,19 @@ def test_parameters_of_low_precision_keep_dtype_and_sharding(name, dtype, axis_t
         argument = {"losses_fn": losses} if method.sample_losses else {"value_fn": value_fn}
         return tx.update(jax.grad(value_fn)(params), state, params, **argument)
 
-    expected = jax.jit(update, static_argnums=3)(params, tx.init(params), make_batch(), False)
     with jax.set_mesh(mesh):
-        params, batch = place(params, mesh, P("data")), place(make_batch(), mesh, P("data"))
-        state, gather = tx.init(params), axis_type == AxisType.Explicit
-        updates, new_state = jax.jit(update, static_argnums=3)(params, state, batch, gather)
+        sharded, sharded_batch = place((params, batch), mesh, P("data"))
+        state, gather = tx.init(sharded), axis_type == AxisType.Explicit
+        updates, new_state = update(sharded, state, sharded_batch, gather)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
-        shardings = {leaf.shape: sharding(leaf)[1] for leaf in jax.tree.leaves(params)}
+        shardings = {leaf.shape: sharding(leaf)[1] for leaf in jax.tree.leaves(sharded)}
         for leaf in [*jax.tree.leaves(updates), *state_of_parameters(new_state, params)]:
             # On automatic axes the compiler chooses, unless the step has out_shardings.
             assert not gather or sharding(leaf)[1] == shardings[leaf.shape]
     if method.probes and dtype == jnp.bfloat16:
         return  # the losses of a search are mostly rounding there, and with them alpha
+    expected = update(params, tx.init(params), batch, False)
     # Gradients are sums over the batch in another order, and rounded.
     rounding = 4 * float(jnp.finfo(dtype).eps)
     for a, b in zip(*map(jax.tree.leaves, ((updates, new_state), expected)), strict=True):

@@ -53,6 +53,9 @@ def loss_fn(model, x, y):
     return jnp.mean(losses_fn(model, x, y))
 
 
+gradient = nnx.jit(nnx.grad(loss_fn))
+
+
 def arguments(method, model):
     """The loss as an argument of update, made by the adapter."""
     name, function = ("losses_fn", losses_fn) if method.sample_losses else ("value_fn", loss_fn)
@@ -101,7 +104,7 @@ def trained(method):
 @functools.cache
 def variables_after_one_pass():
     model = Network(nnx.Rngs(0))
-    loss_fn(model, X, Y)
+    nnx.jit(loss_fn)(model, X, Y)
     return others(model)
 
 
@@ -279,7 +282,7 @@ def is_kernel(path, leaf):
 def test_nnx_different_filters_raise(other):
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
-    grads = nnx.grad(loss_fn)(model, X, Y)
+    grads = gradient(model, X, Y)
     value_fn = flax_nnx.make_value_fn(loss_fn, model, X, Y, wrt=other)
     with pytest.raises(ValueError, match=r"the same wrt to nnx\.Optimizer and to make_value_fn"):
         optimizer.update(model, grads, value_fn=value_fn)
@@ -288,7 +291,7 @@ def test_nnx_different_filters_raise(other):
 def test_nnx_error_of_a_lambda_suggests_make_value_fn():
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
-    grads = nnx.grad(loss_fn)(model, X, Y)
+    grads = gradient(model, X, Y)
     with pytest.raises(TypeError) as raised:
         optimizer.update(model, grads, value_fn=lambda params: loss_fn(params, X, Y))
     assert "value_fn=make_value_fn(loss, model, batch)" in "".join(raised.value.__notes__)
@@ -301,7 +304,7 @@ def test_nnx_error_of_a_loss_that_closes_over_the_model_suggests_make_value_fn()
         return jnp.mean(model(jnp.ones((4, 3))))
 
     optimizer = nnx.Optimizer(model, xsam_jax.sam(0.1), wrt=nnx.Param)
-    grads = nnx.grad(loss_of)(model)
+    grads = nnx.jit(nnx.grad(loss_of))(model)
     with pytest.raises(TraceContextError) as raised:
         optimizer.update(model, grads, value_fn=lambda params: loss_of(model))
     assert "value_fn=make_value_fn(loss, model, batch)" in "".join(raised.value.__notes__)
@@ -317,7 +320,7 @@ def test_nnx_filter_applies_to_the_model_and_not_to_arguments(wrt):
 
     params = nnx.state(model, wrt)
     value_fn = flax_nnx.make_value_fn(distance, model, X, teacher, wrt=wrt)
-    grads = jax.grad(value_fn)(nnx.as_pure(params))
+    grads = jax.jit(jax.grad(value_fn))(nnx.as_pure(params))
     assert jax.tree.structure(grads) == jax.tree.structure(nnx.as_pure(params))
     assert np.any(grads["inner"]["kernel"] != 0)
     zeros = jax.tree.map(jnp.zeros_like, nnx.as_pure(params))
@@ -376,7 +379,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
     method = METHODS["sam"]
     tx = with_sgd(method)
     tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)
-    model, rngs = LanguageModel(nnx.Rngs(0)), nnx.Rngs(dropout=1)
+    model, rngs = nnx.jit(lambda: LanguageModel(nnx.Rngs(0)))(), nnx.Rngs(dropout=1)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params, rest = nnx.as_pure(params), nnx.as_pure(rest)
@@ -394,7 +397,7 @@ def test_nnx_language_model_with_rngs_as_an_argument_has_the_update_of_bare_jax(
     assert 0.2 < PASSES[0].mean() < 0.8
     assert all(np.array_equal(mask, PASSES[0]) for mask in PASSES)
     once = nnx.Rngs(dropout=1)
-    token_loss(nnx.merge(graphdef, params, rest), tokens, once)
+    nnx.jit(token_loss)(nnx.merge(graphdef, params, rest), tokens, once)
     assert int(rngs.dropout.count[...]) == int(once.dropout.count[...]) > 0
 
     @jax.jit
@@ -610,6 +613,7 @@ def linen_loss():
 @pytest.mark.parametrize("make_loss", [nnx_loss, linen_loss], ids=["nnx", "linen"])
 def test_chunks_of_the_probe_have_the_same_losses_and_alpha(make_loss):
     params, value_fn = make_loss()
+    grads = jax.jit(jax.grad(value_fn))(params)
 
     def probe(probe_batch_size):
         losses = []
@@ -620,7 +624,6 @@ def test_chunks_of_the_probe_have_the_same_losses_and_alpha(make_loss):
             return loss
 
         tx = xsam_jax.xsam(0.3, 1.5, num_alphas=11, probe_batch_size=probe_batch_size)
-        grads = jax.grad(value_fn)(params)
         update = jax.jit(lambda grads, state: tx.update(grads, state, params, value_fn=recorded))
         _, state = update(grads, tx.init(params))
         jax.effects_barrier()
@@ -645,8 +648,13 @@ def test_linen_extra_arguments_reach_the_optimizer():
     def value_fn(params):
         return jnp.sum(params["w"] ** 2)
 
-    value, grads = jax.value_and_grad(value_fn)(state.params)
-    after = state.apply_gradients(grads=grads, value_fn=value_fn, value=value, grad=grads)
+    @jax.jit
+    def step(state):
+        value, grads = jax.value_and_grad(value_fn)(state.params)
+        after = state.apply_gradients(grads=grads, value_fn=value_fn, value=value, grad=grads)
+        return after, value
+
+    after, value = step(state)
     assert value_fn(after.params) < 0.5 * value
 
 

@@ -131,6 +131,12 @@ def grads_of(params, parts, value_fn=loss_fn):
     return jax.vmap(jax.grad(value_fn), in_axes=(None, 0))(params, parts)
 
 
+@jax.jit
+def values_and_grads(params, parts):
+    """The stacked losses and gradients of groups."""
+    return jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, parts)
+
+
 def optimizer(method):
     return optax.chain(method, optax.sgd(RATE))
 
@@ -162,9 +168,11 @@ def own_step(tx, mean=lambda value: value, varying=True):
     return step
 
 
-def train(step, tx, params=None, batch=None, steps=STEPS):
+def train(step, tx, params=None, batch=None, steps=STEPS, mesh=None):
     params, batch = params or make_params(), batch or make_batch()
     state, step = tx.init(params), jax.jit(step)
+    if mesh is not None:  # where the first step leaves them: one program for all steps
+        params, state = place((params, state), mesh, P())
     for _ in range(steps):
         params, state = step(params, state, batch)
     return params, state
@@ -178,7 +186,8 @@ def train(step, tx, params=None, batch=None, steps=STEPS):
 @every_case
 @pytest.mark.parametrize("evaluation", ["vmap", "map", "unrolled"])
 def test_stacked_groups_equal_numpy(name, evaluation):
-    assert_like_numpy(name, *train(*stacked_step(CASES[name][0], evaluation=evaluation)))
+    step = stacked_step(CASES[name][0], groups=4, evaluation=evaluation)
+    assert_like_numpy(name, *train(*step), groups=4)
 
 
 @pytest.mark.usefixtures("x64")
@@ -213,25 +222,22 @@ def test_one_group_is_the_method(name):
     tx, params, batch = method.make(), make_params(), make_batch()
     parts = split_into_groups(batch, 1)
 
-    @jax.jit
-    def two_steps(params):
+    def step(state):
         grads = jax.grad(loss_fn)(params, batch)
-        state = tx.init(params)
-        for _ in range(2):
-            updates, state = tx.update(grads, state, params, **{argument: lambda p: loss(p, batch)})
-        return updates, state
+        return tx.update(grads, state, params, **{argument: lambda p: loss(p, batch)})
 
-    def two_steps_of_groups(evaluation):
-        grouped = per_group(tx, evaluation=evaluation)
-        grads = grads_of(params, parts)
-        state = grouped.init(params)
-        for _ in range(2):
-            updates, state = grouped.update(grads, state, params, groups=parts, **{argument: loss})
-        return updates, state
+    def step_of_groups(evaluation, state):
+        grouped, grads = per_group(tx, evaluation=evaluation), grads_of(params, parts)
+        return grouped.update(grads, state, params, groups=parts, **{argument: loss})
 
+    def two_steps(step):
+        step = jax.jit(step)
+        return step(step(tx.init(params))[1])
+
+    expected = two_steps(step)
     for evaluation in ("vmap", "map"):
-        result = jax.jit(functools.partial(two_steps_of_groups, evaluation))()
-        chex.assert_trees_all_close(result, two_steps(params), rtol=1e-10, atol=1e-14)
+        result = two_steps(functools.partial(step_of_groups, evaluation))
+        chex.assert_trees_all_close(result, expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.usefixtures("x64")
@@ -239,21 +245,20 @@ def test_the_result_is_the_mean_of_gradient_and_state_of_the_groups():
     """Of parts that the table of values does not have: records, gates, gradient functions."""
     tx = gated(xsam_jax.sharpness_aware(optax.scale(0.1), record()), every(2))
     params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
-    values, grads = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, parts)
+    values, grads = values_and_grads(params, parts)
     grouped = per_group(tx)
     functions = {"value_fn": loss_fn, "grad_fn": jax.grad(loss_fn)}
-    result, state = grouped.update(
-        grads, grouped.init(params), params, groups=parts, value=values, **functions
-    )
-    skipped, _ = grouped.update(grads, state, params, groups=parts, **functions)
-    mean = functools.partial(jax.tree.map, lambda leaf: leaf.mean(0))
+    update = jax.jit(functools.partial(grouped.update, **functions))
+    result, state = update(grads, grouped.init(params), params, groups=parts, value=values)
+    skipped, _ = update(grads, state, params, groups=parts, value=values)
+    mean = functools.partial(jax.tree.map, lambda leaf: np.mean(leaf, axis=0))
     chex.assert_trees_all_close(skipped, mean(grads), rtol=1e-12)
 
     def of_group(grads, value, part):
         own = {"value_fn": lambda p: loss_fn(p, part), "value": value}
         return tx.update(grads, tx.init(params), params, **own)
 
-    expected, states = mean(jax.vmap(of_group)(grads, values, parts))
+    expected, states = mean(jax.jit(jax.vmap(of_group))(grads, values, parts))
     chex.assert_trees_all_close(result, expected, rtol=1e-12)
     cosine = optax.tree.get(states, "gradient_cosine")
     np.testing.assert_allclose(optax.tree.get(state, "gradient_cosine"), cosine, rtol=1e-12)
@@ -265,17 +270,37 @@ def test_the_result_is_the_mean_of_gradient_and_state_of_the_groups():
 def test_losses_of_the_ascent_are_known_in_every_evaluation(evaluation):
     tx = per_group(xsam_jax.sharpness_aware(optax.scale(0.1), record()), evaluation=evaluation)
     params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
-    values, grads = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, parts)
+    values, grads = values_and_grads(params, parts)
     update = jax.jit(
         lambda state: tx.update(grads, state, params, groups=parts, value=values, value_fn=loss_fn)
     )
     _, state = update(tx.init(params))
-    moved = jax.vmap(
-        lambda g, part: loss_fn(optax.apply_updates(params, optax.tree.scale(0.1, g)), part)
-    )
+
+    @jax.jit
+    @jax.vmap
+    def moved(grad, part):
+        return loss_fn(optax.apply_updates(params, optax.tree.scale(0.1, grad)), part)
+
     rise = float((moved(grads, parts) - values).mean())
     assert rise > 0.01
     np.testing.assert_allclose(optax.tree.get(state, "loss_rise"), rise, rtol=1e-4)
+
+
+@functools.cache
+def step_of_a_shifted_loss(method, seeds, evaluation):
+    tx = xsam_jax.xsam(0.3, 0.6) if method == "xsam" else gated(xsam_jax.sam(0.3), every(2))
+    grouped = per_group(tx, evaluation=evaluation)
+    params, parts = make_params(), split_into_groups(make_batch(), 4)
+
+    def step(shift):
+        def value_fn(params, part):
+            return loss_fn(params, part) + jnp.sum(jnp.sin(shift * params["output"]))
+
+        grads = grads_of(params, parts, value_fn)
+        return grouped.update(grads, grouped.init(params), params, value_fn=value_fn, groups=parts)
+
+    shifts = jnp.array([0.5, 2.0]) if seeds else jnp.float32(0.5)
+    return jax.jit(jax.vmap(step) if seeds else step)(shifts)
 
 
 @pytest.mark.parametrize("evaluation", ["map", "unrolled"])
@@ -283,23 +308,8 @@ def test_losses_of_the_ascent_are_known_in_every_evaluation(evaluation):
 @pytest.mark.parametrize("method", ["xsam", "gated"])
 def test_a_loop_takes_losses_that_close_over_traced_values(method, seeds, evaluation):
     """As over running statistics. The loss is evaluated within conditionals."""
-    tx = xsam_jax.xsam(0.3, 0.6) if method == "xsam" else gated(xsam_jax.sam(0.3), every(2))
-    params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
-
-    def step(evaluation, shift):
-        def value_fn(params, part):
-            return loss_fn(params, part) + jnp.sum(jnp.sin(shift * params["output"]))
-
-        grouped = per_group(tx, evaluation=evaluation)
-        grads = grads_of(params, parts, value_fn)
-        return grouped.update(grads, grouped.init(params), params, value_fn=value_fn, groups=parts)
-
-    def run(evaluation):
-        function = functools.partial(step, evaluation)
-        shifts = jnp.array([0.5, 2.0]) if seeds else jnp.float32(0.5)
-        return jax.jit(jax.vmap(function) if seeds else function)(shifts)
-
-    chex.assert_trees_all_close(run(evaluation), run("vmap"), rtol=1e-4, atol=1e-6)
+    result, expected = (step_of_a_shifted_loss(method, seeds, e) for e in (evaluation, "vmap"))
+    chex.assert_trees_all_close(result, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -307,7 +317,7 @@ def test_a_gate_reads_the_mean_gradient():
     gate = gradient_norm(0.0, decay=0.5)
     step, tx = stacked_step(gated(xsam_jax.sam(0.3), gate))
     _, state = train(step, tx, steps=1)
-    mean = jax.grad(loss_fn)(make_params(), make_batch())
+    mean = jax.jit(jax.grad(loss_fn))(make_params(), make_batch())
     np.testing.assert_allclose(
         optax.tree.get(state, "mean"), optax.tree.norm(mean, squared=True), rtol=1e-12
     )
@@ -316,11 +326,10 @@ def test_a_gate_reads_the_mean_gradient():
 def test_a_group_without_a_plane_does_not_keep_the_others_from_probing():
     """The group's gradient is zero, and its losses are the same at all alphas."""
     step, tx = stacked_step(xsam_jax.xsam(0.3, 0.6))
-    x, y = make_batch()
-    with_zero = jnp.where(jnp.arange(48) < 6, 0.0, 1.0)  # inputs of the first group
-    batch = x * with_zero[:, None], jnp.where(with_zero == 0.0, 0.0, y)
-    parts = split_into_groups(batch, GROUPS)
-    first = jax.grad(loss_fn)(make_params(), jax.tree.map(lambda leaf: leaf[0], parts))
+    batch = tuple(map(np.array, make_batch()))
+    for leaf in batch:
+        leaf[:6] = 0.0  # the first group
+    first = jax.jit(jax.grad(loss_fn))(make_params(), tuple(leaf[:6] for leaf in batch))
     assert optax.tree.norm(first) == 0
     _, state = train(step, tx, batch=batch, steps=1)
     assert optax.tree.get(state, "alpha") != 1
@@ -330,9 +339,14 @@ def test_a_group_without_a_plane_does_not_keep_the_others_from_probing():
 def test_a_gradient_that_is_not_finite_does_not_stay_in_the_state(name):
     tx = per_group(CASES[name][0])
     params, parts = make_params(), split_into_groups(make_batch(), GROUPS)
-    grads = grads_of(params, parts)
-    grads["output"] = grads["output"].at[3].set(jnp.nan)
-    result, state = tx.update(grads, tx.init(params), params, groups=parts, value_fn=loss_fn)
+
+    @jax.jit
+    def update(state):
+        grads = grads_of(params, parts)
+        grads["output"] = grads["output"].at[3].set(jnp.nan)
+        return tx.update(grads, state, params, groups=parts, value_fn=loss_fn)
+
+    result, state = update(tx.init(params))
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(result))
     kept = state.ascent if name == "friendly_sam" else optax.tree.get(state, "alpha")
     chex.assert_tree_all_finite(kept)
@@ -341,8 +355,8 @@ def test_a_gradient_that_is_not_finite_does_not_stay_in_the_state(name):
 @pytest.mark.parametrize("axis_name", [None, "data"])
 def test_the_mean_of_float16_gradients_does_not_overflow(axis_name):
     params, tx = jnp.ones(3, jnp.float16), per_group(xsam_jax.sam(0.1), axis_name)
-    scale = jnp.array([3e4, 5e4, 6e4])[:, None]
-    grads, state = (scale * jnp.ones(3)).astype(jnp.float16), tx.init(params)
+    scale = np.float32([3e4, 5e4, 6e4])[:, None]
+    grads, state = (scale * np.ones(3)).astype(np.float16), tx.init(params)
 
     def value_fn(params, scale):
         return jnp.sum(scale * params.astype(jnp.float32))
@@ -350,10 +364,13 @@ def test_the_mean_of_float16_gradients_does_not_overflow(axis_name):
     def of_axis(grads, scale):
         return tx.update(grads, state, params, value_fn=lambda params: value_fn(params, scale))
 
+    def of_groups(grads, scale):
+        return tx.update(grads, state, params, groups=scale, value_fn=value_fn)
+
     if axis_name is None:
-        updates, _ = tx.update(grads, state, params, groups=scale, value_fn=value_fn)
+        updates, _ = jax.jit(of_groups)(grads, scale)
     else:
-        updates, _ = jax.vmap(of_axis, axis_name=axis_name, out_axes=None)(grads, scale)
+        updates, _ = jax.jit(jax.vmap(of_axis, axis_name=axis_name, out_axes=None))(grads, scale)
     assert updates.dtype == jnp.float16
     np.testing.assert_allclose(updates, 14e4 / 3, rtol=1e-3)
 
@@ -461,8 +478,8 @@ class TestOnEightDevices:
     @every_case
     @pytest.mark.parametrize("groups", [4, 8, 16])
     def test_a_sharded_batch(self, name, groups):
-        step, tx = stacked_step(CASES[name][0], groups)
-        result = train(step, tx, batch=place(make_batch(), make_mesh(), P("data")))
+        step, tx, mesh = *stacked_step(CASES[name][0], groups), make_mesh()
+        result = train(step, tx, batch=place(make_batch(), mesh, P("data")), mesh=mesh)
         assert_like_numpy(name, *result, groups)
 
     @pytest.mark.usefixtures("x64")
@@ -482,7 +499,7 @@ class TestOnEightDevices:
     def test_a_group_on_each_device(self, name, check_vma):
         tx = optimizer(per_group(CASES[name][0], "data"))
         step = in_shard_map(own_step(tx, varying=check_vma), check_vma=check_vma)
-        assert_like_numpy(name, *train(step, tx))
+        assert_like_numpy(name, *train(step, tx, mesh=make_mesh()))
 
     @pytest.mark.usefixtures("x64")
     @every_case
@@ -490,15 +507,18 @@ class TestOnEightDevices:
         tx = optimizer(per_group(CASES[name][0], "data"))
         step = own_step(tx, varying=False)
         mapped = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)
-        result = train(lambda p, s, batch: mapped(p, s, split_into_groups(batch, 8)), tx)
+        result = train(
+            lambda p, s, batch: mapped(p, s, split_into_groups(batch, 8)), tx, mesh=make_mesh()
+        )
         assert_like_numpy(name, *result)
 
     @pytest.mark.usefixtures("x64")
     @every_case
     def test_groups_of_two_devices(self, name):
-        tx = optimizer(per_group(CASES[name][0], "data"))
+        tx, mesh = optimizer(per_group(CASES[name][0], "data")), make_mesh(sizes=(4, 2))
         step = own_step(tx, lambda loss: jax.lax.pmean(loss, "member"))
-        assert_like_numpy(name, *train(in_shard_map(step, make_mesh(sizes=(4, 2))), tx), groups=4)
+        result = train(in_shard_map(step, mesh), tx, mesh=mesh)
+        assert_like_numpy(name, *result, groups=4)
 
     @every_accepted
     def test_every_method_in_shard_map_equals_stacked_groups(self, name):
@@ -528,7 +548,7 @@ class TestOnEightDevices:
     @every_case
     def test_groups_of_two_devices_without_check_vma(self, name):
         """There `jax.grad` of the mean of a group is the gradient of one device."""
-        tx = optimizer(per_group(CASES[name][0], "data"))
+        tx, mesh = optimizer(per_group(CASES[name][0], "data")), make_mesh(sizes=(4, 2))
 
         def step(params, state, batch):
             def grad_fn(params):
@@ -539,8 +559,8 @@ class TestOnEightDevices:
             updates, state = tx.update(grad_fn(params), state, params, **functions)
             return optax.apply_updates(params, updates), state
 
-        mapped = in_shard_map(step, make_mesh(sizes=(4, 2)), check_vma=False)
-        assert_like_numpy(name, *train(mapped, tx), groups=4)
+        mapped = in_shard_map(step, mesh, check_vma=False)
+        assert_like_numpy(name, *train(mapped, tx, mesh=mesh), groups=4)
 
     @pytest.mark.usefixtures("x64")
     def test_a_perturbation_without_the_gradient_has_the_gradient_of_one_group(self):

@@ -391,9 +391,7 @@ def test_obj_fn_makes_the_step_that_value_fn_makes(heading):
     same = run(heading, replace={"obj_fn=obj_fn, loss=loss": "value_fn=obj_fn"})
     chex.assert_trees_all_equal(ns.params, same.params)
     plain = optax.adamw(1e-3)
-    grads = jax.grad(ns.loss_fn)(ns.initial, ns.batch)
-    updates, _ = plain.update(grads, plain.init(ns.initial), ns.initial)
-    without = optax.apply_updates(ns.initial, updates)
+    without, _ = step_of(plain)(ns.initial, jax.jit(plain.init)(ns.initial), ns.batch)
     assert norm(sub(ns.params, without)) > 0.01 * norm(sub(ns.initial, without))
 
 
@@ -634,18 +632,17 @@ def test_the_perturbation_of_bfloat16_parameters_survives_in_float32(ns):
     chex.assert_trees_all_equal_dtypes(ns.new_params, ns.low_precision)
     start = ns.low_precision
     exact = optax.tree.cast(start, jnp.float32)
-    grads = jax.grad(ns.loss_fn)(start, ns.batch)
+    plain = gradient_of(exact, ns.batch)
     rho = 1e-4  # entries of 1e-5, far below the spacing of bfloat16 numbers
 
     def change(method):
         """By how much the ascent changes the gradient."""
-        arguments = {"value_fn": lambda p: ns.loss_fn(p, ns.batch)}
-        gradient, _ = method.update(
-            optax.tree.cast(grads, jnp.float32), method.init(start), start, **arguments
-        )
-        return sub(gradient, jax.grad(ns.loss_fn)(exact, ns.batch))
+        grads = optax.tree.cast(gradient_of(start, ns.batch, ns.loss_fn), jnp.float32)
+        value_fn = functools.partial(ns.loss_fn, batch=ns.batch)
+        update = jax.jit(functools.partial(method.update, value_fn=value_fn))
+        return sub(update(grads, method.init(start), start)[0], plain)
 
-    expected = sub(sam_gradient(exact, ns.batch, rho), jax.grad(ns.loss_fn)(exact, ns.batch))
+    expected = sub(sam_gradient(exact, ns.batch, rho), plain)
     assert_close(change(xsam_jax.in_float32(sam(rho))), expected, rtol=0.05)
     assert norm(sub(change(sam(rho)), expected)) > 0.5 * norm(expected)
 
@@ -791,14 +788,14 @@ SUBSET = "Perturbing a subset (SSAM, SAM-ON)"
 @recipe(SUBSET)
 def test_norm_is_over_the_subset_if_the_mask_comes_first(ns):
     gradient = gradient_of(ns.initial, ns.batch)
-    zero = optax.tree.zeros_like(gradient)
+    zero = scale(0.0, gradient)
 
-    on, _ = ns.sam_on.update(gradient, ns.sam_on.init(ns.initial), ns.initial)
+    on, _ = jax.jit(ns.sam_on.update)(gradient, ns.sam_on.init(ns.initial), ns.initial)
     assert_close(on, zero | {"norm": along(gradient["norm"], 0.5)})
     end = add(ns.initial, on)
     assert_close(gradient_taken(ns.initial, ns.params), gradient_of(end, ns.batch))
 
-    sparse, _ = ns.ssam.update(gradient, ns.ssam.init(ns.initial), ns.initial)
+    sparse, _ = jax.jit(ns.ssam.update)(gradient, ns.ssam.init(ns.initial), ns.initial)
     assert_close(sparse, zero | {"norm": along(gradient, 0.5)["norm"]})
     # The whole radius, and its share of it.
     np.testing.assert_allclose(norm(on), 0.5, rtol=1e-5)
@@ -817,12 +814,12 @@ def test_masks_of_entries_work_and_masked_normalize_keeps_raw_gradients(ns):
     masks = jax.tree.map(lambda g: g > 0, gradient)
     drop = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, masks))
     sparse = optax.chain(normalize(), ns.scale_by_radius(0.5), drop)
-    perturbation, _ = sparse.update(gradient, sparse.init(ns.initial), ns.initial)
-    expected = jax.tree.map(lambda p: jnp.maximum(p, 0.0), along(gradient, 0.5))
+    perturbation, _ = jax.jit(sparse.update)(gradient, sparse.init(ns.initial), ns.initial)
+    expected = jax.tree.map(lambda p: np.maximum(p, 0.0), along(gradient, 0.5))
     assert_close(perturbation, expected)
 
     mistake = optax.masked(normalize(), jax.tree.map(lambda drop: not drop, ns.not_norm))
-    raw, _ = mistake.update(gradient, mistake.init(ns.initial), ns.initial)
+    raw, _ = jax.jit(mistake.update)(gradient, mistake.init(ns.initial), ns.initial)
     chex.assert_trees_all_equal(raw["hidden"], gradient["hidden"])
 
 
@@ -939,8 +936,8 @@ def test_skipped_step_is_that_of_the_optimizer(ns):
 @recipe(SOME_STEPS)
 def test_two_gates_keep_the_sharpness_of_sam_in_every_step(ns):
     def first_step(tx):
-        value_fn = functools.partial(ns.loss_fn, batch=ns.batch)
-        return tx.update(plain, tx.init(ns.initial), ns.initial, value_fn=value_fn)[0]
+        step, state = update(tx, ns.initial)
+        return step(ns.batch, state)[0]
 
     plain, sharp = gradient_of(ns.initial, ns.batch), sam_gradient(ns.initial, ns.batch, 0.05)
     assert_close(first_step(ns.larger_radius), sam_gradient(ns.initial, ns.batch, 0.25))
@@ -1219,12 +1216,12 @@ def test_seeds_train_as_if_alone_and_the_conditional_stays(ns):
         assert alphas[i] == optax.tree.get(opt_state, "alpha")
 
     batched = jax.vmap(ns.tx.init)(start)
-    everywhere = jax.vmap(ns.make_train_step(ns.tx), in_axes=(0, 0, None))
+    everywhere = jax.jit(jax.vmap(ns.make_train_step(ns.tx), in_axes=(0, 0, None)))
     for step, opt_state, conditionals in (
         (ns.train_step, ns.opt_state, 1),
         (everywhere, batched, 0),
     ):
-        program = jax.jit(step).lower(start, opt_state, ns.batch).compile()
+        program = step.lower(start, opt_state, ns.batch).compile()
         assert program.as_text().count(" conditional(") == conditionals
 
 
@@ -1259,11 +1256,16 @@ def test_sampa_on_two_halves_of_the_devices_is_sampa(ns):
     """Runs on one device. Eight are in test_devices.py, where each takes one gradient."""
     tx = xsam_jax.sampa(optax.sgd(0.1, momentum=0.9), 0.1, rho=0.05)
     params, opt_state = ns.initial, tx.init(ns.initial)
-    for _ in range(2):
+
+    @jax.jit
+    def step(params, opt_state):
         value_fn = functools.partial(ns.loss_fn, batch=ns.batch)
         grads = jax.grad(value_fn)(xsam_jax.look_ahead(opt_state, params))
         updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt_state
+
+    for _ in range(2):
+        params, opt_state = step(params, opt_state)
     assert_close(jax.device_get(ns.params), jax.device_get(params), rtol=1e-5)
     program = ns.train_step.lower(ns.params, ns.opt_state, ns.halved_batch).compile().as_text()
     # Gradients of the hidden layer, which is 8 x 16, in one array on each device.
@@ -1275,19 +1277,13 @@ def test_sampa_on_two_halves_of_the_devices_is_sampa(ns):
 def test_groups_have_the_mean_of_their_updates(ns):
     """Runs on one device, where jax.shard_map has one group. Eight are in test_devices.py."""
 
+    @functools.cache
     def expected(groups):
         """The mean of the gradients of XSAM, by the loss of each group, at one alpha."""
-        x, y = ns.batch
         alpha = float(optax.tree.get(alphas[groups][1], "alpha"))
-        gradients = []
-        for part in zip(jnp.split(x, groups), jnp.split(y, groups), strict=True):
-            tx = xsam_jax.slerp_sam(0.1, alpha)
-            grads = jax.grad(ns.loss_fn)(ns.initial, part)
-            value_fn = functools.partial(ns.loss_fn, batch=part)
-            gradients.append(
-                tx.update(grads, tx.init(ns.initial), ns.initial, value_fn=value_fn)[0]
-            )
-        return mean(gradients)
+        step, state = update(xsam_jax.slerp_sam(0.1, alpha), ns.initial)
+        parts = (np.split(np.asarray(leaf), groups) for leaf in ns.batch)
+        return mean([step(part, state)[0] for part in zip(*parts, strict=True)])
 
     devices = jax.device_count()
     alphas = {4: ns.with_groups, devices: ns.on_devices}
@@ -1335,10 +1331,10 @@ def test_look_ahead_in_flax_takes_the_step_of_momentum_sam(ns):
     """Both against the steps with NumPy's own momentum, and the model holds clean parameters."""
 
     def heavy_ball(params, loss_fn):
-        momentum = jax.tree.map(jnp.zeros_like, params)
+        momentum, grad_fn = scale(0.0, params), jax.jit(jax.grad(loss_fn))
         for step in range(3):
             point = add_scale(params, -1, along(momentum, 0.5)) if step else params
-            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, jax.grad(loss_fn)(point))
+            momentum = add(scale(0.9, momentum), grad_fn(point))
             params = add_scale(params, -0.1, momentum)
         return params
 
@@ -1611,23 +1607,23 @@ def test_table_of_parts_has_every_method_with_two_slots():
 
 @recipe("Published compositions")
 def test_published_compositions_are_their_formulas(ns):
-    params, value_fn = ns.initial, functools.partial(setup().loss_fn, batch=ns.batch)
+    params, loss_fn = ns.initial, jitted(setup().loss_fn)
     first = gradient_of(params, ns.batch)
     after = sam_gradient(params, ns.batch, 0.05)
 
     def result(tx):
-        return tx.update(first, tx.init(params), params, value_fn=value_fn)[0]
+        step, state = update(tx, params)
+        return step(ns.batch, state)[0]
 
     assert_close(result(ns.stable_sam), along(after, norm(first)), rtol=1e-4)
     unnormalized = gradient_of(add_scale(params, 0.05, first), ns.batch)
     assert_close(result(ns.usam), unnormalized, rtol=1e-4)
-    rise = value_fn(add_scale(params, 1, along(first, 0.05))) - 0.05 * optax.tree.vdot(
-        after, along(first, 1.0)
-    )
+    end = add(params, along(first, 0.05))
+    rise = loss_fn(end, ns.batch) - 0.05 * vdot(after, along(first, 1.0))
     size = min(1.0, rise / norm(after) ** 2)
     assert_close(result(ns.sam_sps), jax.tree.map(lambda g: -size * g, after), rtol=1e-3)
     # In its first step RMSProp divides by the size of each entry.
-    signs = jax.tree.map(jnp.sign, first)
+    signs = jax.tree.map(np.sign, first)
     expected = gradient_of(add_scale(params, 1, along(signs, 0.05)), ns.batch)
     assert_close(result(ns.functional_sam), expected, rtol=1e-3)
 
@@ -1636,9 +1632,9 @@ def test_published_compositions_are_their_formulas(ns):
 def test_random_perturbations_are_of_length_rho_and_new_in_each_step(ns):
     params, gradient = ns.initial, gradient_of(ns.initial, ns.batch)
     tx, found = ns.random_perturbation, []
-    state = tx.init(params)
+    state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
-        _, state = tx.update(gradient, state, params)
+        _, state = step(gradient, state, params)
         point = xsam_jax.look_ahead(state, params)
         found.append(add_scale(point, -1.0, params))
     np.testing.assert_allclose([norm(e) for e in found], 0.05, rtol=1e-3)
@@ -1649,7 +1645,7 @@ def test_random_perturbations_are_of_length_rho_and_new_in_each_step(ns):
 @recipe("Functional SAM")
 def test_functional_sam_trains(ns):
     """The formula is tested in test_methods.py."""
-    before, after = (setup().loss_fn(p, ns.batch) for p in (ns.initial, ns.params))
+    before, after = (jitted(setup().loss_fn)(p, ns.batch) for p in (ns.initial, ns.params))
     assert after < before
 
 
