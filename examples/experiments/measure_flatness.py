@@ -134,8 +134,8 @@ def make_network(path: Path, trained: Trained, options: MeasurementOptions) -> N
 
 def center(loss: Any, params: Any, *, key: jax.Array, **options: Any) -> float:
     """Returns the loss at the parameters."""
-    direction = analysis.random_direction(params, normalization="global", key=key)
-    return analysis.loss_line(loss, params, direction, [0.0], **options)[0]
+    del key
+    return analysis.loss_line(loss, params, params, [0.0], **options)[0]
 
 
 def landscape(loss: Any, params: Any, *, points: int, key: jax.Array, **options: Any) -> np.ndarray:

@@ -67,10 +67,11 @@ def hessian_trace(
     checks.random_key("key", key)
     objective = Objective(value_fn, params, batches)
     objective.value()
+    dot = jax.jit(tree.dot)
     terms = []
     for probe in range(num_probes):
         signs = random_tree(jax.random.fold_in(key, probe), objective.params, jax.random.rademacher)
-        terms.append(float(tree.dot(signs, objective.hessian_vector_product(signs))))
+        terms.append(float(dot(signs, objective.hessian_vector_product(signs))))
         checked_finite("the Hessian-vector product", terms[-1])
         report_progress(progress)
     return mean_and_standard_error(terms)
