@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 
 from benchmarks.measure import markdown, paired_ratios, progress, spread
 from benchmarks.models import MLP, Batch, Problem, classification
+from benchmarks.step_costs import Bench
 from benchmarks.steps import BASE
-from benchmarks.tables import Bench
 from xsam_jax import sharpness_aware, xsam
 from xsam_jax.ascent import normalize, scale_by_radius
 from xsam_jax.descent import slerp

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks.measure import compile_program, markdown, number, paired_ratios, quotient, spread
 from benchmarks.models import Problem, cnn
-from benchmarks.tables import Bench
+from benchmarks.step_costs import Bench
 from xsam_jax.analysis import make_hvp, top_eigenvalues
 from xsam_jax.analysis._objective import add_product, add_value_and_gradient
 

@@ -26,7 +26,7 @@ from benchmarks.measure import (
     seconds,
 )
 from benchmarks.models import Problem
-from benchmarks.tables import Bench
+from benchmarks.step_costs import Bench
 from xsam_jax.gating import every, gated
 
 RHO = steps.RHO

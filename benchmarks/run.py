@@ -19,22 +19,22 @@ import jax
 import jaxlib
 import optax
 
-from benchmarks import alpha_search, analysis, method_costs, tables, trainer
+from benchmarks import alpha_search, analysis, method_costs, step_costs, trainer
 from benchmarks.models import MODELS
 from examples.experiments.command_line import read_options
 from examples.training.check_name import check_name
 
-TABLES: dict[str, tuple[str, Callable[[tables.Bench], str]]] = {
-    "step": ("Step time", tables.step_time),
-    "memory": ("FLOPs and memory", tables.memory),
-    "probe": ("Probing by chunk size", tables.probe),
+TABLES: dict[str, tuple[str, Callable[[step_costs.Bench], str]]] = {
+    "step": ("Step time", step_costs.step_time),
+    "memory": ("FLOPs and memory", step_costs.memory),
+    "probe": ("Probing by chunk size", step_costs.probe),
     "search": ("Grid and section search", alpha_search.search),
     "family": ("The family", method_costs.family),
     "gate": ("Gates", method_costs.gate),
     "trainer": ("An epoch of training", trainer.trainer),
     "overhead": ("The trainer and a bare loop", trainer.overhead),
     "analysis": ("Curvature", analysis.curvature),
-    "compile": ("Compile time over the number of ascent steps", tables.compile_time),
+    "compile": ("Compile time over the number of ascent steps", step_costs.compile_time),
     "leaves": ("Compile time with many arrays", method_costs.compile_time),
 }
 
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     # With the cache, a compile time would be the time to read a file.
     jax.config.update("jax_enable_compilation_cache", False)
     rounds = {name: options.rounds or ROUNDS[name] for name in MODELS}
-    bench = tables.Bench(list(options.models), options.size, rounds)
+    bench = step_costs.Bench(list(options.models), options.size, rounds)
     parts: list[str] = []
 
     def report(part: str) -> None:

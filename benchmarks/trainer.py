@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from benchmarks.measure import markdown, number, paired_ratios, progress, seconds, spread
-from benchmarks.tables import NUM_ALPHAS, Bench
+from benchmarks.step_costs import NUM_ALPHAS, Bench
 from examples.image_classification.batches import Batches, Dataset, DataSpec, Images
 from examples.image_classification.config import Config
 from examples.image_classification.models import make_model

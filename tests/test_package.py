@@ -82,6 +82,7 @@ def test_imports_between_programs_follow_the_arrows():
     allowed = {
         examples / "training": {"examples.training"},
         examples / "image_classification": {"examples.image_classification", "examples.training"},
+        examples / "translation": {"examples.translation", "examples.training"},
         examples / "experiments": {
             *("examples.experiments", "examples.training"),
             *("examples.image_classification", "examples.translation"),

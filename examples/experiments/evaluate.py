@@ -36,8 +36,8 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.programs import read_config_file
 from examples.experiments.read_runs import Runs, read_evaluation, read_runs
+from examples.experiments.training_programs import read_config_file
 from examples.image_classification.batches import Images, Stream
 from examples.image_classification.config import Config
 from examples.image_classification.corruptions import CORRUPTIONS, SEVERITIES, corrupt

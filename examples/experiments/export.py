@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.evaluate import restore
-from examples.experiments.programs import read_config_file
+from examples.experiments.training_programs import read_config_file
 from examples.image_classification.pretrained import save_pretrained
 
 

@@ -16,7 +16,7 @@ import optax
 from tqdm import tqdm
 
 from examples.experiments.evaluate import Trained
-from examples.experiments.programs import read_config_file
+from examples.experiments.training_programs import read_config_file
 from examples.training.run_folder import (
     parse_object,
     write_atomically,

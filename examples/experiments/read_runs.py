@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from examples.experiments.programs import PROGRAMS, read_config_file
+from examples.experiments.training_programs import PROGRAMS, read_config_file
 from examples.training.methods import method_arguments, read_argument
 from examples.training.run_folder import (
     EVALUATION,

@@ -35,7 +35,6 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
-from examples.experiments.programs import PROGRAMS
 from examples.experiments.read_runs import (
     EDGES,
     is_tuned,
@@ -43,6 +42,7 @@ from examples.experiments.read_runs import (
     tabulate_settings,
     used_settings,
 )
+from examples.experiments.training_programs import PROGRAMS
 from examples.image_classification.many_runs import train_together
 from examples.training.check_name import check_name
 from examples.training.command_line import parse_seeds

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from examples.experiments.command_line import read_options, run_command
 from examples.experiments.evaluate import restore
-from examples.experiments.programs import read_config_file
+from examples.experiments.training_programs import read_config_file
 from examples.translation.batches import MULTIPLE, TextBatches, padded_lengths
 from examples.translation.config import Config
 from examples.translation.data import VOCABULARY, Text, encode, read_vocabulary, split_lines

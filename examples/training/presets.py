@@ -1,4 +1,4 @@
-"""Published settings, and the defaults that they give to the command line."""
+"""How published settings become the defaults of a command line. Each program has its own table."""
 
 from collections.abc import Iterable
 from dataclasses import replace
