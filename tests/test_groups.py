@@ -411,6 +411,20 @@ def test_state_that_only_update_can_check_is_refused_there():
         tx.update(grads, state, make_params(), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        (xsam_jax.sampa(optax.sgd(0.1), 0.1, 0.1), ".gradient"),
+        (xsam_jax.async_sam(optax.sgd(0.1), 0.1), ".ahead"),
+        (xsam_jax.momentum_sam(optax.sgd(0.1, momentum=0.9), 0.1), ".base[0].trace"),
+    ],
+    ids=["sampa", "async_sam", "momentum_sam"],
+)
+def test_gradients_at_look_ahead_are_refused(method, part):
+    with pytest.raises(TypeError, match=rf"no rule .* state{re.escape(part)}"):
+        per_group(method).init(make_params())
+
+
 def test_an_optimizer_inside_is_refused():
     tx = per_group(optax.chain(xsam_jax.sam(0.1), optax.sgd(0.1, momentum=0.9)))
     with pytest.raises(TypeError, match=r"state\[1\].*An optimizer in a chain comes after"):

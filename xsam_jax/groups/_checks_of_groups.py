@@ -36,12 +36,17 @@ def check_state_rule(
         nonlocal finished
         finished = False
         like = jax.tree.map(jnp.zeros_like, gradient)  # the parameters, equal for all groups
+
+        def value_fn(params: Any) -> jax.Array:
+            """A loss of its own for each group."""
+            return tree.squared_norm(tree.combine(1.0, params, -1.0, gradient))
+
         _, state = method.update(
             gradient,
             method.init(like),
             like,
-            value_fn=tree.squared_norm,
-            losses_fn=lambda params: tree.squared_norm(params)[None],
+            value_fn=value_fn,
+            losses_fn=lambda params: value_fn(params)[None],
             mean_over_groups=lambda values: jax.lax.pmean(values, "groups"),
             **extra_args,
         )
@@ -75,9 +80,10 @@ def check_state_rule(
         ]
         raise TypeError(
             "per_group has no rule for a part of the state of this method, which would differ "
-            f"between groups: state{names[0]}. All methods work but look_sam, and those "
-            "with an optimizer inside unless it is plain optax.sgd. An optimizer in a chain comes "
-            "after per_group: optax.chain(per_group(sam(0.05)), optax.adam(0.1))"
+            f"between groups: state{names[0]}. All methods work but look_sam, eigen_sam, those "
+            "with a gradient at look_ahead, and those with an optimizer inside unless it is plain "
+            "optax.sgd. An optimizer in a chain comes after per_group: "
+            "optax.chain(per_group(sam(0.05)), optax.adam(0.1))"
         )
 
 

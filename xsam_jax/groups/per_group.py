@@ -62,11 +62,11 @@ def per_group(
 
     **In `jax.shard_map` or `jax.pmap`**, name the mesh axis: `per_group(sam(0.05), "data")`. Each
     device is a group. It passes its own gradient, and `value_fn(params)` returns its own loss,
-    without `jax.lax.pmean`. In `jax.pmap` and with `check_vma=False` JAX cannot tell a mean from an
-    own gradient, so there is no error. For groups of several devices, use a mesh with two axes,
-    `("group", "member")`: name "group", and let `value_fn` return the `jax.lax.pmean` over
-    "member". With `check_vma=False` also pass `grad_fn`, the `pmean` of the gradient. For several
-    groups on each device, use `jax.jit` with a sharded batch.
+    without `jax.lax.pmean`. In `jax.pmap` and with `check_vma=False` JAX cannot tell a mean from
+    the gradient of one device, so there is no error. For groups of several devices, use a mesh with
+    two axes, `("group", "member")`: name "group", and let `value_fn` return the `jax.lax.pmean`
+    over "member". With `check_vma=False` also pass `grad_fn`, the `pmean` of the gradient. For
+    several groups on each device, use `jax.jit` with a sharded batch.
 
     **State.** There is one state for all groups, and no rule depends on their number:
 
@@ -74,10 +74,10 @@ def per_group(
     * Averages of gradients (`friendly_sam`, `vasso`) are those of the mean gradient.
     * :math:`\alpha^*` of `xsam` maximizes the mean of the groups' losses. :math:`\psi` is the mean
       of their angles, and diagnostics of `record` are means.
-    * A gate stands inside, `per_group(gated(sam(0.05), gate))`. `gradient_norm` reads the mean
+    * Put a gate inside, `per_group(gated(sam(0.05), gate))`. `gradient_norm` reads the mean
       gradient.
 
-    A method with other state, such as `look_sam`, raises an error in `init`.
+    A method with other state, such as `look_sam` and `eigen_sam`, raises an error in `init`.
 
     Args:
       method: the method, without the optimizer.

@@ -14,7 +14,8 @@ def sam(rho: Radius, *, steps: int = 1) -> optax.GradientTransformationExtraArgs
               \text{update } g_k = \nabla L(\theta_k).
 
     Start with it. It has one hyperparameter, and a step costs `steps` further gradients. A larger
-    `rho` gives flatter minima. If it is too large, training makes no progress.
+    `rho` usually gives flatter minima and a higher training loss (docs/analysis.md). If it is too
+    large, training makes no progress.
 
     Args:
       rho: :math:`\rho \ge 0`, the length of one ascent step, or a schedule of it over training

@@ -44,12 +44,12 @@ def xsam(
     :math:`\alpha^*` does not change.
 
     Use it in place of `sam` when `rho` is not tuned: at a fixed `rho_max` it depends less on `rho`
-    (measured on digits, examples/experiments/RESULTS.md). It gains most over SAM with several
-    ascent steps that are each as long as one (section 4 there). A step costs `steps` further
-    gradients. A probe costs `num_alphas` forward passes, or 7 of 21 with `search="section"`. If a
-    forward pass takes a third of a gradient, the probes of the defaults add 3.5 % to the time of
-    SAM. In all we measured up to 3 % on a ResNet-8, and 12 % on an MLP (docs/benchmarks.md). The
-    paper probes once per epoch.
+    (measured on digits, examples/experiments/RESULTS.md). Its largest gain over SAM is with several
+    ascent steps of full length `rho` (section 4 there). SAM with one step is as good. A step costs
+    `steps` further gradients. A probe costs `num_alphas` forward passes, or 7 of 21 with
+    `search="section"`. If a forward pass takes a third of a gradient, the probes of the defaults
+    add 3.5 % to the time of SAM. In all we measured up to 3 % on a ResNet-8, and 12 % on an MLP
+    (docs/benchmarks.md). The paper probes once per epoch.
 
     Args:
       rho: the length of one ascent step, as in `sam`. (The published command line divides a total
