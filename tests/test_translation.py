@@ -483,17 +483,30 @@ def trained(text, tmp_path_factory):
         return config, train(config, show=False)
 
 
-def test_fifty_sentences_are_learned_by_heart(text, tmp_path):
-    config = settings(
-        text,
-        tmp_path / "run",
-        **{"vocabulary": 80, "batch_tokens": 192},
-        **{"method": "sam", "rho": 0.02, "epochs": 75, "learning_rate": 0.007},
-        **{"dropout": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0, "schedule": "cosine"},
-        **{"evaluate_every": 75, "checkpoint_every": 75, "beam": 3},
-    )
-    train(config, show=False)
-    trained = evaluate.restore(config.out)
+# One worker trains the fixture for all tests.
+uses_learned = pytest.mark.xdist_group("learned")
+
+
+@pytest.fixture(scope="module")
+def learned(text, tmp_path_factory):
+    """The folder of a run that has learned its sentences by heart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "transformer_tiny", TINY)
+        config = settings(
+            text,
+            tmp_path_factory.mktemp("runs") / "learned",
+            **{"vocabulary": 80, "batch_tokens": 192},
+            **{"method": "sam", "rho": 0.02, "epochs": 75, "learning_rate": 0.007},
+            **{"dropout": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0, "schedule": "cosine"},
+            **{"evaluate_every": 75, "checkpoint_every": 75, "beam": 3},
+        )
+        train(config, show=False)
+    return config.out
+
+
+@uses_learned
+def test_fifty_sentences_are_learned_by_heart(learned):
+    trained = evaluate.restore(learned)
     corpus = trained.batches.split("train")
     found = trained.program.translate(trained.state, trained.batches, corpus)
     assert sacrebleu.corpus_bleu(found, [corpus.references]).score > 95
@@ -619,20 +632,21 @@ def test_bleu_is_that_of_sacrebleu_on_the_written_files(trained, text, capsys):
     assert float(printed) == pytest.approx(found["test_bleu"], abs=1e-6)
 
 
-def test_text_is_translated_line_by_line(trained, text, tmp_path, monkeypatch, capsys):
-    config, _ = trained
-    lines = (text / "test.de").read_text().splitlines()
+@uses_learned
+def test_text_is_translated_line_by_line(learned, text, tmp_path, monkeypatch, capsys):
+    lines = (text / "train.de").read_text().splitlines()
     given = [lines[0], "", lines[1]]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(given).encode())))
     # Without the text of the training.
     moved = tmp_path / "run"
-    shutil.copytree(config.out, moved)
+    shutil.copytree(learned, moved)
     saved = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(saved | {"data_dir": "/nowhere"}))
     assert translate.main([str(moved)]) == 0
-    restored = evaluate.restore(config.out)
-    corpus = restored.batches.split("test")
+    restored = evaluate.restore(learned)
+    corpus = restored.batches.split("train")
     expected = restored.program.translate(restored.state, restored.batches, corpus)
+    assert len({*expected[:2], ""}) == 3
     assert capsys.readouterr().out.splitlines() == [expected[0], "", expected[1]]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer".encode("latin-1"))))
     assert translate.main([str(moved)]) == 2
