@@ -504,8 +504,9 @@ def test_language_models_are_trained_and_rounded(tmp_path, monkeypatch, capsys):
             updates, state = update(state, theta)
             theta = theta + updates
             taken[name].append(np.asarray(updates))
-    np.testing.assert_array_equal(taken["adamw"][:2], taken["sam"][:2])
-    assert (taken["adamw"][2] != taken["sam"][2]).any()
+    np.testing.assert_allclose(taken["adamw"][:2], taken["sam"][:2], rtol=1e-5)
+    difference = np.abs(taken["adamw"][2] - taken["sam"][2]).max()
+    assert difference > 1e-3 * np.abs(taken["adamw"][2]).max()
 
     for name, value in {"CONTEXT": 8, "WIDTH": 16, "LAYERS": 1, "WINDOWS": 16}.items():
         monkeypatch.setattr(language, name, value)

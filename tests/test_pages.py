@@ -425,7 +425,7 @@ def test_nnx_tree_mode_makes_the_step_of_graph_mode(heading):
         states = (nnx.as_pure(nnx.state(m.model, part)) for m in (ns, other))
         assert_close(*states, rtol=1e-6)
     start = nnx.as_pure(nnx.state(ns.Model(nnx.Rngs(0)), nnx.BatchStat))
-    assert differ(start, nnx.as_pure(nnx.state(ns.model, nnx.BatchStat)))
+    assert all(differ(start, nnx.as_pure(nnx.state(ns.model, nnx.BatchStat))))
 
 
 @recipe("Flax NNX with sharded optimizer state")
@@ -1290,7 +1290,7 @@ def test_groups_have_the_mean_of_their_updates(ns):
     for result, groups in ((ns.with_groups, 4), (ns.in_a_loop, 4), (ns.on_devices, devices)):
         taken = gradient_taken(ns.initial, jax.device_get(result[0]))
         assert_close(taken, expected(groups), rtol=1e-3)
-    assert differ(expected(4), sam_gradient(ns.initial, ns.batch, 0.1))
+    assert all(differ(expected(4), sam_gradient(ns.initial, ns.batch, 0.1)))
 
 
 @recipe("One perturbation per group (m-sharpness)")

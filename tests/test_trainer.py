@@ -469,6 +469,7 @@ def error_line(capsys, *words):
         (["--accumulate", "0"], ["accumulate must be at least 1, got 0"]),
         (["--method", "sgd", "--groups", "2"], ["sgd does not use --groups", "no ascent"]),
         (["--method", "look_sam", "--groups", "2"], ["look_sam does not use --groups", "rule"]),
+        (["--method", "eigen_sam", "--groups", "2"], ["eigen_sam does not use --groups", "rule"]),
         (["--method", "decoupled_wsam", "--groups", "2"], ["wsam does not use --groups", "rule"]),
         (["--method", "esam", "--accumulate", "2"], ["esam does not use --accumulate"]),
         (["--optimizer", "adamw", "--momentum", "0.5"], ["adamw does not use --momentum", "SGD"]),

@@ -17,7 +17,7 @@ from examples.image_classification import program as image_program
 from examples.image_classification.config import Config
 from examples.image_classification.presets import settings_for
 from examples.training import program as training_program
-from examples.training.methods import FAMILY, Training
+from examples.training.methods import FAMILY, METHODS, Training
 from examples.training.optimizer import sharp_period
 from examples.training.train import train
 
@@ -80,18 +80,22 @@ def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatc
     assert of_sgd["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-4)
 
 
-def make_optimizer(method, steps=1):
-    base = optax.sgd(0.1, momentum=0.9)
+SGD = optax.sgd(0.1, momentum=0.9)
+
+
+def make_optimizer(method, steps=1, base=SGD):
     search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
     tx = method.make(0.3, Training(0.6, steps, search, base, 0.1, jax.random.key(0)))
     return optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_the_first_state_does_not_depend_on_the_values_of_the_parameters(name):
+@pytest.mark.parametrize("base", [SGD, optax.adamw(0.1)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_first_state_does_not_depend_on_the_values_of_the_parameters(name, base):
     """So weights of a file can replace those that the state was made for."""
-    init = make_optimizer(FAMILY[name]).init
-    chex.assert_trees_all_equal(*(init({"x": np.full(3, value, np.float32)}) for value in (1, 2)))
+    init = make_optimizer(METHODS[name], base=base).init
+    values = np.array([[0.3, -0.2, 0.5], [-1.0, 2.0, 0.1]], np.float32)
+    chex.assert_trees_all_equal(*(init({"x": row}) for row in values))
 
 
 def test_no_two_rows_are_the_same_method():

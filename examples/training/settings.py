@@ -196,7 +196,7 @@ def settings_ignored_by(name: str) -> dict[str, str]:
         ignored |= dict.fromkeys(("rho", "groups", "sharp_every"), "it has no ascent")
     if not method.steps:
         ignored["ascent_steps"] = "its number of ascent steps is fixed"
-    if method.has_base or name == "look_sam":
+    if method.has_base or name in ("look_sam", "eigen_sam"):
         ignored["groups"] = "its state has no rule for groups"
     if method.has_base:
         ignored["sharp_every"] = "it includes the optimizer, which every step needs"
