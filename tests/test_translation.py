@@ -543,6 +543,21 @@ def test_references_do_not_change_translations(trained):
     assert min(map(len, first)) > 60
 
 
+def test_translations_have_no_tokens_of_padding_and_beginning(trained):
+    restored = evaluate.restore(trained[0].out)
+    params = at_random(restored.state.params)
+    # The output of the decoder is one vector everywhere, to which these two tokens are closest.
+    word = 9
+    norm = params["decoder"][max(params["decoder"])]["norms"][2]
+    embedding = params["embedding"]["embedding"]
+    embedding[:] = 0.0
+    embedding[[PAD, BOS]], embedding[word] = 2.0, 1.0
+    norm["scale"][:], norm["bias"][:] = 0.0, 1.0
+    source = np.full((2, 8), word)
+    found = restored.program.search(params, restored.state.statistics, source)
+    assert set(np.ravel(found)) == {word, EOS}
+
+
 def test_a_run_leaves_its_metrics_and_its_vocabulary(trained):
     config, history = trained
     assert [record["epoch"] for record in history] == [1, 2, 3]
