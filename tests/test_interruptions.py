@@ -46,8 +46,10 @@ from examples.image_classification import program as image_program
 from examples.image_classification.batches import Dataset, Stream
 from examples.image_classification.config import Config
 from examples.training import program as training_program
+from examples.training import train as trainer
 from examples.training.checkpoints import NOT_DIGESTED, TrainingError, verify_digests
 from examples.training.output import LossyStream
+from examples.training.progress import Stopped
 from examples.training.run_folder import Diverged, RunFolder, read_config_file
 from examples.training.train import train
 
@@ -115,6 +117,21 @@ def test_a_stop_within_an_epoch_resumes_bit_equal(whole, tmp_path, monkeypatch):
     straight = train(dataclasses.replace(config, out=tmp_path / "straight"), show=False)
     assert numbers(stopped) == numbers(straight)
     assert_bit_equal(last_state(config.out), last_state(tmp_path / "straight"))
+
+
+def test_a_signal_during_an_evaluation_stops_the_run_after_it(tmp_path, monkeypatch):
+    config = digits(tmp_path / "run", method="sgd")
+    evaluate = trainer.evaluate
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "evaluate", signalled)
+    with pytest.raises(Stopped, match="stopped after step 5, which is saved"):
+        train(config, show=False)
+    assert len(records(config.out)) == 1
+    assert last_state(config.out)["step"] == 5
 
 
 def test_streamed_images_resume_bit_equal(tmp_path, monkeypatch):

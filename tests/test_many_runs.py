@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -68,7 +70,8 @@ def test_runs_that_were_stopped_resume_with_equal_bits(tmp_path, monkeypatch):
     calls = iter(range(100))
 
     def requested(self):
-        self.is_agreed = next(calls) == 4  # within the second epoch of three calls
+        # Within the second epoch: one has three calls, and one more after it.
+        self.is_agreed = next(calls) == 5
         return self.is_agreed
 
     with monkeypatch.context() as patch:
@@ -79,6 +82,22 @@ def test_runs_that_were_stopped_resume_with_equal_bits(tmp_path, monkeypatch):
     for config, expected, history in zip(configs, whole, results, strict=True):
         assert numbers(history) == numbers(records(expected.out))
         assert_bit_equal(last_state(config.out), last_state(expected.out))
+
+
+def test_a_signal_during_an_evaluation_stops_the_runs_after_it(tmp_path, monkeypatch):
+    configs = several(tmp_path / "stopped", method="sgd")
+    evaluate = many_runs.Together._evaluate_split
+
+    def signalled(self, split):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, split)
+
+    monkeypatch.setattr(many_runs.Together, "_evaluate_split", signalled)
+    with pytest.raises(Stopped, match="stopped after step 5, which is saved"):
+        train_together(configs, show=False)
+    for config in configs:
+        assert len(records(config.out)) == 1
+        assert last_state(config.out)["step"] == 5
 
 
 def test_runs_at_other_steps_are_trained_apart(tmp_path):
