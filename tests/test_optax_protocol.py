@@ -251,6 +251,14 @@ def test_leaves_of_the_first_state_are_different_buffers(method):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(opt_state))
 
 
+@every_method
+def test_init_takes_the_types_of_parameters(method):
+    """As where the state is made before the parameters are read."""
+    tx = with_sgd(method)
+    found, expected = tx.init(jax.eval_shape(make_params)), tx.init(make_params())
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+
+
 @probing_kind
 def test_vmap_with_one_counter_keeps_the_conditional(method):
     assert "conditional(" in trained_seeds(method).program

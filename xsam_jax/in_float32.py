@@ -68,7 +68,10 @@ def in_float32(method: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _at_least_float32(values: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)),
-        values,
-    )
+    def cast(leaf: Any) -> Any:
+        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+        if isinstance(leaf, jax.ShapeDtypeStruct):  # `init` takes types, too
+            return leaf.update(dtype=dtype)
+        return jnp.asarray(leaf, dtype)
+
+    return jax.tree.map(cast, values)
