@@ -19,6 +19,7 @@ from examples.image_classification.presets import settings_for
 from examples.training import program as training_program
 from examples.training.methods import FAMILY, METHODS, Training
 from examples.training.optimizer import sharp_period
+from examples.training.settings import settings_ignored_by
 from examples.training.train import train
 
 
@@ -83,9 +84,13 @@ def test_a_call_of_one_step_leaves_the_decision_to_the_host(tmp_path, monkeypatc
 SGD = optax.sgd(0.1, momentum=0.9)
 
 
-def make_optimizer(method, steps=1, base=SGD):
+def make_method(method, steps=1, base=SGD):
     search = {"probe_every": 2, "alpha_max": 3.2, "num_alphas": 9}
-    tx = method.make(0.3, Training(0.6, steps, search, base, 0.1, jax.random.key(0)))
+    return method.make(0.3, Training(0.6, steps, search, base, 0.1, jax.random.key(0)))
+
+
+def make_optimizer(method, steps=1, base=SGD):
+    tx = make_method(method, steps, base)
     return optax.with_extra_args_support(tx if method.has_base else optax.chain(tx, base))
 
 
@@ -96,6 +101,11 @@ def test_the_first_state_does_not_depend_on_the_values_of_the_parameters(name, b
     init = make_optimizer(METHODS[name], base=base).init
     values = np.array([[0.3, -0.2, 0.5], [-1.0, 2.0, 0.1]], np.float32)
     chex.assert_trees_all_equal(*(init({"x": row}) for row in values))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if "groups" not in settings_ignored_by(n)])
+def test_the_library_has_a_rule_for_groups_where_the_trainer_takes_them(name):
+    xsam_jax.per_group(make_method(METHODS[name])).init({"x": np.ones(3, np.float32)})
 
 
 def test_no_two_rows_are_the_same_method():

@@ -265,7 +265,10 @@ def model_of(vocabulary=11, dropout=0.0):
             at_random(nnx.state(model, nnx.Param)),
         ),
     )
-    model.train() if dropout else model.eval()
+    if dropout:
+        model.train()
+    else:
+        model.eval()
     return model
 
 
@@ -342,9 +345,8 @@ def test_places_of_a_pass_drop_different_units(monkeypatch):
     monkeypatch.setattr(nnx.Dropout, "__call__", record)
     units = [np.asarray(place).tobytes() for place in jax.jit(places)()]
     layers = MODELS["transformer_tiny"].layers
-    assert (
-        len(set(units)) == len(units) == 2 + 2 * layers + 3 * layers
-    )  # after embeddings, in layers
+    # After both embeddings, and in the layers of encoder and decoder.
+    assert len(set(units)) == len(units) == 2 + 2 * layers + 3 * layers
 
 
 # --- Beam search ---
@@ -462,17 +464,11 @@ def test_the_loss_is_the_mean_over_tokens_with_smoothed_targets(text):
 
     # So it is with the batch in parts, although these have different numbers of tokens.
     graph, params = nnx.split(model)
-    loss = jax.jit(
-        lambda params, batch: (
-            first_pass(
-                lambda params, part: program.losses(nnx.merge(graph, params), part),
-                params,
-                batch,
-                1,
-                3,
-            ).loss
-        )
-    )
+
+    def losses_of(params, part):
+        return program.losses(nnx.merge(graph, params), part)
+
+    loss = jax.jit(lambda params, batch: first_pass(losses_of, params, batch, 1, 3).loss)
     assert loss(params, batch) == pytest.approx(expected, rel=1e-5)
 
 

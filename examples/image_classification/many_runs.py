@@ -196,11 +196,10 @@ class Together:
         for epoch in range(int(self._state.step) // per_epoch, config.epochs):
             seconds = self._train_epoch(epoch, stop, bar)
             step, is_last = int(self._state.step), epoch + 1 == config.epochs
-            is_over = step % per_epoch == 0
-            if is_over:
+            if step % per_epoch == 0:
                 self._log(seconds, is_last)
-                stop.requested()  # a signal may also have come while the epoch was evaluated
-            is_stopped = stop.is_agreed and not (is_last and is_over)
+            # A signal may also have come while the epoch was evaluated.
+            is_stopped = stop.requested() and step < config.epochs * per_epoch
             if is_stopped or is_saved(config, epoch + 1):
                 self._save(step, wait=is_stopped or is_last)
             if is_stopped:

@@ -186,15 +186,16 @@ class Program:
 
         examples = self.augment(self.place(self.gather(arrays, row)), key_of(2))
 
-        def losses_fn(params: Any, part: Any, number: Any = None) -> tuple[jax.Array, Any]:
-            key = key_of(3) if number is None else jax.random.fold_in(key_of(3), number)
+        dropout_key = key_of(3)
+
+        def losses_fn(params: Any, part: Any, key: Any = dropout_key) -> tuple[jax.Array, Any]:
             model = self.training_model(params, state.statistics, key)
             losses, accuracy = self.losses(model, part)
             return losses, (accuracy, nnx.as_pure(nnx.state(model, nnx.BatchStat)))
 
         def losses_of_part(params: Any, numbered: Any) -> tuple[jax.Array, Any]:
             part, numbers = numbered
-            return losses_fn(params, part, numbers[0])
+            return losses_fn(params, part, jax.random.fold_in(dropout_key, numbers[0]))
 
         # Only this pass updates the running statistics of BatchNorm.
         sizes = self._config.groups, self._config.accumulate
